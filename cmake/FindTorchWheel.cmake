@@ -1,0 +1,41 @@
+# Finds LibTorch inside the torch wheel of a Python interpreter and defines
+#   TorchWheel::torch   headers, libtorch, libtorch_cpu, libc10
+#   TorchWheel::python  the above plus libtorch_python, Python's headers and torch's own copy of pybind11
+# torch's own TorchConfig.cmake is not used: with a CUDA wheel it demands a CUDA toolkit, and nothing here needs one.
+# Input: DEEPSCALE_PYTHON (an interpreter; default: .venv/bin/python, then python3).
+if(NOT DEEPSCALE_PYTHON)
+  if(Python_EXECUTABLE)
+    set(DEEPSCALE_PYTHON "${Python_EXECUTABLE}")
+  elseif(EXISTS "${PROJECT_SOURCE_DIR}/.venv/bin/python")
+    set(DEEPSCALE_PYTHON "${PROJECT_SOURCE_DIR}/.venv/bin/python")
+  else()
+    find_program(DEEPSCALE_PYTHON python3)
+  endif()
+endif()
+execute_process(
+  COMMAND "${DEEPSCALE_PYTHON}" -c
+  "import importlib.util as u, sysconfig, os; print(os.path.dirname(u.find_spec('torch').origin)); print(sysconfig.get_path('include')); print(sysconfig.get_config_var('EXT_SUFFIX'))"
+  OUTPUT_VARIABLE _torch_facts RESULT_VARIABLE _torch_status OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_VARIABLE _torch_error)
+if(NOT _torch_status EQUAL 0)
+  message(FATAL_ERROR "no torch for ${DEEPSCALE_PYTHON}; install it (pip install torch==2.11.0) or set -DDEEPSCALE_PYTHON or -DDEEPSCALE_WITH_TORCH=OFF\n${_torch_error}")
+endif()
+string(REPLACE "\n" ";" _torch_facts "${_torch_facts}")
+list(GET _torch_facts 0 TorchWheel_DIR_ROOT)
+list(GET _torch_facts 1 TorchWheel_PYTHON_INCLUDE)
+list(GET _torch_facts 2 DEEPSCALE_EXT_SUFFIX)
+file(READ "${TorchWheel_DIR_ROOT}/version.py" _torch_version)
+string(REGEX MATCH "__version__ = '([0-9]+\\.[0-9]+\\.[0-9]+)" _ "${_torch_version}")
+set(TorchWheel_VERSION "${CMAKE_MATCH_1}")
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(TorchWheel REQUIRED_VARS TorchWheel_DIR_ROOT VERSION_VAR TorchWheel_VERSION)
+if(NOT TARGET TorchWheel::torch)
+  add_library(TorchWheel::torch INTERFACE IMPORTED)
+  target_include_directories(TorchWheel::torch SYSTEM INTERFACE
+    "${TorchWheel_DIR_ROOT}/include" "${TorchWheel_DIR_ROOT}/include/torch/csrc/api/include")
+  target_compile_definitions(TorchWheel::torch INTERFACE USE_C10D USE_C10D_GLOO USE_DISTRIBUTED)
+  target_link_libraries(TorchWheel::torch INTERFACE
+    "${TorchWheel_DIR_ROOT}/lib/libtorch.so" "${TorchWheel_DIR_ROOT}/lib/libtorch_cpu.so" "${TorchWheel_DIR_ROOT}/lib/libc10.so")
+  add_library(TorchWheel::python INTERFACE IMPORTED)
+  target_include_directories(TorchWheel::python SYSTEM INTERFACE "${TorchWheel_PYTHON_INCLUDE}")
+  target_link_libraries(TorchWheel::python INTERFACE TorchWheel::torch "${TorchWheel_DIR_ROOT}/lib/libtorch_python.so")
+endif()
