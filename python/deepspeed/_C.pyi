@@ -1,0 +1,175 @@
+"""The boundary between Python and the C++ core: everything the package may call, with its contract.
+
+Python touches modules, C++ touches bytes: no collective, no test of the ZeRO stage and no arithmetic on tensors happens
+on the Python side. Errors: DeepSpeedConfigError for configuration, OSError for files and shared memory, CommError and
+CheckpointError (RuntimeError) otherwise. The GIL is released wherever a call may wait for another rank.
+"""
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+class DeepSpeedConfigError(Exception): ...
+class CommError(RuntimeError): ...
+class CheckpointError(RuntimeError): ...
+
+# ---------------------------------------------------------------- configuration
+def parse_config(json_text: str, world_size: int, check_batch: bool = True) -> tuple[str, list[str]]:
+    """Validated and resolved configuration as JSON (every key of every section), and warnings. Raises DeepSpeedConfigError.
+
+    `check_batch=False` is for zero.Init, where batch sizes may still be missing or "auto"."""
+
+def parse_config_file(path: str, world_size: int, check_batch: bool = True) -> tuple[str, list[str]]: ...
+
+# ---------------------------------------------------------------- communication
+class Pending:
+    def wait(self) -> None: ...
+    def wait_released(self) -> None: ...
+
+class Communicator:
+    @staticmethod
+    def self_world() -> Communicator: ...
+    @staticmethod
+    def from_process_group(group: ProcessGroup, timeout_s: float | None = None, use_host: bool = True) -> Communicator:
+        """Collective over the group. With `use_host`, CPU tensors of ranks on one machine travel through shared memory."""
+    rank: int
+    size: int
+    shares_memory: bool
+    description: str
+    bytes_moved: int
+    def all_reduce(self, tensor: Tensor, op: str, tag: str = "") -> Pending: ...
+    def reduce_scatter(self, input: Tensor, output: Tensor, op: str, tag: str = "") -> Pending: ...
+    def all_gather(self, input: Tensor, output: Tensor, tag: str = "") -> Pending: ...
+    def broadcast(self, tensor: Tensor, root: int, tag: str = "") -> Pending: ...
+    def all_to_all(self, input: Tensor, output: Tensor, tag: str = "") -> Pending: ...
+    def send(self, tensor: Tensor, peer: int, tag: str = "") -> Pending: ...
+    def recv(self, tensor: Tensor, peer: int, tag: str = "") -> Pending: ...
+    def barrier(self, tag: str = "") -> None: ...
+    def allocate(self, numel: int, dtype: Any, device: Any = "cpu") -> Tensor: ...
+    def allocate_common(self, numel: int, dtype: Any, device: Any = "cpu") -> Tensor | None: ...
+    def subgroup(self, ranks: Sequence[int]) -> Communicator: ...
+
+class PlanGroups:
+    """The groups that a sharding plan may name. `shard` and `replica` split `data` for MiCS/HSDP (default: data and self);
+    `node` is hpZ's secondary group (default: self)."""
+    def __init__(self, data: Communicator, shard: Communicator | None = None, replica: Communicator | None = None,
+                 node: Communicator | None = None) -> None: ...
+
+# ---------------------------------------------------------------- parameters sharded before an engine exists (zero.Init)
+class ParamUnit:
+    """Parameters gathered and released together. Constructing is collective over `groups.data` (all ranks, same order,
+    same shapes): values are broadcast from rank 0, cast to `dtype`, sharded, and every `param.data` becomes an empty
+    tensor of shape [0] until gather(). gather() on one host needs no peer; elsewhere it is collective."""
+    def __init__(self, name: str, names: Sequence[str], params: Sequence[Tensor], groups: PlanGroups, dtype: Any) -> None: ...
+    name: str
+    gathered: bool
+    params: list[Tensor]
+    def gather(self) -> None:
+        """param.data = full tensors. Calls nest: each gather() needs its release()."""
+    def release(self) -> None: ...
+    def shard(self, index: int) -> Tensor:
+        """This rank's 1-D piece of parameter `index` (may be empty)."""
+    def full_shape(self, index: int) -> list[int]: ...
+    def read_full(self, index: int) -> Tensor:
+        """A private full copy (never aliases the shards). Collective where memory is not shared."""
+    def write_full(self, index: int, value: Tensor, root: int = -1) -> None:
+        """Stores `value` (full shape) into the shards. root >= 0: that rank's value is taken on all ranks (broadcast);
+        root = -1: every rank stores its own slice of its own value. Collective. An attached fp32 master copy follows."""
+
+# ---------------------------------------------------------------- engine
+class Engine:
+    """One training engine over registered parameters: gather, reduce, settle, publish, clip, step, loss scale.
+
+    config_json: resolved JSON of parse_config. params: in model order, each (name, tensor, group, unit): `tensor` is the
+    leaf that autograd sees; `group` the index of its optimizer group, -1 for frozen parameters; `unit` a ParamUnit that
+    holds it, or None: the engine then buckets it (stages 0-2, and small persistent parameters of stage 3).
+    Tied parameters are listed once. Collective (broadcasts values from rank 0, except for parameters in units).
+    optimizer: {"type": "adam"|"lion"|"adagrad"|"sgd"|"lamb"|"muon"|"python"|"none", options that are the same for all groups:
+    "decoupled", "bias_correction", "nesterov", "eps_inside_sqrt", "max_coeff", "min_coeff", "amsgrad", "state_dtype"}; "python" leaves the
+    update to a torch optimizer over fragments(); "none": no optimizer (inference)."""
+    def __init__(self, config_json: str, groups: PlanGroups, params: Sequence[tuple[str, Tensor, int, ParamUnit | None]],
+                 optimizer: dict[str, Any]) -> None: ...
+
+    # hooks of gathered units (stage 3); called from module hooks
+    def pre_forward(self, unit: ParamUnit, inputs: Sequence[Tensor]) -> None:
+        """Gathers `unit`, prefetches by the recorded order. `inputs`: tensors of the module's inputs that require grad."""
+    def post_forward(self, unit: ParamUnit, outputs: Sequence[Tensor]) -> None:
+        """Releases `unit` (unless it is reused soon); arms gather-before-backward on `outputs` that require grad."""
+    def reset_order(self) -> None:
+        """Forgets the recorded order (after the module's structure changed)."""
+
+    # one micro-step
+    def set_boundary(self, boundary: bool) -> None:
+        """Whether the next backward ends an accumulation window."""
+    def backward_seed(self, loss: Tensor, divide_by: float) -> Tensor:
+        """The gradient to start backward from: loss_scale / divide_by, in the loss's dtype and device (scalar)."""
+    def finish_backward(self) -> None:
+        """After each backward: releases units, starts what reductions are due. Safe to call twice."""
+    def step(self, hyper: Sequence[dict[str, float]]) -> bool:
+        """At a boundary: settle, norm, overflow check, clip, update, publish, zero gradients. hyper: one dict per group
+        (lr, beta1, beta2, eps, weight_decay, momentum, dampening). False when the update was skipped (non-finite gradients)."""
+    def zero_grad(self) -> None: ...
+
+    # the same in two halves, for optimizers written in Python
+    def prepare_step(self) -> bool:
+        """settle, norm, overflow, clip: fp32 gradients of fragments() are then ready. False: skip (call finish_step(False))."""
+    def finish_step(self, applied: bool) -> None: ...
+    def fragments(self) -> list[Fragment]: ...
+
+    # facts
+    grad_norm: float          # global norm of the last step before clipping, unscaled; inf after an overflow; nan before the first step
+    overflow: bool            # the last step() found non-finite gradients
+    nonfinite_parameter: str  # dotted name of the first parameter with a non-finite gradient in the last step, or ""
+    loss_scale: float
+    skipped_steps: int
+    optimizer_steps: int
+    def scaler_state(self) -> dict[str, float]: ...
+    def load_scaler_state(self, state: dict[str, float]) -> None: ...
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes this rank holds: parameters, gradients, master, optimizer, buckets."""
+    def description(self) -> str:
+        """One table: plan, groups, units, bytes."""
+
+    # full values (collective over the data group) and local pieces; index: position in `params`; key: "fp32", "grad" or a state's name
+    def state_keys(self) -> list[str]: ...
+    def read_full(self, index: int, key: str) -> Tensor | None:
+        """fp32, full shape. None for frozen parameters' gradient and states, or before they exist."""
+    def write_full(self, index: int, key: str, value: Tensor) -> None:
+        """Every rank passes the full value; "fp32" also updates the model's parameter."""
+    def read_local(self, index: int, key: str) -> Tensor | None:
+        """This rank's 1-D piece (a view where possible)."""
+    def write_local(self, index: int, key: str, value: Tensor) -> None: ...
+    def fragment_of(self, index: int) -> tuple[int, int]:
+        """(offset in the flattened parameter, length) of this rank's optimizer piece."""
+    def get_step(self) -> int: ...
+    def set_step(self, step: int) -> None:
+        """Step count of the native optimizer (bias correction)."""
+    def refresh_from_parameters(self) -> None:
+        """Master copies are made again from the model's parameters (after load_state_dict)."""
+    def refresh_parameters(self) -> None:
+        """The model's parameters are made again from the master copies. Collective."""
+    def destroy(self) -> None:
+        """Removes hooks; parameters stay usable (gathered)."""
+
+class Fragment:
+    """This rank's piece of one trainable parameter, as a torch optimizer sees it (fp32 master, shape [length], or the
+    parameter's full shape when it is not sharded)."""
+    index: int
+    group: int
+    offset: int
+    length: int
+    master: Tensor
+    grad: Tensor | None
+
+# ---------------------------------------------------------------- optimizer kernels for the CPU optimizer classes
+def adam_step(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, lr: float, beta1: float, beta2: float, eps: float,
+              weight_decay: float, decoupled: bool, bias_correction: bool, step: int, grad_scale: float = 1.0, copy_out: Tensor | None = None) -> None: ...
+def adagrad_step(param: Tensor, grad: Tensor, exp_avg_sq: Tensor, lr: float, eps: float, weight_decay: float) -> None: ...
+def lion_step(param: Tensor, grad: Tensor, exp_avg: Tensor, lr: float, beta1: float, beta2: float, weight_decay: float) -> None: ...
+def sgd_step(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, lr: float, momentum: float, dampening: float,
+             weight_decay: float, nesterov: bool, first_step: bool) -> None: ...
+def lamb_step(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+              bias_correction: bool, step: int, eps_inside_sqrt: bool, max_coeff: float, min_coeff: float) -> float: ...
+def cpu_target_name() -> str: ...
