@@ -1,0 +1,41 @@
+// Facts about this machine and this program that start-up decisions need. Cheap: files of /proc, /sys and /dev only.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace deepscale {
+
+/// This machine's host name.
+std::string host_name();
+
+/// Logical CPUs this process may run on, ascending.
+std::vector<int> usable_cpus();
+
+/// NVIDIA GPUs this process can open (device files, so containers count right); asks no driver.
+int visible_gpu_count();
+
+/// The running executable, symbolic links resolved.
+std::filesystem::path executable_path();
+
+/// `program` as an executable file: itself when it contains a separator, else the first match in PATH.
+std::optional<std::filesystem::path> find_program(const std::string& program);
+
+/// All environment variables of this process.
+std::map<std::string, std::string> environment_variables();
+
+/// Whether the file can be read by this process.
+bool is_readable(const std::filesystem::path& path);
+
+/// Bytes of main memory, and of the file system behind shared memory (0 when there is none).
+int64_t total_memory_bytes();
+int64_t shared_memory_bytes();
+
+/// "Linux 6.1.0-13-amd64 x86_64".
+std::string system_description();
+
+}  // namespace deepscale
