@@ -6,7 +6,8 @@
 //    the same order, correctly rounded square root and division, tails included.
 //  - g is read in grad_dtype, widened to fp32 and multiplied once by grad_scale (unscale, clip and average in one).
 //  - param is the master copy (fp32 unless param_dtype says otherwise); when copy_out is set the new value, rounded to
-//    nearest even, is also stored there in copy_dtype. param and copy_out may be the same memory only if both dtypes agree.
+//    nearest even, is also stored there in copy_dtype. param and copy_out may be the same memory only if both dtypes
+//    agree.
 //  - Pointers need element alignment only; 64-byte aligned spans run fastest. Spans must not overlap.
 // Threads: pure functions; callers may split a span over threads at any element boundary.
 // Formulas: docs cited at each struct; t is the 1-based step count of the parameter.
@@ -38,7 +39,7 @@ struct OptimizerSpan {
 ///   decoupled: p = p - lr*wd*p first; otherwise g = g + wd*p first;  p = p - (lr/bc1) * m / denom
 /// bias_correction1 = 1-b1^t and bias_correction2 = 1-b2^t, or 1 when correction is off.
 struct AdamArgs {
-  float lr = 1e-3f, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
   bool decoupled = true;
   double bias_correction1 = 1.0, bias_correction2 = 1.0;
 };
@@ -47,20 +48,20 @@ void adam_step(const AdamArgs& args, const OptimizerSpan& span);
 /// Chen et al. 2023 (arXiv 2302.06675): c = b1 m + (1-b1) g; p = p (1 - lr wd) - lr sign(c); m = b2 m + (1-b2) g.
 /// sign is copysign(1, c), so c = 0 moves by lr as in DeepSpeed's CPU Lion.
 struct LionArgs {
-  float lr = 1e-3f, beta1 = 0.9f, beta2 = 0.999f, weight_decay = 0.0f;
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, weight_decay = 0.0;
 };
 void lion_step(const LionArgs& args, const OptimizerSpan& span);
 
 /// Duchi et al. 2011: g = g + wd p; v = v + g^2; p = p - lr g / (sqrt(v) + eps). state1 is v.
 struct AdagradArgs {
-  float lr = 1e-2f, eps = 1e-10f, weight_decay = 0.0f;
+  double lr = 1e-2, eps = 1e-10, weight_decay = 0.0;
 };
 void adagrad_step(const AdagradArgs& args, const OptimizerSpan& span);
 
 /// torch.optim.SGD: g = g + wd p; buf = g on the first step, else momentum buf + (1-dampening) g;
 /// g = g + momentum buf (nesterov) or buf; p = p - lr g. state1 is buf (null when momentum is 0).
 struct SgdArgs {
-  float lr = 1e-3f, momentum = 0.0f, dampening = 0.0f, weight_decay = 0.0f;
+  double lr = 1e-3, momentum = 0.0, dampening = 0.0, weight_decay = 0.0;
   bool nesterov = false;
   bool first_step = false;
 };
@@ -69,7 +70,7 @@ void sgd_step(const SgdArgs& args, const OptimizerSpan& span);
 /// LAMB, first half (You et al. 2020, arXiv 1904.00962): moments as Adam without correction in the update;
 /// update = m / (sqrt(v)+eps) (eps inside the root when eps_inside_sqrt) + wd p, written to `update` (fp32, numel).
 struct LambArgs {
-  float lr = 1e-3f, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
   bool eps_inside_sqrt = false;
 };
 void lamb_update(const LambArgs& args, const OptimizerSpan& span, float* update);

@@ -1,7 +1,7 @@
-// Flat-span kernels that are not optimizers: reductions over rank buffers, sums of squares, casts, accumulation, copies.
-// The contract of optimizers.h holds here too: bits depend on the element alone, never on position, length, alignment
-// or SIMD target; 16-bit floats are widened to fp32, summed there and rounded to nearest even once.
-// Threads: pure functions.
+// Flat-span kernels that are not optimizers: reductions over rank buffers, sums of squares, casts, accumulation,
+// copies. The contract of optimizers.h holds here too: bits depend on the element alone, never on position, length,
+// alignment or SIMD target; 16-bit floats are widened to fp32, summed there and rounded to nearest even once. Threads:
+// pure functions.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ inline constexpr int64_t kNormBlock = 1024;
 void reduce_buffers(std::span<const void* const> inputs, std::span<void* const> outputs, int64_t numel, DType dtype,
                     ReduceOp op);
 
-/// partials[b] = sum of x^2 over block b (kNormBlock elements, the last one shorter), accumulated in double over a fixed
-/// set of 16 lanes (element i of a block adds to lane i % 16) that are then added in a fixed tree.
-/// `partials` has ceil(numel / kNormBlock) entries. x is read in `dtype` (a float type). Inf and NaN propagate.
+/// partials[b] = sum of x^2 over block b (kNormBlock elements, the last one shorter), accumulated in double over a
+/// fixed set of 16 lanes (element i of a block adds to lane i % 16) that are then added in a fixed tree. `partials` has
+/// ceil(numel / kNormBlock) entries. x is read in `dtype` (a float type). Inf and NaN propagate.
 void sum_of_squares(const void* values, DType dtype, int64_t numel, double* partials);
 
 /// destination[i] = source[i] * scale, converted. Float types only; scale 1 is exact.

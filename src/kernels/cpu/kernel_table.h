@@ -1,0 +1,108 @@
+// The table of SIMD kernels of one CPU target, and how the target is chosen. Internal to kernels/cpu: the public doors
+// are optimizers.h and spans.h, which check their arguments and call through kernel_table(). Tests take the tables of
+// every target from kernel_table_for().
+//
+// Files named *_simd.cpp are compiled once per target. They include nothing but this header and Highway, because an
+// inline function of a std header that is emitted with AVX-512 code could be picked by the linker for every CPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "base/reduce_op.h"
+#include "kernels/cpu/optimizers.h"
+#include "kernels/cpu/spans.h"
+
+namespace deepscale::kernels {
+
+/// What the Adam loop needs, computed once per call in double and rounded to fp32 once.
+struct AdamConstants {
+  float beta1, one_minus_beta1, beta2, one_minus_beta2;
+  float eps, inv_sqrt_bc2;
+  float step_size;  ///< lr / bias_correction1
+  float decay;      ///< lr * weight_decay when decoupled, else weight_decay
+  bool decoupled;
+};
+
+struct LionConstants {
+  float lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  float decay;  ///< lr * weight_decay
+};
+
+struct AdagradConstants {
+  float lr, eps, weight_decay;
+};
+
+struct SgdConstants {
+  float lr, momentum, one_minus_dampening, weight_decay;
+  bool nesterov, first_step;
+};
+
+struct LambConstants {
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
+  bool eps_inside_sqrt;
+};
+
+/// Buffers of reduce_buffers with its arguments already checked; averages carry their factor 1/N in `op`'s kernel.
+struct ReduceCall {
+  const void* const* inputs;
+  size_t input_count;
+  void* const* outputs;
+  size_t output_count;
+  int64_t numel;
+  DType dtype;
+  ReduceOp op;
+};
+
+/// A conversion or accumulation: `numel` elements from source to destination.
+struct ConvertCall {
+  const void* source;
+  DType source_dtype;
+  void* destination;
+  DType destination_dtype;
+  int64_t numel;
+  double scale;
+};
+
+struct KernelTable {
+  void (*adam)(const AdamConstants&, const OptimizerSpan&);
+  void (*lion)(const LionConstants&, const OptimizerSpan&);
+  void (*adagrad)(const AdagradConstants&, const OptimizerSpan&);
+  void (*sgd)(const SgdConstants&, const OptimizerSpan&);
+  void (*lamb_update)(const LambConstants&, const OptimizerSpan&, float* update);
+  void (*lamb_apply)(float step, const float* update, const OptimizerSpan&);
+  void (*reduce)(const ReduceCall&);
+  void (*sum_of_squares)(const void* values, DType dtype, int64_t numel, double* partials);
+  void (*convert)(const ConvertCall&);
+  void (*accumulate)(const ConvertCall&);
+  void (*copy)(const void* source, void* destination, int64_t bytes);
+};
+
+/// One SIMD target that this build contains and this CPU runs. `bit` is Highway's HWY_* constant.
+struct CpuTarget {
+  int64_t bit;
+  const char* name;
+};
+
+/// Targets that this CPU runs, best first; never empty. Writes at most `capacity` entries and returns their number.
+size_t available_targets(CpuTarget* targets, size_t capacity);
+
+/// The kernels of one of available_targets().
+KernelTable kernel_table_for(const CpuTarget& target);
+
+/// The target named by `forced` ("" or null: the best one). Throws ConfigError for a name that is not available.
+CpuTarget choose_target(const char* forced);
+
+/// The kernels in use, chosen at the first call from DEEPSCALE_CPU_TARGET and the CPU, constant from then on.
+const KernelTable& kernel_table();
+
+/// Index of a target in the tables that HWY_EXPORT makes (builds with several targets only).
+size_t target_index(int64_t target);
+
+/// Each *_simd.cpp writes its kernels for `target` into the table.
+void fill_optimizer_kernels(int64_t target, KernelTable& table);
+void fill_reduce_kernels(int64_t target, KernelTable& table);
+void fill_span_kernels(int64_t target, KernelTable& table);
+
+}  // namespace deepscale::kernels
