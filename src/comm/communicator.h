@@ -4,8 +4,8 @@
 //   torch    any c10d process group the user has; with a host communicator beside it, CPU tensors take that one
 //
 // Calls on one communicator are made in the same order by all of its ranks; waits may come in any order.
-// Every operation carries (sequence number, kind, dtype, element count, tag); a peer that is at another operation, dead, or
-// missing for longer than the timeout ends the wait with a CommError that names both ranks' positions.
+// Every operation carries (sequence number, kind, dtype, element count, tag); a peer that is at another operation,
+// dead, or missing for longer than the timeout ends the wait with a CommError that names both ranks' positions.
 // Threads: one thread at a time per communicator.
 #pragma once
 
@@ -29,7 +29,9 @@ class HostCommunicator;
 DType to_dtype(at::ScalarType type);  ///< Throws UnsupportedError for types without a DType.
 at::ScalarType to_scalar_type(DType dtype);
 
-/// An operation under way. Move-only; the destructor waits (and swallows errors), so that peers are never left waiting.
+/// An operation under way. Move-only. The destructor is a wait_released() that swallows errors: peers are never left
+/// waiting, and bytes that they still read are never freed. So `op(...).wait();` on a temporary waits for both; keep
+/// the Pending to go on while peers still read this rank's input.
 class Pending {
  public:
   class Work {
@@ -46,6 +48,7 @@ class Pending {
   ~Pending();
 
   /// Returns when outputs are complete. Throws CommError. A second call does nothing.
+  /// (CUDA: outputs are ordered on the current stream; later failures are the backend's to report.)
   void wait();
   /// wait(), then returns when this rank's inputs may be overwritten too.
   void wait_released();
@@ -77,7 +80,8 @@ class Communicator {
 
   /// In place, all ranks the same dtype and element count.
   [[nodiscard]] Pending all_reduce(const at::Tensor& tensor, ReduceOp op, std::string_view tag = {}) const;
-  /// input: size()*output.numel() elements; rank r receives the reduction of slice r. output may be slice rank() of input.
+  /// input: size()*output.numel() elements; rank r receives the reduction of slice r. output may be slice rank() of
+  /// input.
   [[nodiscard]] Pending reduce_scatter(const at::Tensor& input, const at::Tensor& output, ReduceOp op,
                                        std::string_view tag = {}) const;
   /// output: size()*input.numel() elements; input may be slice rank() of output.
