@@ -63,6 +63,15 @@ HWY_INLINE V fused_negative(V a, V b, V c) {  // c - a * b, rounded once
 #endif
 }
 
+HWY_INLINE hn::Vec<NarrowFloatTag> narrow(hn::Vec<DoubleTag> value) {  // to fp32, nearest even, infinities kept
+#if HWY_TARGET == HWY_SCALAR
+  // Highway's scalar DemoteTo clamps to the largest finite float.
+  return hn::Set(NarrowFloatTag(), static_cast<float>(value.raw));
+#else
+  return hn::DemoteTo(NarrowFloatTag(), value);
+#endif
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> widen_bfloat16(D d, hn::Vec<hn::Rebind<uint16_t, D>> bits) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(hn::Rebind<uint32_t, D>(), bits)));

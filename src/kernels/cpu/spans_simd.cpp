@@ -22,7 +22,7 @@ HWY_INLINE void store_double(VD value, void* data, DType dtype, int64_t index) {
   if (dtype == DType::kFloat64) {
     hn::StoreU(value, DoubleTag(), at<double>(data, index));
   } else {
-    store(NarrowFloatTag(), hn::DemoteTo(NarrowFloatTag(), value), data, dtype, index);
+    store(NarrowFloatTag(), narrow(value), data, dtype, index);
   }
 }
 
