@@ -16,6 +16,9 @@ namespace deepscale {
 
 using ProcessId = int64_t;
 
+/// The calling process.
+ProcessId current_process();
+
 /// How a process ended: by exit code, or by a signal (then `code` is 0).
 struct ExitStatus {
   int code = 0;

@@ -77,6 +77,10 @@ std::vector<std::pair<pid_t, pid_t>> process_parents() {
 
 }  // namespace
 
+ProcessId current_process() {
+  return getpid();
+}
+
 sigset_t stop_signals() {
   sigset_t set;
   sigemptyset(&set);

@@ -1,0 +1,50 @@
+// Command line of the launcher: `deepspeed [options] script [script arguments]`. The script and everything after it are
+// taken as they are. Pure: reads nothing but its arguments.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+
+namespace deepscale {
+
+struct LauncherOptions {
+  std::string include;             ///< resource filter "host:slot,slot@host:..."; empty: everything
+  std::string exclude;             ///< the same, taken away; excludes `include`
+  int num_nodes = -1;              ///< -1: all
+  int ranks_per_node = -1;         ///< --num_gpus, --num_accelerators; -1: all
+  std::optional<int> master_port;  ///< not given: 29500, or a free port when that one is busy
+  std::string master_addr;         ///< empty: 127.0.0.1 for a local run
+  bool module = false;             ///< run the script as `python -m`
+  bool no_python = false;          ///< run the script itself
+  bool no_local_rank = false;      ///< do not append --local_rank=i
+  bool save_pid = false;           ///< write <temporary directory>/<launcher pid>.deepspeed while it runs
+  bool bind_cores = false;         ///< give every rank its own share of the cores
+  std::string bind_core_list;      ///< cores to share out, "0,2-4,6"; empty: all usable ones
+  std::string log_dir;             ///< one log file per rank; empty: the launcher's own output
+  LogLevel log_level = LogLevel::kInfo;
+  std::string hostfile;                ///< empty: /job/hostfile when it exists
+  std::vector<std::string> not_built;  ///< options given whose feature does not exist yet, with the feature's name
+  std::string script;
+  std::vector<std::string> script_arguments;
+};
+
+/// Result of parsing: options, or a text to print (help, version) instead of a run.
+struct ParsedCommandLine {
+  LauncherOptions options;
+  std::optional<std::string> text;
+};
+
+/// `arguments` without the program's name. Throws ConfigError for an unknown option (with the nearest known name), a
+/// missing or malformed value, contradicting options, or a missing script.
+ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments);
+
+/// Word processors turn "--option" into an en dash and "option": gives the argument with its dashes back.
+std::string restore_dashes(const std::string& argument);
+
+/// "0,2-4,6" as ascending CPU numbers. Throws ConfigError naming the part that does not fit.
+std::vector<int> parse_core_list(const std::string& text);
+
+}  // namespace deepscale

@@ -1,0 +1,104 @@
+#include "launcher/resource_filter.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace deepscale {
+namespace {
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(separator, begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+const HostSlots* find_host(const std::vector<HostSlots>& hosts, const std::string& name) {
+  const auto found = std::find_if(hosts.begin(), hosts.end(), [&](const HostSlots& host) { return host.host == name; });
+  return found == hosts.end() ? nullptr : &*found;
+}
+
+void check_known(const std::vector<HostSlots>& available, const std::vector<HostSlots>& filter, const char* option) {
+  for (const HostSlots& wanted : filter) {
+    const HostSlots* host = find_host(available, wanted.host);
+    if (host == nullptr) {
+      std::vector<std::string> names;
+      for (const HostSlots& known : available) names.push_back(known.host);
+      ds_throw<ConfigError>("{}: unknown host \"{}\"; known: {}", option, wanted.host, fmt::join(names, ", "));
+    }
+    for (const std::string& slot : wanted.slots) {
+      DS_CHECK_AS(ConfigError, contains(host->slots, slot), "{}: host \"{}\" has no slot {}; it has {}", option,
+                  wanted.host, slot, fmt::join(host->slots, ", "));
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<HostSlots> parse_filter(const std::string& text, const std::string& option) {
+  std::vector<HostSlots> hosts;
+  for (const std::string& part : split(text, '@')) {
+    const size_t colon = part.find(':');
+    HostSlots host{part.substr(0, colon), {}};
+    DS_CHECK_AS(ConfigError, !host.host.empty(), "{}: empty host in \"{}\"; expected host:slot,slot@host", option,
+                text);
+    DS_CHECK_AS(ConfigError, find_host(hosts, host.host) == nullptr, "{}: host \"{}\" is named twice in \"{}\"", option,
+                host.host, text);
+    if (colon != std::string::npos) {
+      for (const std::string& slot : split(part.substr(colon + 1), ',')) {
+        DS_CHECK_AS(ConfigError, !slot.empty() && slot.find_first_not_of("0123456789") == std::string::npos,
+                    "{}: \"{}\" in \"{}\" is not a slot number; expected host:slot,slot@host", option, slot, text);
+        DS_CHECK_AS(ConfigError, !contains(host.slots, slot), "{}: slot {} is named twice in \"{}\"", option, slot,
+                    text);
+        host.slots.push_back(slot);
+      }
+    }
+    hosts.push_back(std::move(host));
+  }
+  return hosts;
+}
+
+std::vector<HostSlots> include_resources(const std::vector<HostSlots>& available,
+                                         const std::vector<HostSlots>& filter) {
+  check_known(available, filter, "--include");
+  std::vector<HostSlots> kept;
+  for (const HostSlots& host : available) {
+    const HostSlots* wanted = find_host(filter, host.host);
+    if (wanted == nullptr) continue;
+    HostSlots left{host.host, {}};
+    for (const std::string& slot : host.slots) {
+      if (wanted->slots.empty() || contains(wanted->slots, slot)) left.slots.push_back(slot);
+    }
+    kept.push_back(std::move(left));
+  }
+  return kept;
+}
+
+std::vector<HostSlots> exclude_resources(const std::vector<HostSlots>& available,
+                                         const std::vector<HostSlots>& filter) {
+  check_known(available, filter, "--exclude");
+  std::vector<HostSlots> kept;
+  for (const HostSlots& host : available) {
+    const HostSlots* unwanted = find_host(filter, host.host);
+    HostSlots left{host.host, {}};
+    for (const std::string& slot : host.slots) {
+      if (unwanted == nullptr || (!unwanted->slots.empty() && !contains(unwanted->slots, slot)))
+        left.slots.push_back(slot);
+    }
+    if (!left.slots.empty()) kept.push_back(std::move(left));
+  }
+  DS_CHECK_AS(ConfigError, !kept.empty(), "--exclude leaves no slot to run on");
+  return kept;
+}
+
+}  // namespace deepscale
