@@ -1,0 +1,161 @@
+// One training step over registered parameters: composes units, scheduler, reducer, norm, loss scale and optimizer, and
+// computes nothing itself. Knows nothing of modules: Python's engine and the C++ ModuleEngine stand on top of it.
+//
+// Life of a step: pre_forward/post_forward around modules whose parameters are sharded; backward_seed(); autograd runs and
+// the hooks that the engine put on each trainable parameter take its gradient over; finish_backward() after each backward;
+// at a boundary step(). Every call that may wait for other ranks is marked collective.
+// Threads: one thread at a time; autograd's thread counts, and is never active at the same time as the caller's.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "zero/grad_norm.h"
+#include "zero/grad_reducer.h"
+#include "zero/loss_scaler.h"
+#include "zero/param_scheduler.h"
+#include "zero/param_unit.h"
+#include "zero/sharded_optimizer.h"
+
+namespace deepscale {
+
+struct EngineOptions {
+  PlanGroups groups;
+  ShardingPlan plan;  ///< of parameters that no unit holds yet: the engine buckets them
+  int64_t bucket_numel = 500'000'000;
+  GradReducer::Options reduction;
+  ParamScheduler::Options schedule;
+  LossScaler::Options loss_scale;
+  OptimizerOptions optimizer;
+  double gradient_clipping = 0.0;  ///< global L2 norm; 0: off
+  bool skip_nonfinite = true;      ///< leave out the update when a gradient is not finite
+  std::optional<at::Device> optimizer_placement;
+};
+
+/// One parameter of the model. Tied parameters are listed once.
+struct EngineParam {
+  std::string name;
+  at::Tensor tensor;
+  int group = -1;                    ///< optimizer group, -1: frozen
+  std::shared_ptr<ParamUnit> unit;  ///< null: the engine buckets it (or leaves it alone when frozen)
+};
+
+class Engine {
+ public:
+  /// Collective: units are made, values come from rank 0 of groups.data.
+  Engine(EngineOptions options, std::vector<EngineParam> params);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // --- modules with sharded parameters
+  void pre_forward(ParamUnit& unit, const std::vector<at::Tensor>& inputs);
+  void post_forward(ParamUnit& unit, const std::vector<at::Tensor>& outputs);
+  void reset_order() { scheduler_->forget(); }
+
+  // --- one micro-step
+  void set_boundary(bool boundary) { boundary_ = boundary; }
+  [[nodiscard]] at::Tensor backward_seed(const at::Tensor& loss, double divide_by);
+  void finish_backward();  // collective
+  bool step(const std::vector<GroupHyper>& hyper);  // collective
+  void zero_grad();
+
+  // --- the same in halves, for outside optimizers
+  bool prepare_step();              // collective
+  void finish_step(bool applied);  // collective
+  [[nodiscard]] std::vector<Fragment> fragments() { return optimizer_->fragments(); }
+
+  // --- facts
+  [[nodiscard]] double grad_norm() const { return grad_norm_; }
+  [[nodiscard]] bool overflow() const { return overflow_; }
+  [[nodiscard]] const std::string& nonfinite_parameter() const { return nonfinite_parameter_; }
+  [[nodiscard]] LossScaler& loss_scaler() { return scaler_; }
+  [[nodiscard]] int64_t skipped_steps() const { return skipped_steps_; }
+  [[nodiscard]] int64_t optimizer_steps() const { return optimizer_steps_; }
+  void set_optimizer_steps(int64_t steps) { optimizer_steps_ = steps; }
+  struct Memory {
+    int64_t parameters = 0, gradients = 0, master = 0, optimizer = 0, buckets = 0;
+  };
+  [[nodiscard]] Memory memory_bytes() const;
+  [[nodiscard]] std::string description() const;
+  [[nodiscard]] const std::vector<EngineParam>& params() const { return params_; }
+
+  // --- full values and local pieces. key: "fp32", "grad" or a state's name. index: position in params.
+  [[nodiscard]] std::vector<std::string> state_keys() const { return optimizer_->options().state_names(); }
+  [[nodiscard]] std::optional<at::Tensor> read_full(int index, const std::string& key);    // collective
+  void write_full(int index, const std::string& key, const at::Tensor& value);              // collective for "fp32"
+  [[nodiscard]] std::optional<at::Tensor> read_local(int index, const std::string& key);   // collective for "grad"
+  void write_local(int index, const std::string& key, const at::Tensor& value);
+  struct PieceRange {
+    int64_t offset = 0, length = 0;
+  };
+  [[nodiscard]] PieceRange fragment_of(int index) const;
+  void refresh_from_parameters();
+  void refresh_parameters();  // collective
+  void destroy();
+
+ private:
+  struct Place {
+    int unit = -1;  ///< in units_; -1: a frozen parameter outside units
+    int index = 0;
+  };
+  struct Hook;
+  struct UnitUse {
+    bool in_backward = false;
+    int grads_arrived = 0;
+    int trainable = 0;
+    bool has_frozen = false;
+  };
+
+  void collect_units();
+  void make_buckets();
+  void add_unit(std::shared_ptr<ParamUnit> unit, int model_position);
+  void order_units();
+  void broadcast_loose_parameters();
+  void build_parts();
+  void install_hooks();
+  void on_gradient(int unit, int index);
+  void pre_backward(int unit);
+  void post_backward(int unit);
+  void announce_use(int unit);
+  void settle();
+  void publish();
+  [[nodiscard]] int find_unit(const ParamUnit& unit) const;
+  [[nodiscard]] at::Tensor local_tensor(int index, const std::string& key);
+  [[nodiscard]] std::vector<ParamUnit*> unit_pointers() const;
+
+  EngineOptions options_;
+  Logger log_;
+  std::vector<EngineParam> params_;
+  std::vector<std::shared_ptr<ParamUnit>> units_;  ///< in the order in which backward finishes them
+  std::vector<int> unit_positions_;
+  std::vector<Place> places_;  ///< per parameter
+  std::vector<std::vector<ShardedOptimizer::Role>> roles_;
+  std::vector<UnitUse> uses_;
+  std::vector<Hook> hooks_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+
+  std::unique_ptr<GradReducer> reducer_;
+  std::unique_ptr<GradNorm> norm_;
+  std::unique_ptr<ShardedOptimizer> optimizer_;
+  std::unique_ptr<ParamScheduler> scheduler_;
+  LossScaler scaler_;
+
+  bool boundary_ = true;
+  bool settled_ = false;
+  double grad_scale_ = 1.0;
+  double grad_norm_;
+  bool overflow_ = false;
+  bool schedules_ = false;  ///< some unit's gather moves bytes
+  std::string nonfinite_parameter_;
+  int64_t skipped_steps_ = 0;
+  int64_t optimizer_steps_ = 0;
+  int64_t live_numel_ = 0;
+};
+
+}  // namespace deepscale

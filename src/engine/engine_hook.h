@@ -1,0 +1,17 @@
+// The engine's hold on one parameter's gradient accumulator: the node must stay alive for its hook to fire.
+#pragma once
+
+#include <torch/csrc/autograd/function.h>
+
+#include <memory>
+
+#include "engine/engine.h"
+
+namespace deepscale {
+
+struct Engine::Hook {
+  std::shared_ptr<torch::autograd::Node> accumulator;
+  uintptr_t key = 0;
+};
+
+}  // namespace deepscale

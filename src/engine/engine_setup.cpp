@@ -1,0 +1,190 @@
+// Building an engine: units, buckets, roles, hooks.
+#include <ATen/Functions.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/utils/lambda_post_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "base/error.h"
+#include "engine/engine.h"
+#include "engine/engine_hook.h"
+#include "zero/flat_ops.h"
+
+namespace deepscale {
+namespace {
+
+// A bucket never needs to be larger than this to run at full speed, whatever reduce_bucket_size allows; smaller buckets
+// overlap better and keep gradients in cache between reduction, norm and update.
+constexpr int64_t kLargestUsefulBucket = int64_t{1} << 23;
+
+}  // namespace
+
+Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
+    : options_(std::move(options)),
+      log_(options_.groups.data.rank()),
+      params_(std::move(params)),
+      scaler_(options_.loss_scale),
+      grad_norm_(std::numeric_limits<double>::quiet_NaN()) {
+  const c10::NoGradGuard no_grad;
+  places_.resize(params_.size());
+  collect_units();
+  make_buckets();
+  order_units();
+  broadcast_loose_parameters();
+  build_parts();
+  install_hooks();
+}
+
+Engine::~Engine() { destroy(); }
+
+void Engine::collect_units() {
+  for (size_t p = 0; p < params_.size(); ++p) {
+    if (params_[p].unit == nullptr) continue;
+    const auto known = std::find(units_.begin(), units_.end(), params_[p].unit);
+    if (known == units_.end()) {
+      add_unit(params_[p].unit, static_cast<int>(p));
+    } else {
+      unit_positions_[known - units_.begin()] = static_cast<int>(p);
+    }
+  }
+}
+
+void Engine::add_unit(std::shared_ptr<ParamUnit> unit, int model_position) {
+  units_.push_back(std::move(unit));
+  unit_positions_.push_back(model_position);
+}
+
+void Engine::make_buckets() {
+  const int64_t limit = std::max<int64_t>(std::min(options_.bucket_numel, kLargestUsefulBucket), 1);
+  std::vector<NamedParam> bucket;
+  int64_t numel = 0;
+  int position = 0;
+  const auto close = [&] {
+    if (bucket.empty()) return;
+    const std::string name = bucket.size() == 1 ? bucket.front().name
+                                                : fmt::format("{} .. {}", bucket.back().name, bucket.front().name);
+    const at::ScalarType dtype = bucket.front().tensor.scalar_type();
+    add_unit(std::make_shared<ParamUnit>(name, std::move(bucket), options_.plan, dtype), position);
+    bucket.clear();
+    numel = 0;
+  };
+  for (int p = static_cast<int>(params_.size()) - 1; p >= 0; --p) {
+    const EngineParam& param = params_[p];
+    if (param.unit != nullptr || param.group < 0 || param.tensor.numel() == 0) continue;
+    const bool fits = bucket.empty() || (numel + param.tensor.numel() <= limit &&
+                                         bucket.front().tensor.scalar_type() == param.tensor.scalar_type() &&
+                                         bucket.front().tensor.device() == param.tensor.device());
+    if (!fits) close();
+    if (bucket.empty()) position = p;
+    bucket.push_back({param.name, param.tensor});
+    numel += param.tensor.numel();
+  }
+  close();
+}
+
+void Engine::order_units() {
+  std::vector<size_t> order(units_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return unit_positions_[a] > unit_positions_[b]; });
+  std::vector<std::shared_ptr<ParamUnit>> sorted;
+  for (const size_t u : order) sorted.push_back(units_[u]);
+  units_ = std::move(sorted);
+  std::map<const at::TensorImpl*, int> model_index;
+  for (size_t p = 0; p < params_.size(); ++p) {
+    const bool fresh = model_index.emplace(params_[p].tensor.unsafeGetTensorImpl(), static_cast<int>(p)).second;
+    DS_CHECK_AS(ConfigError, fresh, "parameter {} is listed twice; list tied parameters once", params_[p].name);
+  }
+  for (size_t u = 0; u < units_.size(); ++u) {
+    std::vector<ShardedOptimizer::Role> roles;
+    UnitUse use;
+    for (size_t i = 0; i < units_[u]->params().size(); ++i) {
+      const NamedParam& member = units_[u]->params()[i];
+      const auto found = model_index.find(member.tensor.unsafeGetTensorImpl());
+      const int p = found == model_index.end() ? -1 : found->second;
+      if (p >= 0) places_[p] = {static_cast<int>(u), static_cast<int>(i)};
+      const int group = p >= 0 ? params_[p].group : -1;
+      roles.push_back({group >= 0 ? p : -1, group});
+      use.trainable += group >= 0 ? 1 : 0;
+      use.has_frozen = use.has_frozen || group < 0;
+    }
+    roles_.push_back(std::move(roles));
+    uses_.push_back(use);
+    schedules_ = schedules_ || units_[u]->gather_cost_numel() > 0;
+  }
+}
+
+void Engine::broadcast_loose_parameters() {
+  for (size_t p = 0; p < params_.size(); ++p) {
+    if (places_[p].unit >= 0 || params_[p].tensor.numel() == 0 || options_.groups.data.is_self()) continue;
+    at::Tensor values = flat::plain(params_[p].tensor, params_[p].tensor.scalar_type(), params_[p].tensor.device());
+    options_.groups.data.broadcast(values, 0, params_[p].name).wait_released();
+    params_[p].tensor.set_data(values);
+  }
+}
+
+std::vector<ParamUnit*> Engine::unit_pointers() const {
+  std::vector<ParamUnit*> pointers;
+  for (const auto& unit : units_) pointers.push_back(unit.get());
+  return pointers;
+}
+
+void Engine::build_parts() {
+  std::vector<std::vector<bool>> trainable;
+  std::vector<std::vector<int>> model_index;
+  std::vector<int64_t> numels;
+  for (size_t u = 0; u < units_.size(); ++u) {
+    trainable.emplace_back();
+    model_index.emplace_back();
+    for (const auto& role : roles_[u]) {
+      trainable.back().push_back(role.group >= 0);
+      model_index.back().push_back(role.model_index);
+    }
+    numels.push_back(units_[u]->gather_cost_numel());
+  }
+  reducer_ = std::make_unique<GradReducer>(unit_pointers(), std::move(trainable), options_.reduction);
+  norm_ = std::make_unique<GradNorm>(unit_pointers(), std::move(model_index));
+  scheduler_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
+  at::Device placement = at::kCPU;
+  for (const auto& unit : units_) placement = unit->device();
+  optimizer_ = std::make_unique<ShardedOptimizer>(unit_pointers(), roles_, options_.optimizer,
+                                                  options_.optimizer_placement.value_or(placement));
+  for (size_t u = 0; u < units_.size(); ++u) {
+    units_[u]->set_write_listener([this, u](int index) { optimizer_->refresh_master(static_cast<int>(u), index); });
+  }
+}
+
+void Engine::install_hooks() {
+  if (options_.optimizer.kind == OptimizerKind::kNone) return;
+  for (size_t u = 0; u < units_.size(); ++u) {
+    units_[u]->show_shapes();
+    for (size_t i = 0; i < roles_[u].size(); ++i) {
+      const at::Tensor& tensor = units_[u]->params()[i].tensor;
+      if (roles_[u][i].group < 0 || !tensor.requires_grad()) continue;
+      Hook hook;
+      hook.accumulator = torch::autograd::impl::grad_accumulator(tensor);
+      const int unit = static_cast<int>(u);
+      const int index = static_cast<int>(i);
+      hook.key = hook.accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
+          [this, unit, index](const torch::autograd::variable_list& outputs, const torch::autograd::variable_list&) {
+            on_gradient(unit, index);
+            return outputs;
+          }));
+      hooks_.push_back(std::move(hook));
+    }
+    units_[u]->hide_shapes();
+  }
+}
+
+void Engine::destroy() {
+  alive_.reset();
+  for (auto& hook : hooks_) hook.accumulator->del_post_hook(hook.key);
+  hooks_.clear();
+  for (auto& unit : units_) unit->set_write_listener(nullptr);
+}
+
+}  // namespace deepscale

@@ -1,0 +1,83 @@
+#include "zero/flat_ops.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/native/Resize.h>
+
+#include "base/error.h"
+#include "comm/communicator.h"
+#include "kernels/cpu/spans.h"
+
+namespace deepscale::flat {
+namespace {
+
+bool on_cpu(const at::Tensor& a, const at::Tensor& b) { return a.device().is_cpu() && b.device().is_cpu(); }
+
+DType kind(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
+
+}  // namespace
+
+void copy(const at::Tensor& source, const at::Tensor& destination, double scale) {
+  if (on_cpu(source, destination) && source.is_contiguous()) {
+    kernels::convert(source.const_data_ptr(), kind(source), destination.data_ptr(), kind(destination), source.numel(),
+                     static_cast<float>(scale));
+    return;
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  destination.view({-1}).copy_(source.reshape({-1}));
+  if (scale != 1.0) destination.mul_(scale);
+}
+
+void add(const at::Tensor& source, const at::Tensor& destination, double scale) {
+  if (on_cpu(source, destination) && source.is_contiguous() && scale == 1.0) {
+    kernels::accumulate(source.const_data_ptr(), kind(source), destination.data_ptr(), kind(destination),
+                        source.numel());
+    return;
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor flat = destination.view({-1});
+  const at::Tensor wide = flat.to(at::kFloat).add_(source.reshape({-1}).to(at::kFloat), scale);
+  flat.copy_(wide);
+}
+
+at::Tensor slice(const at::Tensor& tensor, int64_t offset, int64_t length) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return tensor.narrow(0, offset, length);
+}
+
+void zero_padding(const at::Tensor& buffer, const ShardLayout& layout) {
+  int64_t position = 0;
+  const auto clear = [&](int64_t end) {
+    if (position < end) slice(buffer, position, end - position).zero_();
+  };
+  for (int i = 0; i < layout.tensors(); ++i) {
+    clear(layout.offset(i));
+    position = layout.offset(i) + layout.numel(i);
+  }
+  clear(layout.total_numel());
+}
+
+void sum_of_squares(const at::Tensor& tensor, double* partials) {
+  const at::Tensor host = tensor.device().is_cpu() ? tensor : tensor.cpu();
+  kernels::sum_of_squares(host.const_data_ptr(), kind(host), host.numel(), partials);
+}
+
+at::Tensor plain(const at::Tensor& tensor, at::ScalarType dtype, at::Device device) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor dense = tensor.is_sparse() ? tensor.to_dense() : tensor;
+  return dense.detach().to(dense.options().dtype(dtype).device(device)).contiguous();
+}
+
+void resize_storage(const at::Tensor& tensor, int64_t bytes) {
+  if (tensor.device().is_cpu()) {
+    at::native::resize_bytes_cpu(tensor.storage().unsafeGetStorageImpl(), static_cast<size_t>(bytes));
+    return;
+  }
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("inductor::resize_storage_bytes_", "")
+                             .typed<void(const at::Tensor&, c10::SymInt)>();
+  op.call(tensor, bytes);
+}
+
+}  // namespace deepscale::flat

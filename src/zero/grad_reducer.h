@@ -1,0 +1,114 @@
+// From autograd's gradients to each rank's averaged shard: the rules "reduce" and "settle" of the plan.
+//
+// [Note: gradient buffers]
+//  - plan.grads of one rank (the gradient is whole on every rank until the boundary): each unit has a flat gradient buffer;
+//    param.grad is a view of it, so later micro-batches accumulate in place. settle() reduces it once per boundary.
+//  - otherwise: gradients of a micro-batch are gathered in a bucket that peers can read; when the last one of the unit has
+//    arrived, the bucket is reduce-scattered and its result is stored in (or added to) the unit's gradient shard.
+//    Buckets come from a pool of few, so their memory does not grow with the model.
+//
+// [Note: launch order] Reductions start in one fixed order on all ranks, whichever order gradients arrive in, because
+// collectives must match: a finished unit waits for the ones before it. The order is rank 0's order of completion in the
+// first backward. finish_backward() sends what is left, gradients that never came as zeros: parameters that one rank did
+// not use cannot stall the others.
+//
+// A gradient that arrives after its unit was sent in the same backward (a parameter used by several reentrant checkpoint
+// segments) starts a second round of that unit.
+// Threads: called by autograd's thread and by the engine's, never at the same time.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "zero/param_unit.h"
+
+namespace deepscale {
+
+class GradReducer {
+ public:
+  struct Options {
+    /// Dtype in which gradients of one micro-batch travel; nothing: the unit's dtype.
+    std::optional<at::ScalarType> communication_dtype;
+    /// Dtype in which micro-batches are summed; nothing: the unit's dtype.
+    std::optional<at::ScalarType> accumulation_dtype;
+    bool average = true;             ///< false: gradients are summed over ranks
+    bool prescale = false;           ///< divide by the number of ranks before the sum instead of after it
+    double predivide_factor = 1.0;   ///< divide by it before the sum and multiply after
+    bool overlap = false;            ///< let one reduction be in flight while backward goes on
+  };
+
+  /// Units in the order in which backward is expected to finish them. trainable[u][i]: whether tensor i has a gradient.
+  GradReducer(std::vector<ParamUnit*> units, std::vector<std::vector<bool>> trainable, Options options);
+
+  void begin_backward() { open_ = true; }
+  /// Takes over the gradient that autograd just left in the parameter's .grad.
+  void take(int unit, int index);
+  /// Ends a backward: sends what is incomplete (reducing plans).
+  void finish_backward();
+  [[nodiscard]] bool open() const { return open_; }
+
+  /// Boundary: reduces what is still whole. All units, in order; wait_settled() must follow.
+  void settle();
+  void wait_settled(int unit);
+  /// This rank's averaged gradient, [shard_numel], in the accumulation dtype; after wait_settled().
+  [[nodiscard]] at::Tensor settled(int unit) const;
+
+  /// Forgets gradients; the next backward starts a new accumulation window.
+  void clear();
+  /// Whether any gradient has arrived in this accumulation window on this rank.
+  [[nodiscard]] bool has_gradients() const { return has_gradients_; }
+  [[nodiscard]] int64_t gradient_bytes() const;
+  [[nodiscard]] int64_t bucket_bytes() const;
+
+ private:
+  struct UnitState {
+    ParamUnit* unit = nullptr;
+    std::vector<bool> trainable;
+    std::vector<bool> written;  ///< slots that hold a gradient of the window (whole) or of the micro-batch (bucket)
+    int trainable_count = 0;
+    int arrived = 0;
+    bool sent = false;   ///< in this backward
+    at::Tensor whole;    ///< [total_numel], plans that reduce at the boundary
+    at::Tensor bucket;   ///< [total_numel], plans that reduce each micro-batch, while gradients arrive
+    at::Tensor scratch;  ///< result of a reduction that must still be added or converted
+    at::Tensor shard;    ///< [shard_numel], plans that reduce each micro-batch
+    bool shard_valid = false;
+    Pending pending;
+  };
+  struct Spare {
+    at::Tensor buffer;
+    Pending reader;  ///< the reduction that may still be reading it on other ranks
+  };
+
+  void take_whole(UnitState& state, int index, const at::Tensor& param);
+  void take_in_bucket(UnitState& state, int index, const at::Tensor& param);
+  void send_ready();
+  void send(UnitState& state);
+  void complete(UnitState& state);
+  void complete_all_but(size_t in_flight);
+  void settle_unit(UnitState& state);
+  void adopt_order();
+  at::Tensor acquire(const UnitState& state);
+  [[nodiscard]] at::Tensor slot(const UnitState& state, const at::Tensor& buffer, int index) const;
+  [[nodiscard]] at::ScalarType bucket_dtype(const UnitState& state) const;
+  [[nodiscard]] at::ScalarType sum_dtype(const UnitState& state) const;
+  [[nodiscard]] ReduceOp op() const;
+  [[nodiscard]] double scale_before(const UnitState& state) const;
+  [[nodiscard]] double scale_after(const UnitState& state) const;
+
+  std::vector<UnitState> units_;
+  Options options_;
+  std::vector<int> order_;          ///< fixed order of sending, indices of reducing units
+  std::vector<int> completed_;      ///< order seen in the first backward
+  bool order_known_ = false;
+  size_t next_ = 0;                 ///< position in order_ of the next unit to send
+  std::deque<int> in_flight_;
+  std::vector<Spare> spares_;
+  bool open_ = false;
+  bool has_gradients_ = false;
+};
+
+}  // namespace deepscale

@@ -1,0 +1,241 @@
+#include "zero/native_optimizer.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "comm/communicator.h"
+#include "kernels/cpu/optimizers.h"
+
+namespace deepscale {
+namespace {
+
+kernels::OptimizerSpan span_of(const UpdateRun& run, double grad_scale) {
+  kernels::OptimizerSpan span;
+  span.numel = run.master.numel();
+  span.param = run.master.data_ptr();
+  span.param_dtype = to_dtype(run.master.scalar_type());
+  span.grad = run.grad.const_data_ptr();
+  span.grad_dtype = to_dtype(run.grad.scalar_type());
+  if (!run.states.empty()) span.state1 = run.states[0].data_ptr();
+  if (run.states.size() > 1) span.state2 = run.states[1].data_ptr();
+  if (!run.states.empty()) span.state_dtype = to_dtype(run.states[0].scalar_type());
+  if (run.copy_out.defined()) {
+    span.copy_out = run.copy_out.data_ptr();
+    span.copy_dtype = to_dtype(run.copy_out.scalar_type());
+  }
+  span.grad_scale = static_cast<float>(grad_scale);
+  return span;
+}
+
+kernels::AdamArgs adam_args(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step) {
+  kernels::AdamArgs args;
+  args.lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
+  const double beta1 = hyper_value(hyper, "beta1", 0.9);
+  const double beta2 = hyper_value(hyper, "beta2", 0.999);
+  args.beta1 = static_cast<float>(beta1);
+  args.beta2 = static_cast<float>(beta2);
+  args.eps = static_cast<float>(hyper_value(hyper, "eps", 1e-8));
+  args.weight_decay = static_cast<float>(hyper_value(hyper, "weight_decay", 0.0));
+  args.decoupled = options.decoupled;
+  if (options.bias_correction) {
+    args.bias_correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
+    args.bias_correction2 = 1.0 - std::pow(beta2, static_cast<double>(step));
+  }
+  return args;
+}
+
+kernels::LambArgs lamb_args(const OptimizerOptions& options, const GroupHyper& hyper) {
+  kernels::LambArgs args;
+  args.lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
+  args.beta1 = static_cast<float>(hyper_value(hyper, "beta1", 0.9));
+  args.beta2 = static_cast<float>(hyper_value(hyper, "beta2", 0.999));
+  args.eps = static_cast<float>(hyper_value(hyper, "eps", 1e-8));
+  args.weight_decay = static_cast<float>(hyper_value(hyper, "weight_decay", 0.0));
+  args.eps_inside_sqrt = options.eps_inside_sqrt;
+  return args;
+}
+
+at::Tensor scaled_gradient(const UpdateRun& run, double grad_scale) {
+  return run.grad.to(at::kFloat).mul(grad_scale);
+}
+
+void adam_on_device(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+                    const UpdateRun& run) {
+  const kernels::AdamArgs args = adam_args(options, hyper, step);
+  at::Tensor grad = scaled_gradient(run, grad_scale);
+  if (!args.decoupled && args.weight_decay != 0) grad.add_(run.master, args.weight_decay);
+  if (args.decoupled) run.master.mul_(1.0 - args.lr * args.weight_decay);
+  run.states[0].mul_(args.beta1).add_(grad, 1.0 - args.beta1);
+  run.states[1].mul_(args.beta2).addcmul_(grad, grad, 1.0 - args.beta2);
+  const at::Tensor denominator = run.states[1].sqrt().mul_(1.0 / std::sqrt(args.bias_correction2)).add_(args.eps);
+  run.master.addcdiv_(run.states[0], denominator, -args.lr / args.bias_correction1);
+}
+
+void other_on_device(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+                     const UpdateRun& run) {
+  const double lr = hyper_value(hyper, "lr", 1e-3);
+  const double decay = hyper_value(hyper, "weight_decay", 0.0);
+  at::Tensor grad = scaled_gradient(run, grad_scale);
+  if (options.kind == OptimizerKind::kLion) {
+    const double beta1 = hyper_value(hyper, "beta1", 0.9);
+    const double beta2 = hyper_value(hyper, "beta2", 0.999);
+    const at::Tensor direction = at::copysign(at::ones_like(grad), run.states[0].mul(beta1).add_(grad, 1.0 - beta1));
+    run.master.mul_(1.0 - lr * decay).add_(direction, -lr);
+    run.states[0].mul_(beta2).add_(grad, 1.0 - beta2);
+    return;
+  }
+  if (decay != 0) grad.add_(run.master, decay);
+  if (options.kind == OptimizerKind::kAdagrad) {
+    run.states[0].addcmul_(grad, grad);
+    run.master.addcdiv_(grad, run.states[0].sqrt().add_(hyper_value(hyper, "eps", 1e-10)), -lr);
+    return;
+  }
+  const double momentum = hyper_value(hyper, "momentum", 0.0);
+  if (momentum != 0) {
+    if (step == 1) {
+      run.states[0].copy_(grad);
+    } else {
+      run.states[0].mul_(momentum).add_(grad, 1.0 - hyper_value(hyper, "dampening", 0.0));
+    }
+    grad = options.nesterov ? grad.add(run.states[0], momentum) : run.states[0];
+  }
+  run.master.add_(grad, -lr);
+}
+
+void update_on_cpu(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+                   const UpdateRun& run) {
+  kernels::OptimizerSpan span = span_of(run, grad_scale);
+  const auto lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
+  const auto decay = static_cast<float>(hyper_value(hyper, "weight_decay", 0.0));
+  switch (options.kind) {
+    case OptimizerKind::kAdam:
+      kernels::adam_step(adam_args(options, hyper, step), span);
+      return;
+    case OptimizerKind::kLion:
+      kernels::lion_step({lr, static_cast<float>(hyper_value(hyper, "beta1", 0.9)),
+                          static_cast<float>(hyper_value(hyper, "beta2", 0.999)), decay},
+                         span);
+      return;
+    case OptimizerKind::kAdagrad:
+      kernels::adagrad_step({lr, static_cast<float>(hyper_value(hyper, "eps", 1e-10)), decay}, span);
+      return;
+    case OptimizerKind::kSgd: {
+      const auto momentum = static_cast<float>(hyper_value(hyper, "momentum", 0.0));
+      if (momentum == 0) span.state1 = nullptr;
+      kernels::sgd_step({lr, momentum, static_cast<float>(hyper_value(hyper, "dampening", 0.0)), decay,
+                         options.nesterov, step == 1},
+                        span);
+      return;
+    }
+    default:
+      ds_throw<Error>("this optimizer is not elementwise");
+  }
+}
+
+}  // namespace
+
+double hyper_value(const GroupHyper& hyper, const std::string& name, double fallback) {
+  const auto found = hyper.find(name);
+  return found == hyper.end() ? fallback : found->second;
+}
+
+OptimizerKind OptimizerOptions::kind_from(const std::string& type) {
+  const std::map<std::string, OptimizerKind> kinds = {
+      {"none", OptimizerKind::kNone},       {"python", OptimizerKind::kExternal}, {"adam", OptimizerKind::kAdam},
+      {"lion", OptimizerKind::kLion},       {"adagrad", OptimizerKind::kAdagrad}, {"sgd", OptimizerKind::kSgd},
+      {"lamb", OptimizerKind::kLamb},       {"muon", OptimizerKind::kMuon}};
+  const auto found = kinds.find(type);
+  DS_CHECK_AS(ConfigError, found != kinds.end(),
+              "optimizer type \"{}\" is not one of none, python, adam, lion, adagrad, sgd, lamb, muon", type);
+  return found->second;
+}
+
+std::vector<std::string> OptimizerOptions::state_names() const {
+  switch (kind) {
+    case OptimizerKind::kAdam:
+    case OptimizerKind::kLamb:
+      return {"exp_avg", "exp_avg_sq"};
+    case OptimizerKind::kMuon:  // matrices use the first as momentum; the rest are updated by Adam
+      return {"exp_avg", "exp_avg_sq"};
+    case OptimizerKind::kLion:
+      return {"exp_avg"};
+    case OptimizerKind::kAdagrad:
+      return {"exp_avg_sq"};
+    case OptimizerKind::kSgd:
+      return {"momentum_buffer"};
+    default:
+      return {};
+  }
+}
+
+void update_run(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+                const UpdateRun& run) {
+  if (run.master.device().is_cpu()) {
+    update_on_cpu(options, hyper, step, grad_scale, run);
+    return;
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  if (options.kind == OptimizerKind::kAdam) {
+    adam_on_device(options, hyper, step, grad_scale, run);
+  } else {
+    other_on_device(options, hyper, step, grad_scale, run);
+  }
+  if (run.copy_out.defined()) run.copy_out.copy_(run.master);
+}
+
+at::Tensor lamb_raw_update(const OptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
+                           const UpdateRun& run) {
+  at::Tensor update = at::empty_like(run.master);
+  if (run.master.device().is_cpu()) {
+    kernels::lamb_update(lamb_args(options, hyper), span_of(run, grad_scale), update.data_ptr<float>());
+    return update;
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const kernels::LambArgs args = lamb_args(options, hyper);
+  const at::Tensor grad = scaled_gradient(run, grad_scale);
+  run.states[0].mul_(args.beta1).add_(grad, 1.0 - args.beta1);
+  run.states[1].mul_(args.beta2).addcmul_(grad, grad, 1.0 - args.beta2);
+  const at::Tensor root =
+      args.eps_inside_sqrt ? run.states[1].add(args.eps).sqrt_() : run.states[1].sqrt().add_(args.eps);
+  return run.states[0].div(root).add_(run.master, args.weight_decay);
+}
+
+void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun& run) {
+  if (run.master.device().is_cpu()) {
+    kernels::lamb_apply(static_cast<float>(factor), update.data_ptr<float>(), span_of(run, 1.0));
+    return;
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  run.master.add_(update, -factor);
+  if (run.copy_out.defined()) run.copy_out.copy_(run.master);
+}
+
+at::Tensor muon_direction(const GroupHyper& hyper, double grad_scale, const UpdateRun& run) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const double momentum = hyper_value(hyper, "momentum", 0.95);
+  const at::Tensor grad = scaled_gradient(run, grad_scale);
+  run.states[0].lerp_(grad, 1.0 - momentum);
+  return grad.lerp(run.states[0], momentum);
+}
+
+at::Tensor orthogonalize(const at::Tensor& matrix) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;
+  const bool tall = matrix.size(0) > matrix.size(1);
+  at::Tensor x = (tall ? matrix.t() : matrix).to(at::kBFloat16);
+  x = x.div(x.norm().add(1e-7));
+  for (int step = 0; step < 5; ++step) {
+    const at::Tensor gram = x.matmul(x.t());
+    const at::Tensor poly = gram.mul(kB).add(gram.matmul(gram), kC);
+    x = x.mul(kA).add(poly.matmul(x));
+  }
+  if (tall) x = x.t();
+  const double aspect = static_cast<double>(matrix.size(0)) / static_cast<double>(matrix.size(1));
+  return x.to(at::kFloat).mul(std::sqrt(std::max(1.0, aspect)));
+}
+
+}  // namespace deepscale

@@ -1,0 +1,62 @@
+#include "zero/param_scheduler.h"
+
+#include <algorithm>
+
+namespace deepscale {
+
+ParamScheduler::ParamScheduler(std::vector<int64_t> numels, Options options)
+    : numels_(std::move(numels)), options_(options) {}
+
+bool ParamScheduler::advance_to(int unit) {
+  const auto found = std::find(trace_.begin() + static_cast<std::ptrdiff_t>(cursor_), trace_.end(), unit);
+  if (found == trace_.end()) return false;
+  cursor_ = static_cast<size_t>(found - trace_.begin()) + 1;
+  return true;
+}
+
+std::vector<int> ParamScheduler::on_use(int unit, int64_t live_numel) {
+  if (!complete_) {
+    trace_.push_back(unit);
+    return {};
+  }
+  if (!advance_to(unit)) {
+    forget();
+    trace_.push_back(unit);
+    return {};
+  }
+  std::vector<int> ahead;
+  int64_t budget = options_.prefetch_numel;
+  for (size_t i = cursor_; i < trace_.size() && budget > 0; ++i) {
+    const int64_t numel = numels_[trace_[i]];
+    if (trace_[i] == unit || std::find(ahead.begin(), ahead.end(), trace_[i]) != ahead.end()) continue;
+    if (live_numel + numel > options_.max_live_numel) break;
+    ahead.push_back(trace_[i]);
+    live_numel += numel;
+    budget -= std::max<int64_t>(numel, 1);
+  }
+  return ahead;
+}
+
+bool ParamScheduler::keep_after(int unit, int64_t live_numel) const {
+  if (!complete_ || live_numel > options_.max_live_numel) return false;
+  int64_t distance = 0;
+  for (size_t i = cursor_; i < trace_.size(); ++i) {
+    if (trace_[i] == unit) return distance + numels_[unit] <= options_.max_reuse_distance_numel;
+    distance += numels_[trace_[i]];
+    if (distance > options_.max_reuse_distance_numel) return false;
+  }
+  return false;
+}
+
+void ParamScheduler::end_iteration() {
+  if (!trace_.empty()) complete_ = true;
+  cursor_ = 0;
+}
+
+void ParamScheduler::forget() {
+  trace_.clear();
+  cursor_ = 0;
+  complete_ = false;
+}
+
+}  // namespace deepscale

@@ -1,0 +1,198 @@
+#include "zero/param_unit.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include <algorithm>
+
+#include <c10/core/GradMode.h>
+#include <fmt/ranges.h>
+
+#include "base/error.h"
+#include "zero/flat_ops.h"
+
+namespace deepscale {
+namespace {
+
+std::vector<int64_t> element_counts(const std::vector<NamedParam>& params) {
+  std::vector<int64_t> counts;
+  counts.reserve(params.size());
+  for (const auto& param : params) counts.push_back(param.tensor.numel());
+  return counts;
+}
+
+void check_params(const std::string& unit, const std::vector<NamedParam>& params) {
+  DS_CHECK_AS(ConfigError, !params.empty(), "unit {} has no parameters", unit);
+  for (const auto& [name, tensor] : params) {
+    DS_CHECK_AS(ConfigError, at::isFloatingType(tensor.scalar_type()) && !tensor.is_sparse(),
+                "parameter {} has dtype {}: only dense floating-point parameters can be trained or sharded; keep it as a "
+                "buffer or leave it out",
+                name, c10::toString(tensor.scalar_type()));
+    DS_CHECK_AS(ConfigError, tensor.device() == params.front().tensor.device(),
+                "parameter {} is on {} but {} is on {}: move the whole model to one device first", name,
+                tensor.device().str(), params.front().name, params.front().tensor.device().str());
+  }
+}
+
+}  // namespace
+
+ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype)
+    : name_(std::move(name)), params_(std::move(params)), plan_(std::move(plan)), dtype_(dtype) {
+  check_params(name_, params_);
+  layout_ = ShardLayout(element_counts(params_), plan_.shards());
+  pieces_ = layout_.pieces(plan_.shard_rank());
+  for (const auto& param : params_) shapes_.push_back(param.tensor.sizes().vec());
+  const c10::NoGradGuard no_grad;
+  allocate();
+  at::Tensor values = sharded() ? plan_.data.allocate(layout_.total_numel(), dtype_, device()) : flat_;
+  if (plan_.data.rank() == 0) {
+    for (int i = 0; i < layout_.tensors(); ++i) {
+      const at::Tensor source = flat::plain(params_[i].tensor, params_[i].tensor.scalar_type(), device());
+      flat::copy(source, flat::slice(values, layout_.offset(i), layout_.numel(i)));
+    }
+  }
+  plan_.data.broadcast(values, 0, name_).wait_released();
+  if (sharded()) take_values(values);
+  for (int i = 0; i < layout_.tensors(); ++i) full_.push_back(slot(i).view(shapes_[i]));
+  empty_ = at::empty({0}, flat_.options());
+  if (sharded()) {
+    point_at_nothing();
+  } else {
+    point_at_full();
+  }
+}
+
+void ParamUnit::allocate() {
+  const at::Device device = params_.front().tensor.device();
+  const int64_t total = layout_.total_numel();
+  if (!sharded()) {
+    flat_ = plan_.optimizer.allocate(total, dtype_, device);
+  } else if (auto common = plan_.params.allocate_common(total, dtype_, device)) {
+    flat_ = *common;
+    mapped_ = true;
+  } else {
+    flat_ = at::empty({total}, at::TensorOptions().dtype(dtype_).device(device));
+    shard_ = plan_.params.allocate(layout_.shard_numel(), dtype_, device);
+    flat::resize_storage(flat_, 0);
+    return;
+  }
+  shard_ = flat::slice(flat_, plan_.shard_rank() * layout_.shard_numel(), layout_.shard_numel());
+}
+
+void ParamUnit::take_values(const at::Tensor& values) {
+  flat::copy(flat::slice(values, plan_.shard_rank() * layout_.shard_numel(), layout_.shard_numel()), shard_);
+  if (needs_publish_barrier()) plan_.params.barrier(name_);
+}
+
+at::Tensor ParamUnit::slot(int index) const { return flat::slice(flat_, layout_.offset(index), layout_.numel(index)); }
+
+void ParamUnit::point_at_full() {
+  for (size_t i = 0; i < params_.size(); ++i) params_[i].tensor.set_data(full_[i]);
+  gathered_ = true;
+}
+
+void ParamUnit::point_at_nothing() {
+  for (auto& param : params_) param.tensor.set_data(empty_);
+  gathered_ = false;
+}
+
+void ParamUnit::show_shapes() {
+  if (gathered_) return;
+  for (size_t i = 0; i < params_.size(); ++i) params_[i].tensor.set_data(full_[i]);
+}
+
+void ParamUnit::hide_shapes() {
+  if (!gathered_) point_at_nothing();
+}
+
+void ParamUnit::prefetch() {
+  if (!sharded() || mapped_ || gathered_ || prefetched_) return;
+  flat::resize_storage(flat_, layout_.total_numel() * flat_.element_size());
+  pending_ = plan_.params.all_gather(shard_, flat_, name_);
+  prefetched_ = true;
+}
+
+void ParamUnit::gather() {
+  ++gather_count_;
+  if (gathered_) return;
+  prefetch();
+  if (prefetched_) {
+    pending_.wait();
+    prefetched_ = false;
+  }
+  point_at_full();
+}
+
+void ParamUnit::release() {
+  if (gather_count_ == 0 || --gather_count_ > 0) return;
+  release_all();
+}
+
+void ParamUnit::release_all() {
+  gather_count_ = 0;
+  if (!sharded() || !gathered_) return;
+  point_at_nothing();
+  if (mapped_) return;
+  pending_.wait_released();
+  pending_ = Pending();
+  flat::resize_storage(flat_, 0);
+}
+
+Pending ParamUnit::publish() {
+  if (sharded()) {
+    if (!mapped_ && gathered_) {
+      pending_ = Pending();
+      return plan_.params.all_gather(shard_, flat_, name_);
+    }
+    return {};
+  }
+  return plan_.optimizer.all_gather(shard_, flat_, name_);
+}
+
+at::Tensor ParamUnit::read_full(int index) {
+  const c10::NoGradGuard no_grad;
+  const bool temporary = sharded() && !mapped_;
+  if (temporary) gather();
+  at::Tensor result = full_[index].clone();
+  if (temporary) release();
+  return result;
+}
+
+void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
+  DS_CHECK(value.numel() == layout_.numel(index),
+           "parameter {} has {} elements, the value to store has {}: pass a tensor of shape [{}]", params_[index].name,
+           layout_.numel(index), value.numel(), fmt::join(shapes_[index], ", "));
+  const c10::NoGradGuard no_grad;
+  at::Tensor values = flat::plain(value, dtype_, device()).view({-1}).clone();
+  if (root >= 0) plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  if (mapped_) plan_.params.barrier(params_[index].name);
+  if (!sharded() || (gathered_ && !mapped_)) flat::copy(values, slot(index));
+  for (const auto& piece : pieces_) {
+    if (piece.tensor != index) continue;
+    flat::copy(flat::slice(values, piece.tensor_offset, piece.length),
+               flat::slice(shard_, piece.shard_offset, piece.length));
+  }
+  if (write_listener_) write_listener_(index);
+  if (mapped_) plan_.params.barrier(params_[index].name);
+}
+
+bool ParamUnit::check_in_place() {
+  bool taken_over = false;
+  for (size_t i = 0; i < params_.size(); ++i) {
+    auto& [name, tensor] = params_[i];
+    if (sharded() && !gathered_) continue;
+    if (tensor.const_data_ptr() == full_[i].const_data_ptr() && tensor.numel() == full_[i].numel()) continue;
+    DS_CHECK(tensor.sizes().vec() == shapes_[i],
+             "parameter {} has shape [{}] but had [{}] when the engine was built; do not resize or replace parameters of a "
+             "running engine (build a new one after changing the model)",
+             name, fmt::join(tensor.sizes(), ", "), fmt::join(shapes_[i], ", "));
+    if (sharded()) continue;
+    const c10::NoGradGuard no_grad;
+    flat::copy(flat::plain(tensor, tensor.scalar_type(), device()), slot(static_cast<int>(i)));
+    tensor.set_data(full_[i]);
+    taken_over = true;
+  }
+  return taken_over;
+}
+
+}  // namespace deepscale

@@ -1,0 +1,113 @@
+// A unit: parameters that are gathered and released together, in one flat buffer.
+//
+// Three ways to exist, decided by the plan and the group, invisible to callers:
+//  - replicated (plan.params of one rank): the flat buffer is always there; shard() is a slice of it.
+//  - mapped (plan.params shares memory): the flat buffer is one region that all ranks map; a shard is a slice of it, and
+//    to gather is to point param.data at it. No byte moves, no peer takes part, and the host holds the model once.
+//  - gathered (otherwise): shards are separate; gather() gives the flat buffer its memory and all-gathers into it.
+//
+// [Note: released parameters] While a sharded unit is released, param.data is an empty tensor of shape [0], which is what
+// frameworks test for. An internal full-shape tensor stays; its storage is resized in place, so views that autograd saved
+// (weight.t(), for instance) are valid again once the unit is gathered for backward.
+//
+// [Note: who writes shards] Shards change only between step boundaries, by their owner, after every rank has finished its
+// backward (the norm's all-reduce is that point) and before a barrier that ends publish(). One-sided reads are safe so.
+// Threads: one thread at a time (the autograd thread included).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "zero/shard_layout.h"
+#include "zero/sharding_plan.h"
+
+namespace deepscale {
+
+struct NamedParam {
+  std::string name;  ///< dotted name in the model
+  at::Tensor tensor;
+};
+
+class ParamUnit {
+ public:
+  /// Collective over plan.data: values of its rank 0 are cast to `dtype` and sharded; every tensor's data is replaced.
+  /// Requires: floating tensors on one device. Throws ConfigError naming a parameter that is not.
+  ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype);
+  ParamUnit(const ParamUnit&) = delete;
+  ParamUnit& operator=(const ParamUnit&) = delete;
+
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] const ShardLayout& layout() const { return layout_; }
+  [[nodiscard]] const ShardingPlan& plan() const { return plan_; }
+  [[nodiscard]] const std::vector<NamedParam>& params() const { return params_; }
+  [[nodiscard]] const std::vector<int64_t>& shape(int index) const { return shapes_[index]; }
+  [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
+  [[nodiscard]] at::Device device() const { return flat_.device(); }
+  [[nodiscard]] bool sharded() const { return plan_.shards_params(); }
+  [[nodiscard]] bool mapped() const { return mapped_; }
+
+  /// This rank's slice of the optimizer group's layout, in the model's dtype: [layout().shard_numel()].
+  [[nodiscard]] const at::Tensor& shard() const { return shard_; }
+  /// The pieces of this rank's slice.
+  [[nodiscard]] const std::vector<ShardLayout::Piece>& pieces() const { return pieces_; }
+
+  /// Starts what gather() will need; costs nothing when mapped or replicated.
+  void prefetch();
+  /// param.data is the full tensor. Nests: each gather() needs its release().
+  void gather();
+  void release();
+  /// Full shapes without values, for code that only asks for metadata (autograd nodes); hide_shapes() ends it.
+  void show_shapes();
+  void hide_shapes();
+  /// Drops all gathers, whatever their count.
+  void release_all();
+  [[nodiscard]] bool gathered() const { return gathered_; }
+  /// Elements that gathering this unit adds to this rank's memory.
+  [[nodiscard]] int64_t gather_cost_numel() const { return sharded() && !mapped_ ? layout_.total_numel() : 0; }
+
+  /// After shard() changed on every rank: makes full parameters current. Collective. For replicated units the returned
+  /// operation must be waited for; a mapped unit is current after the caller's barrier (needs_publish_barrier()).
+  [[nodiscard]] Pending publish();
+  [[nodiscard]] bool needs_publish_barrier() const { return mapped_ && plan_.params.size() > 1; }
+
+  /// Private full copy, in the model's dtype. Collective unless mapped or replicated.
+  at::Tensor read_full(int index);
+  /// Stores `value` (full shape, any float dtype). root >= 0: that rank's value, on all ranks; -1: each rank's own.
+  /// Collective over plan.data. Then calls the listener.
+  void write_full(int index, const at::Tensor& value, int root);
+  void set_write_listener(std::function<void(int index)> listener) { write_listener_ = std::move(listener); }
+
+  /// Replicated units: takes over values when somebody replaced a parameter's data by a tensor of the same shape;
+  /// throws Error naming the parameter when its shape changed. Returns whether anything was taken over.
+  bool check_in_place();
+
+ private:
+  void allocate();
+  void take_values(const at::Tensor& values);
+  void point_at_full();
+  void point_at_nothing();
+  [[nodiscard]] at::Tensor slot(int index) const;
+
+  std::string name_;
+  std::vector<NamedParam> params_;
+  ShardingPlan plan_;
+  at::ScalarType dtype_;
+  std::vector<std::vector<int64_t>> shapes_;
+  ShardLayout layout_;
+  std::vector<ShardLayout::Piece> pieces_;
+  at::Tensor flat_;
+  at::Tensor shard_;
+  std::vector<at::Tensor> full_;  ///< full-shape views of flat_
+  at::Tensor empty_;
+  Pending pending_;
+  bool mapped_ = false;
+  bool prefetched_ = false;
+  bool gathered_ = false;
+  int gather_count_ = 0;
+  std::function<void(int)> write_listener_;
+};
+
+}  // namespace deepscale
