@@ -1,0 +1,114 @@
+"""DeepSpeed's Python interface over the DeepScale core.
+
+    model_engine, optimizer, loader, scheduler = deepspeed.initialize(model=model, config="ds_config.json")
+    loss = model_engine(batch); model_engine.backward(loss); model_engine.step()
+
+Submodules load when they are first used.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: F401  (the core links against torch's libraries, which this loads)
+
+from deepspeed import _aliases
+from deepspeed._lazy import attach, not_built
+from deepspeed.git_version_info import git_branch as __git_branch__
+from deepspeed.git_version_info import git_hash as __git_hash__
+from deepspeed.git_version_info import version as __version__
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+_aliases.install()
+
+HAS_TRITON = False
+__version_major__, __version_minor__, __version_patch__ = (int(part) for part in __version__.split("+")[0].split(".")[:3])
+
+_NAMES = {
+    "DeepSpeedEngine": "deepspeed.runtime.engine:DeepSpeedEngine",
+    "DeepSpeedOptimizer": "deepspeed.runtime.base_optimizer:DeepSpeedOptimizer",
+    "DeepSpeedDataLoader": "deepspeed.runtime.dataloader:DeepSpeedDataLoader",
+    "DeepSpeedConfig": "deepspeed.runtime.config:DeepSpeedConfig",
+    "DeepSpeedConfigError": "deepspeed.runtime.config:DeepSpeedConfigError",
+    "DeepSpeedInferenceConfig": "deepspeed.inference.config:DeepSpeedInferenceConfig",
+    "DeepSpeedHybridEngine": "deepspeed.runtime.hybrid_engine:DeepSpeedHybridEngine",
+    "DeepSpeedTransformerLayer": "deepspeed.ops.transformer:DeepSpeedTransformerLayer",
+    "DeepSpeedTransformerConfig": "deepspeed.ops.transformer:DeepSpeedTransformerConfig",
+    "InferenceEngine": "deepspeed.inference.engine:InferenceEngine",
+    "PipelineEngine": "deepspeed.runtime.pipe.engine:PipelineEngine",
+    "PipelineModule": "deepspeed.runtime.pipe:PipelineModule",
+    "OnDevice": "deepspeed.utils.init_on_device:OnDevice",
+    "add_tuning_arguments": "deepspeed.runtime.lr_schedules:add_tuning_arguments",
+    "get_accelerator": "deepspeed.accelerator:get_accelerator",
+    "log_dist": "deepspeed.utils.logging:log_dist",
+    "logger": "deepspeed.utils.logging:logger",
+    "ADAM_OPTIMIZER": "deepspeed.runtime.config:ADAM_OPTIMIZER",
+    "LAMB_OPTIMIZER": "deepspeed.runtime.config:LAMB_OPTIMIZER",
+    "dist": "deepspeed.comm",
+    "zero": "deepspeed.runtime.zero",
+    "checkpointing": "deepspeed.runtime.activation_checkpointing.checkpointing",
+}
+__getattr__ = attach("deepspeed", _NAMES)
+
+init_inference = not_built("deepspeed.init_inference", "inference")
+default_inference_config = not_built("deepspeed.default_inference_config", "inference")
+replace_transformer_layer = not_built("deepspeed.replace_transformer_layer", "module injection")
+revert_transformer_layer = not_built("deepspeed.revert_transformer_layer", "module injection")
+set_autotp_mode = not_built("deepspeed.set_autotp_mode", "tensor parallelism")
+
+
+def initialize(args: Any = None, model: torch.nn.Module | None = None, optimizer: Any = None, model_parameters: Any = None,
+               training_data: Any = None, lr_scheduler: Any = None, distributed_port: int = 29500, mpu: Any = None,
+               dist_init_required: bool | None = None, collate_fn: Any = None, config: Any = None, mesh_param: Any = None,
+               config_params: Any = None, *, parameters: Any = None) -> tuple["DeepSpeedEngine", Any, Any, Any]:
+    """Wraps a model for training (or, without optimizer and parameters, for inference with sharded parameters).
+
+    Args:
+        args: namespace with local_rank and deepspeed_config, both optional.
+        model: the module. Required.
+        optimizer: an optimizer, or a function from parameters to one; wins over the configuration's `optimizer`.
+        model_parameters: parameters or parameter groups to train (default: all); `parameters` is accepted too.
+        training_data: a dataset; the third result is then its data loader over the data-parallel ranks.
+        lr_scheduler: a scheduler, or a function from an optimizer to one; wins over the configuration's `scheduler`.
+        config: dictionary, path of a JSON file, or base64 of JSON; `config_params` and args.deepspeed_config are synonyms.
+
+    Returns: (engine, optimizer, data loader or None, scheduler or None)
+    """
+    from deepspeed.runtime.setup import make_engine
+    if model_parameters is None:
+        model_parameters = parameters
+    engine = make_engine(args=args, model=model, optimizer=optimizer, model_parameters=model_parameters,
+                         training_data=training_data, lr_scheduler=lr_scheduler, distributed_port=distributed_port, mpu=mpu,
+                         dist_init_required=dist_init_required, collate_fn=collate_fn, config=config, mesh_param=mesh_param,
+                         config_params=config_params)
+    return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
+
+
+def init_distributed(dist_backend: str | None = None, auto_mpi_discovery: bool = True, distributed_port: int = 29500,
+                     verbose: bool = True, timeout: Any = None, init_method: str | None = None,
+                     dist_init_required: bool | None = None, config: Any = None, rank: int = -1, world_size: int = -1) -> None:
+    """Sets up torch.distributed once; see deepspeed.comm.init_distributed."""
+    from deepspeed import comm
+    optional = {} if timeout is None else {"timeout": timeout}
+    comm.init_distributed(dist_backend=dist_backend, auto_mpi_discovery=auto_mpi_discovery, distributed_port=distributed_port,
+                          verbose=verbose, init_method=init_method, dist_init_required=dist_init_required, config=config,
+                          rank=rank, world_size=world_size, **optional)
+
+
+def add_config_arguments(parser: Any) -> Any:
+    """Adds --deepspeed and --deepspeed_config (and their old names) to an argparse parser, and returns it."""
+    group = parser.add_argument_group("DeepSpeed", "DeepSpeed configurations")
+    group.add_argument("--deepspeed", default=False, action="store_true",
+                       help="enable DeepSpeed (a flag for the program's own use; it has no effect inside the library)")
+    group.add_argument("--deepspeed_config", default=None, type=str, help="path of the JSON configuration")
+    group.add_argument("--deepscale", default=False, action="store_true", help="old name of --deepspeed")
+    group.add_argument("--deepscale_config", default=None, type=str, help="old name of --deepspeed_config")
+    return parser
+
+
+def tp_model_init(model: torch.nn.Module, tp_size: int, dtype: torch.dtype, config: Any = None, **kwargs: Any) -> torch.nn.Module:
+    """Prepares a model for tensor parallelism of `tp_size` ranks; one rank needs no preparation."""
+    if tp_size > 1:
+        raise NotImplementedError(f"deepspeed.tp_model_init(tp_size={tp_size}): tensor parallelism is not built yet")
+    return model

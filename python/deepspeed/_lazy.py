@@ -1,0 +1,54 @@
+"""Submodules and names that load when they are first used, so that `import deepspeed` costs next to nothing."""
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Callable, Mapping
+
+
+def attach(package: str, names: Mapping[str, str] | None = None) -> Callable[[str], Any]:
+    """A module-level __getattr__ for `package`: `names` maps a name to "module:attribute" (or a module); other names are
+    tried as submodules. What was found is kept in the package, so the next access costs nothing."""
+    table = dict(names or {})
+
+    def __getattr__(name: str) -> Any:
+        if name in table:
+            value = resolve(table[name])
+        elif name.startswith("__"):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        else:
+            full = f"{package}.{name}"
+            try:
+                value = importlib.import_module(full)
+            except ModuleNotFoundError as error:
+                if error.name != full:
+                    raise
+                raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return __getattr__
+
+
+def resolve(target: str) -> Any:
+    """The object that "module:attribute" or "module" names."""
+    module, _, attribute = target.partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+def not_built(name: str, feature: str) -> Callable:
+    """A function that refuses to run."""
+
+    def raises(*_args: Any, **_kwargs: Any) -> Any:
+        raise NotImplementedError(f"{name}: {feature} is not built yet")
+
+    raises.__name__ = raises.__qualname__ = name.rpartition(".")[2]
+    return raises
+
+
+def not_built_class(name: str, feature: str, base: type = object) -> type:
+    """A class that can be imported and compared with, but not instantiated."""
+    module, _, short = name.rpartition(".")
+    refuse = not_built(name, feature)
+    return type(short, (base,), {"__module__": module, "__init__": refuse, "__doc__": f"{feature}: not built yet."})

@@ -1,0 +1,4 @@
+"""Submodules load when they are first used."""
+from deepspeed._lazy import attach
+
+__getattr__ = attach(__name__)

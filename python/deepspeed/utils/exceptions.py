@@ -1,0 +1,5 @@
+"""Exceptions by their old path."""
+
+
+class DeprecatedException(Exception):
+    """A feature that no longer exists was asked for."""
