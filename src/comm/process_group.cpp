@@ -1,5 +1,7 @@
 #include "comm/process_group.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -180,8 +182,10 @@ class C10dProcessGroup final : public ProcessGroup {
     }
   }
 
-  Handle split(const std::vector<int>& ranks) override {
-    return group_->splitGroup(ranks, timeout_, std::nullopt, std::nullopt, std::nullopt);
+  std::unique_ptr<ProcessGroup> split(const std::vector<int>& ranks) override {
+    // Every subset has a name of its own: subsets of one split share a store.
+    const std::string name = fmt::format("deepscale_split_{}_{}", splits_++, fmt::join(ranks, "_"));
+    return wrap(group_->splitGroup(ranks, timeout_, std::nullopt, name, std::nullopt), timeout_);
   }
 
  private:
@@ -208,6 +212,7 @@ class C10dProcessGroup final : public ProcessGroup {
   Handle group_;
   std::chrono::milliseconds options_timeout_{};
   std::chrono::milliseconds timeout_{};
+  int splits_ = 0;
 };
 
 }  // namespace

@@ -60,7 +60,7 @@ class ProcessGroup {
   virtual std::optional<std::string> look_up(const std::string& key) = 0;
 
   /// The group over `ranks`, made by the backend itself. Throws where the backend cannot split.
-  virtual Handle split(const std::vector<int>& ranks) = 0;
+  virtual std::unique_ptr<ProcessGroup> split(const std::vector<int>& ranks) = 0;
 };
 
 }  // namespace deepscale
