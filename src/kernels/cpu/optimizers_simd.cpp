@@ -26,12 +26,11 @@ struct Lanes {
 struct Streams {
   OptimizerSpan span;
   void* result;
-  DType result_dtype;
 };
 
 template <bool kDecoupled>
 struct AdamRule {
-  static constexpr bool kUsesState1 = true, kUsesState2 = true;
+  static constexpr bool kUsesState1 = true, kUsesState2 = true, kWritesParam = true;
   V beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_sqrt_bc2, step_size, decay;
 
   explicit AdamRule(const AdamConstants& c)
@@ -60,7 +59,7 @@ struct AdamRule {
 };
 
 struct LionRule {
-  static constexpr bool kUsesState1 = true, kUsesState2 = false;
+  static constexpr bool kUsesState1 = true, kUsesState2 = false, kWritesParam = true;
   V lr, beta1, one_minus_beta1, beta2, one_minus_beta2, decay;
 
   explicit LionRule(const LionConstants& c)
@@ -80,7 +79,7 @@ struct LionRule {
 };
 
 struct AdagradRule {
-  static constexpr bool kUsesState1 = true, kUsesState2 = false;
+  static constexpr bool kUsesState1 = true, kUsesState2 = false, kWritesParam = true;
   V lr, eps, weight_decay;
 
   explicit AdagradRule(const AdagradConstants& c)
@@ -98,7 +97,7 @@ enum class Momentum { kNone, kPlain, kNesterov };
 
 template <Momentum kMomentum, bool kFirstStep>
 struct SgdRule {
-  static constexpr bool kUsesState1 = kMomentum != Momentum::kNone, kUsesState2 = false;
+  static constexpr bool kUsesState1 = kMomentum != Momentum::kNone, kUsesState2 = false, kWritesParam = true;
   V lr, momentum, one_minus_dampening, weight_decay;
 
   explicit SgdRule(const SgdConstants& c)
@@ -119,7 +118,7 @@ struct SgdRule {
 
 template <bool kEpsInsideSqrt>
 struct LambRule {
-  static constexpr bool kUsesState1 = true, kUsesState2 = true;
+  static constexpr bool kUsesState1 = true, kUsesState2 = true, kWritesParam = false;
   V beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
 
   explicit LambRule(const LambConstants& c)
@@ -138,50 +137,89 @@ struct LambRule {
   }
 };
 
-template <class Rule>
-HWY_INLINE void step_vector(const Rule& rule, const Streams& s, V grad_scale, int64_t i) {
+/// Formats of the streams, known at compile time for the common combinations: every switch over a dtype then vanishes.
+template <DType kGrad, DType kCopy, bool kHasCopy>
+struct FixedFormats {
+  static constexpr DType param = DType::kFloat32, grad = kGrad, state = DType::kFloat32, copy = kCopy;
+  static constexpr bool has_copy = kHasCopy;
+};
+
+struct AnyFormats {
+  DType param, grad, state, copy;
+  bool has_copy;
+};
+
+template <class Rule, class Formats>
+HWY_INLINE void step_vector(const Rule& rule, const Streams& s, Formats f, V grad_scale, int64_t i) {
   const FloatTag d;
   const OptimizerSpan& span = s.span;
   Lanes x;
-  x.param = load(d, span.param, span.param_dtype, i);
-  x.grad = hn::Mul(load(d, span.grad, span.grad_dtype, i), grad_scale);
-  if constexpr (Rule::kUsesState1) x.state1 = load(d, span.state1, span.state_dtype, i);
-  if constexpr (Rule::kUsesState2) x.state2 = load(d, span.state2, span.state_dtype, i);
+  x.param = load(d, span.param, f.param, i);
+  x.grad = hn::Mul(load(d, span.grad, f.grad, i), grad_scale);
+  if constexpr (Rule::kUsesState1) x.state1 = load(d, span.state1, f.state, i);
+  if constexpr (Rule::kUsesState2) x.state2 = load(d, span.state2, f.state, i);
   rule.step(x);
-  if constexpr (Rule::kUsesState1) store(d, x.state1, span.state1, span.state_dtype, i);
-  if constexpr (Rule::kUsesState2) store(d, x.state2, span.state2, span.state_dtype, i);
-  store(d, x.param, s.result, s.result_dtype, i);
-  if (span.copy_out != nullptr) store(d, x.param, span.copy_out, span.copy_dtype, i);
+  if constexpr (Rule::kUsesState1) store(d, x.state1, span.state1, f.state, i);
+  if constexpr (Rule::kUsesState2) store(d, x.state2, span.state2, f.state, i);
+  store(d, x.param, s.result, Rule::kWritesParam ? f.param : DType::kFloat32, i);
+  if (f.has_copy) store(d, x.param, span.copy_out, f.copy, i);
 }
 
+/// The last elements, fewer than a vector, through padded copies: the same vector code rounds them.
 template <class Rule>
-void step_tail(const Rule& rule, const Streams& s, V grad_scale, int64_t i) {
+void step_tail(const Rule& rule, const Streams& s, int64_t i) {
   const FloatTag d;
   const OptimizerSpan& span = s.span;
   const int64_t count = span.numel - i;
   Lanes x;
   x.param = load_part(d, span.param, span.param_dtype, i, count);
-  x.grad = hn::Mul(load_part(d, span.grad, span.grad_dtype, i, count), grad_scale);
+  x.grad = hn::Mul(load_part(d, span.grad, span.grad_dtype, i, count), broadcast(span.grad_scale));
   if constexpr (Rule::kUsesState1) x.state1 = load_part(d, span.state1, span.state_dtype, i, count);
   if constexpr (Rule::kUsesState2) x.state2 = load_part(d, span.state2, span.state_dtype, i, count);
   rule.step(x);
   if constexpr (Rule::kUsesState1) store_part(d, x.state1, span.state1, span.state_dtype, i, count);
   if constexpr (Rule::kUsesState2) store_part(d, x.state2, span.state2, span.state_dtype, i, count);
-  store_part(d, x.param, s.result, s.result_dtype, i, count);
+  store_part(d, x.param, s.result, Rule::kWritesParam ? span.param_dtype : DType::kFloat32, i, count);
   if (span.copy_out != nullptr) store_part(d, x.param, span.copy_out, span.copy_dtype, i, count);
+}
+
+template <class Rule, class Formats>
+void run_with(const Rule& rule, const Streams& streams, Formats formats) {
+  const Streams s = streams;  // a local copy: the stores below cannot alias it, so the pointers stay in registers
+  const V grad_scale = broadcast(s.span.grad_scale);
+  int64_t i = 0;
+  for (; i + kFloatLanes <= s.span.numel; i += kFloatLanes) step_vector(rule, s, formats, grad_scale, i);
+  if (i < s.span.numel) step_tail(rule, s, i);
+}
+
+template <DType kGrad, class Rule>
+bool run_fixed(const Rule& rule, const Streams& s) {
+  constexpr DType kHalf = kGrad == DType::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
+  if (s.span.copy_out == nullptr) {
+    run_with(rule, s, FixedFormats<kGrad, kHalf, false>());
+  } else if (s.span.copy_dtype == kHalf) {
+    run_with(rule, s, FixedFormats<kGrad, kHalf, true>());
+  } else {
+    return false;
+  }
+  return true;
 }
 
 template <class Rule>
 void run(const Rule& rule, const Streams& s) {
-  const V grad_scale = broadcast(s.span.grad_scale);
-  int64_t i = 0;
-  for (; i + kFloatLanes <= s.span.numel; i += kFloatLanes) step_vector(rule, s, grad_scale, i);
-  if (i < s.span.numel) step_tail(rule, s, grad_scale, i);
+  const OptimizerSpan& span = s.span;
+  if (span.param_dtype == DType::kFloat32 && span.state_dtype == DType::kFloat32) {
+    if (span.grad_dtype == DType::kFloat32 && run_fixed<DType::kFloat32>(rule, s)) return;
+    if (span.grad_dtype == DType::kBFloat16 && run_fixed<DType::kBFloat16>(rule, s)) return;
+    if (span.grad_dtype == DType::kFloat16 && run_fixed<DType::kFloat16>(rule, s)) return;
+  }
+  run_with(rule, s,
+           AnyFormats{span.param_dtype, span.grad_dtype, span.state_dtype, span.copy_dtype, span.copy_out != nullptr});
 }
 
 template <class Rule>
 void run_in_place(const Rule& rule, const OptimizerSpan& span) {
-  run(rule, Streams{span, span.param, span.param_dtype});
+  run(rule, Streams{span, span.param});
 }
 
 void adam(const AdamConstants& constants, const OptimizerSpan& span) {
@@ -208,7 +246,7 @@ void sgd(const SgdConstants& constants, const OptimizerSpan& span) {
 }
 
 void lamb_update(const LambConstants& constants, const OptimizerSpan& span, float* update) {
-  Streams streams{span, update, DType::kFloat32};
+  Streams streams{span, update};
   streams.span.copy_out = nullptr;
   constants.eps_inside_sqrt ? run(LambRule<true>(constants), streams) : run(LambRule<false>(constants), streams);
 }

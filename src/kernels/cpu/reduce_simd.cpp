@@ -14,20 +14,23 @@ namespace HWY_NAMESPACE {
 /// Vectors per step of the loop, for instruction-level parallelism.
 constexpr int kUnroll = 4;
 
+/// How a dtype is read into vectors, combined and written back. Value holds kLanes elements.
 template <DType kType>
-struct Format {  // fp32, bf16, fp16: computed in fp32
+struct Format {  // fp32 and fp16: computed in fp32
   using D = FloatTag;
+  using Value = hn::Vec<D>;
   static constexpr int64_t kLanes = kFloatLanes;
-  static HWY_INLINE hn::Vec<D> read(const void* data, int64_t i) { return load(D(), data, kType, i); }
-  static HWY_INLINE void write(hn::Vec<D> value, void* data, int64_t i) { store(D(), value, data, kType, i); }
+  static HWY_INLINE Value read(const void* data, int64_t i) { return load(D(), data, kType, i); }
+  static HWY_INLINE void write(Value value, void* data, int64_t i) { store(D(), value, data, kType, i); }
 };
 
 template <>
 struct Format<DType::kFloat64> {
   using D = DoubleTag;
+  using Value = hn::Vec<D>;
   static constexpr int64_t kLanes = kDoubleLanes;
-  static HWY_INLINE hn::Vec<D> read(const void* data, int64_t i) { return hn::LoadU(D(), at<double>(data, i)); }
-  static HWY_INLINE void write(hn::Vec<D> value, void* data, int64_t i) { hn::StoreU(value, D(), at<double>(data, i)); }
+  static HWY_INLINE Value read(const void* data, int64_t i) { return hn::LoadU(D(), at<double>(data, i)); }
+  static HWY_INLINE void write(Value value, void* data, int64_t i) { hn::StoreU(value, D(), at<double>(data, i)); }
 };
 
 // Max and min keep a NaN from either side, and the earlier of +0 and -0.
@@ -44,20 +47,66 @@ HWY_INLINE V combine(V a, V b) {
   }
 }
 
-/// Elements [begin, begin + kVectors * lanes) of all buffers.
-template <DType kType, ReduceOp kOp, int kVectors>
+template <class V>
+HWY_INLINE V scaled(V value, V factor) {
+  return hn::Mul(value, factor);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+
+/// bf16 elements of even and odd index apart: each 32-bit lane holds two, so widening takes one shift or mask instead
+/// of a shuffle, and all lanes of a register are used.
+template <>
+struct Format<DType::kBFloat16> {
+  using D = FloatTag;
+  using Bits = hn::Rebind<uint32_t, D>;
+  struct Value {
+    hn::Vec<D> even, odd;
+  };
+  static constexpr int64_t kLanes = 2 * kFloatLanes;
+
+  static HWY_INLINE Value read(const void* data, int64_t i) {
+    const auto pairs = hn::BitCast(Bits(), hn::LoadU(hn::Repartition<uint16_t, D>(), at<uint16_t>(data, i)));
+    return {hn::BitCast(D(), hn::ShiftLeft<16>(pairs)), hn::BitCast(D(), hn::And(pairs, hn::Set(Bits(), 0xFFFF0000u)))};
+  }
+  static HWY_INLINE void write(Value value, void* data, int64_t i) {
+    const auto even = hn::ShiftRight<16>(rounded_bfloat16_bits(value.even));
+    const auto odd = hn::And(rounded_bfloat16_bits(value.odd), hn::Set(Bits(), 0xFFFF0000u));
+    const hn::Repartition<uint16_t, D> du16;
+    hn::StoreU(hn::BitCast(du16, hn::Or(even, odd)), du16, at<uint16_t>(data, i));
+  }
+};
+
+using Pair = Format<DType::kBFloat16>::Value;
+
+template <ReduceOp kOp>
+HWY_INLINE Pair combine(Pair a, Pair b) {
+  return {combine<kOp>(a.even, b.even), combine<kOp>(a.odd, b.odd)};
+}
+
+HWY_INLINE Pair scaled(Pair value, hn::Vec<FloatTag> factor) {
+  return {hn::Mul(value.even, factor), hn::Mul(value.odd, factor)};
+}
+
+#endif  // !HWY_SCALAR
+
+/// Elements [begin, begin + kVectors * lanes) of all buffers. kInputs and kOutputs are the counts when they are known,
+/// so that the pointers stay in registers, else 0.
+template <DType kType, ReduceOp kOp, int kVectors, size_t kInputs, size_t kOutputs>
 HWY_INLINE void reduce_step(const ReduceCall& call, hn::Vec<typename Format<kType>::D> average, int64_t begin) {
   using F = Format<kType>;
-  hn::Vec<typename F::D> sums[kVectors];
+  const size_t input_count = kInputs != 0 ? kInputs : call.input_count;
+  const size_t output_count = kOutputs != 0 ? kOutputs : call.output_count;
+  typename F::Value sums[kVectors];
   for (int k = 0; k < kVectors; ++k) sums[k] = F::read(call.inputs[0], begin + k * F::kLanes);
-  for (size_t r = 1; r < call.input_count; ++r) {
+  for (size_t r = 1; r < input_count; ++r) {
     const void* const input = call.inputs[r];
     for (int k = 0; k < kVectors; ++k) sums[k] = combine<kOp>(sums[k], F::read(input, begin + k * F::kLanes));
   }
   if constexpr (kOp == ReduceOp::kAvg) {
-    for (int k = 0; k < kVectors; ++k) sums[k] = hn::Mul(sums[k], average);
+    for (int k = 0; k < kVectors; ++k) sums[k] = scaled(sums[k], average);
   }
-  for (size_t r = 0; r < call.output_count; ++r) {
+  for (size_t r = 0; r < output_count; ++r) {
     void* const output = call.outputs[r];
     for (int k = 0; k < kVectors; ++k) F::write(sums[k], output, begin + k * F::kLanes);
   }
@@ -76,24 +125,46 @@ void reduce_tail(const ReduceCall& call, hn::Vec<typename Format<kType>::D> aver
   };
   auto sum = read(0);
   for (size_t r = 1; r < call.input_count; ++r) sum = combine<kOp>(sum, read(r));
-  if constexpr (kOp == ReduceOp::kAvg) sum = hn::Mul(sum, average);
+  if constexpr (kOp == ReduceOp::kAvg) sum = scaled(sum, average);
   F::write(sum, padded, 0);
   for (size_t r = 0; r < call.output_count; ++r) {
     __builtin_memcpy(at<unsigned char>(call.outputs[r], begin * kWidth), padded, bytes);
   }
 }
 
-template <DType kType, ReduceOp kOp>
-void reduce_floats(const ReduceCall& call) {
+template <DType kType, ReduceOp kOp, size_t kInputs, size_t kOutputs>
+void reduce_counted(const ReduceCall& original) {
   using F = Format<kType>;
   using T = hn::TFromD<typename F::D>;
+  // Local copies of the pointers: the vector stores cannot alias them.
+  ReduceCall call = original;
+  const void* inputs[kInputs + 1];
+  void* outputs[kOutputs + 1];
+  if constexpr (kInputs != 0 && kOutputs != 0) {
+    for (size_t r = 0; r < kInputs; ++r) inputs[r] = original.inputs[r];
+    for (size_t r = 0; r < kOutputs; ++r) outputs[r] = original.outputs[r];
+    call.inputs = inputs;
+    call.outputs = outputs;
+  }
   const auto average = hn::Set(typename F::D(), T{1} / static_cast<T>(call.input_count));
   int64_t i = 0;
   for (; i + kUnroll * F::kLanes <= call.numel; i += kUnroll * F::kLanes) {
-    reduce_step<kType, kOp, kUnroll>(call, average, i);
+    reduce_step<kType, kOp, kUnroll, kInputs, kOutputs>(call, average, i);
   }
-  for (; i + F::kLanes <= call.numel; i += F::kLanes) reduce_step<kType, kOp, 1>(call, average, i);
+  for (; i + F::kLanes <= call.numel; i += F::kLanes) {
+    reduce_step<kType, kOp, 1, kInputs, kOutputs>(call, average, i);
+  }
   if (i < call.numel) reduce_tail<kType, kOp>(call, average, i);
+}
+
+template <DType kType, ReduceOp kOp>
+void reduce_floats(const ReduceCall& call) {
+  constexpr bool kCommon = kOp == ReduceOp::kSum || kOp == ReduceOp::kAvg;
+  if constexpr (kCommon) {
+    if (call.input_count == 2 && call.output_count == 1) return reduce_counted<kType, kOp, 2, 1>(call);
+    if (call.input_count == 2 && call.output_count == 2) return reduce_counted<kType, kOp, 2, 2>(call);
+  }
+  reduce_counted<kType, kOp, 0, 0>(call);
 }
 
 template <DType kType>

@@ -77,19 +77,21 @@ HWY_INLINE hn::Vec<D> widen_bfloat16(D d, hn::Vec<hn::Rebind<uint16_t, D>> bits)
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(hn::Rebind<uint32_t, D>(), bits)));
 }
 
-// Rounds to nearest even on the integer pattern; a carry out of the mantissa is the right exponent, up to infinity. A
-// NaN becomes 0x7FC0, as in at::BFloat16.
-template <class D>
-HWY_INLINE hn::Vec<hn::Rebind<uint16_t, D>> round_bfloat16(D d, hn::Vec<D> value) {
-  const hn::Rebind<uint32_t, D> du;
-  const hn::Rebind<int32_t, D> di;
+// The upper half of each lane is the nearest bfloat16, ties to even; the lower half is rubbish. Works on the integer
+// pattern: a carry out of the mantissa is the right exponent, up to infinity. A NaN becomes 0x7FC0, as in at::BFloat16.
+template <class V>
+HWY_INLINE auto rounded_bfloat16_bits(V value) {
+  const hn::RebindToUnsigned<hn::DFromV<V>> du;
   const auto bits = hn::BitCast(du, value);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFF))));
-  const auto nan = hn::RebindMask(du, hn::IsNaN(value));
-  const auto chosen = hn::IfThenElse(nan, hn::Set(du, 0x7FC0), rounded);
-  (void)d;
-  return hn::DemoteTo(hn::Rebind<uint16_t, D>(), hn::BitCast(di, chosen));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFF)));
+  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), hn::Set(du, 0x7FC00000u), rounded);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<hn::Rebind<uint16_t, D>> round_bfloat16(D, hn::Vec<D> value) {
+  const auto narrowed = hn::ShiftRight<16>(rounded_bfloat16_bits(value));
+  return hn::DemoteTo(hn::Rebind<uint16_t, D>(), hn::BitCast(hn::Rebind<int32_t, D>(), narrowed));
 }
 
 #if HWY_TARGET == HWY_SCALAR

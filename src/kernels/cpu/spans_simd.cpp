@@ -43,37 +43,64 @@ HWY_INLINE void store_double_part(VD value, void* data, DType dtype, int64_t ind
 constexpr int64_t kNormLanes = 16;
 constexpr int kNormVectors = static_cast<int>(kNormLanes / kDoubleLanes);
 
-/// One block of at most kNormBlock elements. Padding with zeros adds exact zeros.
-template <DType kType>
-double block_sum_of_squares(const void* values, int64_t begin, int64_t count) {
+struct NormLanes {
   VD lanes[kNormVectors];
-  for (int k = 0; k < kNormVectors; ++k) lanes[k] = hn::Zero(DoubleTag());
-  int64_t i = 0;
-  for (; i + kNormLanes <= count; i += kNormLanes) {
-    for (int k = 0; k < kNormVectors; ++k) {
-      const VD x = load_double(values, kType, begin + i + k * kDoubleLanes);
-      lanes[k] = fused(x, x, lanes[k]);
-    }
+};
+
+/// Adds the squares of elements [begin, begin + 16) to their lanes.
+template <DType kType>
+HWY_INLINE void add_squares(const void* values, int64_t begin, NormLanes& sums) {
+  for (int k = 0; k < kNormVectors; ++k) {
+    const VD x = load_double(values, kType, begin + k * kDoubleLanes);
+    sums.lanes[k] = fused(x, x, sums.lanes[k]);
   }
+}
+
+HWY_INLINE double tree_sum(const NormLanes& sums) {
+  HWY_ALIGN double lanes[kNormLanes];
+  for (int k = 0; k < kNormVectors; ++k) hn::StoreU(sums.lanes[k], DoubleTag(), lanes + k * kDoubleLanes);
+  for (int64_t half = kNormLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return lanes[0];
+}
+
+/// kBlocks whole blocks side by side, so that the additions of one hide the latency of the other's.
+template <DType kType, int kBlocks>
+void whole_blocks(const void* values, int64_t begin, double* partials) {
+  NormLanes sums[kBlocks];
+  for (NormLanes& block : sums) {
+    for (VD& lane : block.lanes) lane = hn::Zero(DoubleTag());
+  }
+  for (int64_t i = 0; i < kNormBlock; i += kNormLanes) {
+    for (int b = 0; b < kBlocks; ++b) add_squares<kType>(values, begin + b * kNormBlock + i, sums[b]);
+  }
+  for (int b = 0; b < kBlocks; ++b) partials[b] = tree_sum(sums[b]);
+}
+
+/// The last, shorter block. Padding with zeros adds exact zeros.
+template <DType kType>
+double short_block(const void* values, int64_t begin, int64_t count) {
+  NormLanes sums;
+  for (VD& lane : sums.lanes) lane = hn::Zero(DoubleTag());
+  int64_t i = 0;
+  for (; i + kNormLanes <= count; i += kNormLanes) add_squares<kType>(values, begin + i, sums);
   for (int k = 0; k < kNormVectors && i < count; ++k, i += kDoubleLanes) {
     const int64_t rest = count - i < kDoubleLanes ? count - i : kDoubleLanes;
     const VD x = load_double_part(values, kType, begin + i, rest);
-    lanes[k] = fused(x, x, lanes[k]);
+    sums.lanes[k] = fused(x, x, sums.lanes[k]);
   }
-  HWY_ALIGN double sums[kNormLanes];
-  for (int k = 0; k < kNormVectors; ++k) hn::StoreU(lanes[k], DoubleTag(), sums + k * kDoubleLanes);
-  for (int64_t half = kNormLanes / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
-  }
-  return sums[0];
+  return tree_sum(sums);
 }
 
 template <DType kType>
 void sums_of_squares(const void* values, int64_t numel, double* partials) {
-  for (int64_t begin = 0, block = 0; begin < numel; begin += kNormBlock, ++block) {
-    const int64_t count = numel - begin < kNormBlock ? numel - begin : kNormBlock;
-    partials[block] = block_sum_of_squares<kType>(values, begin, count);
+  int64_t begin = 0;
+  for (; begin + 2 * kNormBlock <= numel; begin += 2 * kNormBlock, partials += 2) {
+    whole_blocks<kType, 2>(values, begin, partials);
   }
+  for (; begin + kNormBlock <= numel; begin += kNormBlock, ++partials) whole_blocks<kType, 1>(values, begin, partials);
+  if (begin < numel) *partials = short_block<kType>(values, begin, numel - begin);
 }
 
 void sum_of_squares(const void* values, DType dtype, int64_t numel, double* partials) {
@@ -89,53 +116,81 @@ void sum_of_squares(const void* values, DType dtype, int64_t numel, double* part
   }
 }
 
+enum class Action { kConvert, kAccumulate };
+
 /// Conversions and accumulations that touch no fp64: fp32 arithmetic.
-template <bool kAccumulate>
-void convert_floats(const ConvertCall& c) {
+template <Action kAction, DType kFrom, DType kTo>
+void convert_floats(const ConvertCall& call) {
+  const ConvertCall c = call;  // a local copy that the stores cannot alias
   const FloatTag d;
   const auto scale = hn::Set(d, static_cast<float>(c.scale));
   int64_t i = 0;
   for (; i + kFloatLanes <= c.numel; i += kFloatLanes) {
-    const auto x = load(d, c.source, c.source_dtype, i);
-    const auto y = kAccumulate ? hn::Add(load(d, c.destination, c.destination_dtype, i), x) : hn::Mul(x, scale);
-    store(d, y, c.destination, c.destination_dtype, i);
+    const auto x = load(d, c.source, kFrom, i);
+    const auto y = kAction == Action::kAccumulate ? hn::Add(load(d, c.destination, kTo, i), x) : hn::Mul(x, scale);
+    store(d, y, c.destination, kTo, i);
   }
   if (i == c.numel) return;
   const int64_t rest = c.numel - i;
-  const auto x = load_part(d, c.source, c.source_dtype, i, rest);
+  const auto x = load_part(d, c.source, kFrom, i, rest);
   const auto y =
-      kAccumulate ? hn::Add(load_part(d, c.destination, c.destination_dtype, i, rest), x) : hn::Mul(x, scale);
-  store_part(d, y, c.destination, c.destination_dtype, i, rest);
+      kAction == Action::kAccumulate ? hn::Add(load_part(d, c.destination, kTo, i, rest), x) : hn::Mul(x, scale);
+  store_part(d, y, c.destination, kTo, i, rest);
 }
 
 /// Those with fp64 on a side: double arithmetic, then fp32, then 16 bits where needed.
-template <bool kAccumulate>
+template <Action kAction>
 void convert_doubles(const ConvertCall& c) {
   const VD scale = hn::Set(DoubleTag(), c.scale);
-  for (int64_t i = 0; i < c.numel; i += kDoubleLanes) {
-    const int64_t count = c.numel - i < kDoubleLanes ? c.numel - i : kDoubleLanes;
-    const VD x = load_double_part(c.source, c.source_dtype, i, count);
-    const VD y =
-        kAccumulate ? hn::Add(load_double_part(c.destination, c.destination_dtype, i, count), x) : hn::Mul(x, scale);
-    store_double_part(y, c.destination, c.destination_dtype, i, count);
+  int64_t i = 0;
+  for (; i + kDoubleLanes <= c.numel; i += kDoubleLanes) {
+    const VD x = load_double(c.source, c.source_dtype, i);
+    const VD y = kAction == Action::kAccumulate ? hn::Add(load_double(c.destination, c.destination_dtype, i), x)
+                                                : hn::Mul(x, scale);
+    store_double(y, c.destination, c.destination_dtype, i);
+  }
+  if (i == c.numel) return;
+  const int64_t rest = c.numel - i;
+  const VD x = load_double_part(c.source, c.source_dtype, i, rest);
+  const VD y = kAction == Action::kAccumulate
+                   ? hn::Add(load_double_part(c.destination, c.destination_dtype, i, rest), x)
+                   : hn::Mul(x, scale);
+  store_double_part(y, c.destination, c.destination_dtype, i, rest);
+}
+
+template <Action kAction, DType kFrom>
+void convert_from(const ConvertCall& call) {
+  switch (call.destination_dtype) {
+    case DType::kBFloat16:
+      return convert_floats<kAction, kFrom, DType::kBFloat16>(call);
+    case DType::kFloat16:
+      return convert_floats<kAction, kFrom, DType::kFloat16>(call);
+    default:
+      return convert_floats<kAction, kFrom, DType::kFloat32>(call);
   }
 }
 
-template <bool kAccumulate>
+template <Action kAction>
 void convert_any(const ConvertCall& call) {
   if (call.source_dtype == DType::kFloat64 || call.destination_dtype == DType::kFloat64) {
-    convert_doubles<kAccumulate>(call);
-  } else {
-    convert_floats<kAccumulate>(call);
+    return convert_doubles<kAction>(call);
+  }
+  switch (call.source_dtype) {
+    case DType::kBFloat16:
+      return convert_from<kAction, DType::kBFloat16>(call);
+    case DType::kFloat16:
+      return convert_from<kAction, DType::kFloat16>(call);
+    default:
+      return convert_from<kAction, DType::kFloat32>(call);
   }
 }
 
 void convert(const ConvertCall& call) {
-  convert_any<false>(call);
+  convert_any<Action::kConvert>(call);
 }
 
 void accumulate(const ConvertCall& call) {
-  convert_any<true>(call);
+  convert_any<Action::kAccumulate>(call);
 }
 
 void copy(const void* source, void* destination, int64_t bytes) {
