@@ -22,6 +22,15 @@ struct Format {  // fp32 and fp16: computed in fp32
   static constexpr int64_t kLanes = kFloatLanes;
   static HWY_INLINE Value read(const void* data, int64_t i) { return load(D(), data, kType, i); }
   static HWY_INLINE void write(Value value, void* data, int64_t i) { store(D(), value, data, kType, i); }
+  static HWY_INLINE void stream(Value value, void* data, int64_t i) {
+    if constexpr (kType == DType::kFloat16) {
+      hn::Stream(round_float16(D(), value), hn::Rebind<uint16_t, D>(), at<uint16_t>(data, i));
+    } else if constexpr (kType == DType::kFloat32) {
+      hn::Stream(value, D(), at<float>(data, i));
+    } else {
+      write(value, data, i);  // bf16 of the scalar target
+    }
+  }
 };
 
 template <>
@@ -31,6 +40,7 @@ struct Format<DType::kFloat64> {
   static constexpr int64_t kLanes = kDoubleLanes;
   static HWY_INLINE Value read(const void* data, int64_t i) { return hn::LoadU(D(), at<double>(data, i)); }
   static HWY_INLINE void write(Value value, void* data, int64_t i) { hn::StoreU(value, D(), at<double>(data, i)); }
+  static HWY_INLINE void stream(Value value, void* data, int64_t i) { hn::Stream(value, D(), at<double>(data, i)); }
 };
 
 // Max and min keep a NaN from either side, and the earlier of +0 and -0.
@@ -70,10 +80,17 @@ struct Format<DType::kBFloat16> {
     return {hn::BitCast(D(), hn::ShiftLeft<16>(pairs)), hn::BitCast(D(), hn::And(pairs, hn::Set(Bits(), 0xFFFF0000u)))};
   }
   static HWY_INLINE void write(Value value, void* data, int64_t i) {
+    hn::StoreU(packed(value), hn::Repartition<uint16_t, D>(), at<uint16_t>(data, i));
+  }
+  static HWY_INLINE void stream(Value value, void* data, int64_t i) {
+    hn::Stream(packed(value), hn::Repartition<uint16_t, D>(), at<uint16_t>(data, i));
+  }
+
+ private:
+  static HWY_INLINE hn::Vec<hn::Repartition<uint16_t, D>> packed(Value value) {
     const auto even = hn::ShiftRight<16>(rounded_bfloat16_bits(value.even));
     const auto odd = hn::And(rounded_bfloat16_bits(value.odd), hn::Set(Bits(), 0xFFFF0000u));
-    const hn::Repartition<uint16_t, D> du16;
-    hn::StoreU(hn::BitCast(du16, hn::Or(even, odd)), du16, at<uint16_t>(data, i));
+    return hn::BitCast(hn::Repartition<uint16_t, D>(), hn::Or(even, odd));
   }
 };
 
@@ -90,9 +107,11 @@ HWY_INLINE Pair scaled(Pair value, hn::Vec<FloatTag> factor) {
 
 #endif  // !HWY_SCALAR
 
+enum class Writing { kCached, kStreamed };
+
 /// Elements [begin, begin + kVectors * lanes) of all buffers. kInputs and kOutputs are the counts when they are known,
 /// so that the pointers stay in registers, else 0.
-template <DType kType, ReduceOp kOp, int kVectors, size_t kInputs, size_t kOutputs>
+template <DType kType, ReduceOp kOp, int kVectors, size_t kInputs, size_t kOutputs, Writing kWriting>
 HWY_INLINE void reduce_step(const ReduceCall& call, hn::Vec<typename Format<kType>::D> average, int64_t begin) {
   using F = Format<kType>;
   const size_t input_count = kInputs != 0 ? kInputs : call.input_count;
@@ -108,7 +127,13 @@ HWY_INLINE void reduce_step(const ReduceCall& call, hn::Vec<typename Format<kTyp
   }
   for (size_t r = 0; r < output_count; ++r) {
     void* const output = call.outputs[r];
-    for (int k = 0; k < kVectors; ++k) F::write(sums[k], output, begin + k * F::kLanes);
+    for (int k = 0; k < kVectors; ++k) {
+      if constexpr (kWriting == Writing::kStreamed) {
+        F::stream(sums[k], output, begin + k * F::kLanes);
+      } else {
+        F::write(sums[k], output, begin + k * F::kLanes);
+      }
+    }
   }
 }
 
@@ -132,7 +157,7 @@ void reduce_tail(const ReduceCall& call, hn::Vec<typename Format<kType>::D> aver
   }
 }
 
-template <DType kType, ReduceOp kOp, size_t kInputs, size_t kOutputs>
+template <DType kType, ReduceOp kOp, size_t kInputs, size_t kOutputs, Writing kWriting = Writing::kCached>
 void reduce_counted(const ReduceCall& original) {
   using F = Format<kType>;
   using T = hn::TFromD<typename F::D>;
@@ -149,18 +174,32 @@ void reduce_counted(const ReduceCall& original) {
   const auto average = hn::Set(typename F::D(), T{1} / static_cast<T>(call.input_count));
   int64_t i = 0;
   for (; i + kUnroll * F::kLanes <= call.numel; i += kUnroll * F::kLanes) {
-    reduce_step<kType, kOp, kUnroll, kInputs, kOutputs>(call, average, i);
+    reduce_step<kType, kOp, kUnroll, kInputs, kOutputs, kWriting>(call, average, i);
   }
   for (; i + F::kLanes <= call.numel; i += F::kLanes) {
-    reduce_step<kType, kOp, 1, kInputs, kOutputs>(call, average, i);
+    reduce_step<kType, kOp, 1, kInputs, kOutputs, Writing::kCached>(call, average, i);
   }
+  if constexpr (kWriting == Writing::kStreamed) hwy::FlushStream();
   if (i < call.numel) reduce_tail<kType, kOp>(call, average, i);
+}
+
+/// Whether all outputs are large, aligned for streaming stores and no inputs (whose lines are in the cache already).
+bool should_stream(const ReduceCall& call) {
+  if (!kCanStream || call.numel * size_of(call.dtype) < kStreamBytes) return false;
+  for (size_t w = 0; w < call.output_count; ++w) {
+    if (reinterpret_cast<uintptr_t>(call.outputs[w]) % 64 != 0) return false;
+    for (size_t r = 0; r < call.input_count; ++r) {
+      if (call.inputs[r] == call.outputs[w]) return false;
+    }
+  }
+  return true;
 }
 
 template <DType kType, ReduceOp kOp>
 void reduce_floats(const ReduceCall& call) {
   constexpr bool kCommon = kOp == ReduceOp::kSum || kOp == ReduceOp::kAvg;
   if constexpr (kCommon) {
+    if (should_stream(call)) return reduce_counted<kType, kOp, 0, 0, Writing::kStreamed>(call);
     if (call.input_count == 2 && call.output_count == 1) return reduce_counted<kType, kOp, 2, 1>(call);
     if (call.input_count == 2 && call.output_count == 2) return reduce_counted<kType, kOp, 2, 2>(call);
   }

