@@ -31,7 +31,7 @@ struct EngineOptions {
   GradReducer::Options reduction;
   ParamScheduler::Options schedule;
   LossScaler::Options loss_scale;
-  OptimizerOptions optimizer;
+  NativeOptimizerOptions optimizer;
   double gradient_clipping = 0.0;  ///< global L2 norm; 0: off
   bool skip_nonfinite = true;      ///< leave out the update when a gradient is not finite
   std::optional<at::Device> optimizer_placement;

@@ -31,7 +31,7 @@ kernels::OptimizerSpan span_of(const UpdateRun& run, double grad_scale) {
   return span;
 }
 
-kernels::AdamArgs adam_args(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step) {
+kernels::AdamArgs adam_args(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step) {
   kernels::AdamArgs args;
   args.lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
   const double beta1 = hyper_value(hyper, "beta1", 0.9);
@@ -48,7 +48,7 @@ kernels::AdamArgs adam_args(const OptimizerOptions& options, const GroupHyper& h
   return args;
 }
 
-kernels::LambArgs lamb_args(const OptimizerOptions& options, const GroupHyper& hyper) {
+kernels::LambArgs lamb_args(const NativeOptimizerOptions& options, const GroupHyper& hyper) {
   kernels::LambArgs args;
   args.lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
   args.beta1 = static_cast<float>(hyper_value(hyper, "beta1", 0.9));
@@ -63,7 +63,7 @@ at::Tensor scaled_gradient(const UpdateRun& run, double grad_scale) {
   return run.grad.to(at::kFloat).mul(grad_scale);
 }
 
-void adam_on_device(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+void adam_on_device(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
                     const UpdateRun& run) {
   const kernels::AdamArgs args = adam_args(options, hyper, step);
   at::Tensor grad = scaled_gradient(run, grad_scale);
@@ -75,7 +75,7 @@ void adam_on_device(const OptimizerOptions& options, const GroupHyper& hyper, in
   run.master.addcdiv_(run.states[0], denominator, -args.lr / args.bias_correction1);
 }
 
-void other_on_device(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+void other_on_device(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
                      const UpdateRun& run) {
   const double lr = hyper_value(hyper, "lr", 1e-3);
   const double decay = hyper_value(hyper, "weight_decay", 0.0);
@@ -106,7 +106,7 @@ void other_on_device(const OptimizerOptions& options, const GroupHyper& hyper, i
   run.master.add_(grad, -lr);
 }
 
-void update_on_cpu(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+void update_on_cpu(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
                    const UpdateRun& run) {
   kernels::OptimizerSpan span = span_of(run, grad_scale);
   const auto lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
@@ -143,7 +143,7 @@ double hyper_value(const GroupHyper& hyper, const std::string& name, double fall
   return found == hyper.end() ? fallback : found->second;
 }
 
-OptimizerKind OptimizerOptions::kind_from(const std::string& type) {
+OptimizerKind NativeOptimizerOptions::kind_from(const std::string& type) {
   const std::map<std::string, OptimizerKind> kinds = {
       {"none", OptimizerKind::kNone},       {"python", OptimizerKind::kExternal}, {"adam", OptimizerKind::kAdam},
       {"lion", OptimizerKind::kLion},       {"adagrad", OptimizerKind::kAdagrad}, {"sgd", OptimizerKind::kSgd},
@@ -154,7 +154,7 @@ OptimizerKind OptimizerOptions::kind_from(const std::string& type) {
   return found->second;
 }
 
-std::vector<std::string> OptimizerOptions::state_names() const {
+std::vector<std::string> NativeOptimizerOptions::state_names() const {
   switch (kind) {
     case OptimizerKind::kAdam:
     case OptimizerKind::kLamb:
@@ -172,7 +172,7 @@ std::vector<std::string> OptimizerOptions::state_names() const {
   }
 }
 
-void update_run(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+void update_run(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
                 const UpdateRun& run) {
   if (run.master.device().is_cpu()) {
     update_on_cpu(options, hyper, step, grad_scale, run);
@@ -187,7 +187,7 @@ void update_run(const OptimizerOptions& options, const GroupHyper& hyper, int64_
   if (run.copy_out.defined()) run.copy_out.copy_(run.master);
 }
 
-at::Tensor lamb_raw_update(const OptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
+at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
                            const UpdateRun& run) {
   at::Tensor update = at::empty_like(run.master);
   if (run.master.device().is_cpu()) {

@@ -13,7 +13,7 @@ namespace deepscale {
 enum class OptimizerKind { kNone, kExternal, kAdam, kLion, kAdagrad, kSgd, kLamb, kMuon };
 
 /// What is the same for all parameter groups.
-struct OptimizerOptions {
+struct NativeOptimizerOptions {
   OptimizerKind kind = OptimizerKind::kNone;
   bool decoupled = true;
   bool bias_correction = true;
@@ -40,11 +40,11 @@ struct UpdateRun {
 };
 
 /// One elementwise update (Adam, Lion, Adagrad, SGD). step is 1-based. grad_scale multiplies the gradient.
-void update_run(const OptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
+void update_run(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
                 const UpdateRun& run);
 
 /// LAMB's first half: moments and the raw update (fp32, same length).
-at::Tensor lamb_raw_update(const OptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
+at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
                            const UpdateRun& run);
 /// LAMB's second half.
 void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun& run);

@@ -14,7 +14,7 @@
 namespace deepscale {
 
 ShardedOptimizer::ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles,
-                                   OptimizerOptions options, at::Device placement)
+                                   NativeOptimizerOptions options, at::Device placement)
     : options_(options), placement_(placement) {
   for (size_t u = 0; u < units.size(); ++u) {
     UnitState state;
@@ -153,7 +153,7 @@ void ShardedOptimizer::step_lamb(UnitState& state, const at::Tensor& gradient, c
 
 void ShardedOptimizer::step_muon(UnitState& state, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper,
                                  int64_t step, double grad_scale) const {
-  OptimizerOptions adam = options_;
+  NativeOptimizerOptions adam = options_;
   adam.kind = OptimizerKind::kAdam;
   for (int i = 0; i < state.unit->layout().tensors(); ++i) {
     if (state.roles[i].group < 0) continue;

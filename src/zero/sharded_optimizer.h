@@ -34,10 +34,10 @@ class ShardedOptimizer {
   };
 
   /// placement: device of master copies and states (the CPU when offloaded).
-  ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles, OptimizerOptions options,
+  ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles, NativeOptimizerOptions options,
                    at::Device placement);
 
-  [[nodiscard]] const OptimizerOptions& options() const { return options_; }
+  [[nodiscard]] const NativeOptimizerOptions& options() const { return options_; }
 
   /// Updates one unit from its settled gradient; writes the unit's shard. step is 1-based.
   void step_unit(int unit, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper, int64_t step,
@@ -86,7 +86,7 @@ class ShardedOptimizer {
   [[nodiscard]] const ShardLayout::Piece* piece_of(const UnitState& state, int index) const;
 
   std::vector<UnitState> units_;
-  OptimizerOptions options_;
+  NativeOptimizerOptions options_;
   at::Device placement_;
 };
 

@@ -17,8 +17,18 @@ ShardingPlan plan_for_stage(int stage, const PlanGroups& groups) {
           stage >= 3 ? groups.node : self};
 }
 
+ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups) { return plan_for_stage(3, groups); }
+
 ShardingPlan plan_for_persistent(int stage, const PlanGroups& groups) {
   return plan_for_stage(stage > 2 ? 2 : stage, groups);
+}
+
+ShardingPlan plan_for_units(const ZeroOptions& zero, const PlanGroups& groups) {
+  return plan_for_stage(static_cast<int>(zero.stage), groups);
+}
+
+ShardingPlan plan_for_buckets(const ZeroOptions& zero, const PlanGroups& groups) {
+  return plan_for_persistent(static_cast<int>(zero.stage), groups);
 }
 
 }  // namespace deepscale

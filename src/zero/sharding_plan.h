@@ -11,6 +11,7 @@
 #pragma once
 
 #include "comm/communicator.h"
+#include "deepscale/options_zero.h"
 
 namespace deepscale {
 
@@ -44,6 +45,11 @@ struct ShardingPlan {
 
 /// stage in 0..3. Throws ConfigError otherwise.
 ShardingPlan plan_for_stage(int stage, const PlanGroups& groups);
+/// Plan of a model's parameters, and of those that no ParamUnit holds (stage 3's small persistent ones).
+ShardingPlan plan_for_units(const ZeroOptions& zero, const PlanGroups& groups);
+ShardingPlan plan_for_buckets(const ZeroOptions& zero, const PlanGroups& groups);
+/// Plan of parameters that zero.Init shards while the model is being built.
+ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups);
 /// Plan of parameters that stay gathered although the others are sharded (stage 3's small persistent parameters).
 ShardingPlan plan_for_persistent(int stage, const PlanGroups& groups);
 

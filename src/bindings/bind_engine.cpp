@@ -1,0 +1,177 @@
+// Engine, ParamUnit and PlanGroups for Python; the contract is python/deepspeed/_C.pyi.
+#include "bindings/bindings.h"
+#include "engine/engine.h"
+#include "engine/engine_options.h"
+
+namespace deepscale {
+namespace {
+
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+using ParamTuple = std::tuple<std::string, at::Tensor, int, std::shared_ptr<ParamUnit>>;
+
+template <typename T>
+T option(const py::dict& options, const char* name, T fallback) {
+  return options.contains(name) ? options[name].template cast<T>() : fallback;
+}
+
+NativeOptimizerOptions optimizer_options(const py::dict& options) {
+  NativeOptimizerOptions result;
+  result.kind = NativeOptimizerOptions::kind_from(option<std::string>(options, "type", "none"));
+  result.decoupled = option(options, "decoupled", true);
+  result.bias_correction = option(options, "bias_correction", true);
+  result.nesterov = option(options, "nesterov", false);
+  result.eps_inside_sqrt = option(options, "eps_inside_sqrt", false);
+  result.max_coeff = option(options, "max_coeff", 10.0);
+  result.min_coeff = option(options, "min_coeff", 0.01);
+  return result;
+}
+
+std::unique_ptr<Engine> make_engine(const std::string& config_json, const PlanGroups& groups,
+                                    const std::vector<ParamTuple>& params, const py::dict& optimizer) {
+  const NativeOptimizerOptions native = optimizer_options(optimizer);
+  std::vector<EngineParam> engine_params;
+  engine_params.reserve(params.size());
+  for (const auto& [name, tensor, group, unit] : params) engine_params.push_back({name, tensor, group, unit});
+  const py::gil_scoped_release release;
+  const Config config = Config::parse(config_json, groups.data.size(), ParseMode::kZeroInit);
+  return std::make_unique<Engine>(make_engine_options(config, groups, native), std::move(engine_params));
+}
+
+std::shared_ptr<ParamUnit> make_unit(const std::string& name, const std::vector<std::string>& names,
+                                     const std::vector<at::Tensor>& params, const PlanGroups& groups,
+                                     const py::object& dtype) {
+  const auto type = torch::python::detail::py_object_to_dtype(dtype);
+  std::vector<NamedParam> named;
+  named.reserve(params.size());
+  for (size_t i = 0; i < params.size(); ++i) named.push_back({names.at(i), params[i]});
+  const py::gil_scoped_release release;
+  return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type);
+}
+
+at::Tensor unit_piece(const ParamUnit& unit, int index) {
+  for (const auto& piece : unit.pieces()) {
+    if (piece.tensor == index) return unit.shard().narrow(0, piece.shard_offset, piece.length);
+  }
+  return unit.shard().narrow(0, 0, 0);
+}
+
+void register_unit(py::module_& m) {
+  py::class_<PlanGroups>(m, "PlanGroups")
+      .def(py::init([](const Communicator& data, std::optional<Communicator> shard, std::optional<Communicator> replica,
+                       std::optional<Communicator> node) {
+             return PlanGroups{data, shard.value_or(data), replica.value_or(Communicator::self()),
+                               node.value_or(Communicator::self())};
+           }),
+           py::arg("data"), py::arg("shard") = py::none(), py::arg("replica") = py::none(),
+           py::arg("node") = py::none());
+  py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
+      .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
+           py::arg("dtype"))
+      .def_property_readonly("name", &ParamUnit::name)
+      .def_property_readonly("gathered", &ParamUnit::gathered)
+      .def_property_readonly("params",
+                             [](const ParamUnit& unit) {
+                               std::vector<at::Tensor> tensors;
+                               for (const auto& param : unit.params()) tensors.push_back(param.tensor);
+                               return tensors;
+                             })
+      .def("gather", &ParamUnit::gather, ReleaseGil())
+      .def("release", &ParamUnit::release, ReleaseGil())
+      .def("shard", &unit_piece, py::arg("index"))
+      .def("full_shape", &ParamUnit::shape, py::arg("index"))
+      .def("read_full", &ParamUnit::read_full, py::arg("index"), ReleaseGil())
+      .def("write_full", &ParamUnit::write_full, py::arg("index"), py::arg("value"), py::arg("root") = -1,
+           ReleaseGil());
+}
+
+void register_fragment(py::module_& m) {
+  py::class_<Fragment>(m, "Fragment")
+      .def_readonly("index", &Fragment::model_index)
+      .def_readonly("group", &Fragment::group)
+      .def_readonly("offset", &Fragment::offset)
+      .def_readonly("length", &Fragment::length)
+      .def_readonly("master", &Fragment::master)
+      .def_property_readonly("grad", [](const Fragment& fragment) {
+        return fragment.grad.defined() ? std::optional<at::Tensor>(fragment.grad) : std::nullopt;
+      });
+}
+
+std::map<std::string, double> scaler_state(Engine& engine) {
+  const LossScaler::State& state = engine.loss_scaler().state();
+  return {{"scale", state.scale},
+          {"iteration", static_cast<double>(state.iteration)},
+          {"last_overflow", static_cast<double>(state.last_overflow)},
+          {"hysteresis_left", static_cast<double>(state.hysteresis_left)}};
+}
+
+void load_scaler_state(Engine& engine, const std::map<std::string, double>& state) {
+  engine.loss_scaler().load({state.at("scale"), static_cast<int64_t>(state.at("iteration")),
+                             static_cast<int64_t>(state.at("last_overflow")),
+                             static_cast<int64_t>(state.at("hysteresis_left"))});
+}
+
+std::map<std::string, int64_t> memory_map(const Engine& engine) {
+  const Engine::Memory memory = engine.memory_bytes();
+  return {{"parameters", memory.parameters}, {"gradients", memory.gradients}, {"master", memory.master},
+          {"optimizer", memory.optimizer},   {"buckets", memory.buckets}};
+}
+
+void register_steps(py::class_<Engine>& engine) {
+  engine.def("pre_forward", &Engine::pre_forward, py::arg("unit"), py::arg("inputs"), ReleaseGil())
+      .def("post_forward", &Engine::post_forward, py::arg("unit"), py::arg("outputs"), ReleaseGil())
+      .def("reset_order", &Engine::reset_order)
+      .def("set_boundary", &Engine::set_boundary, py::arg("boundary"))
+      .def("backward_seed", &Engine::backward_seed, py::arg("loss"), py::arg("divide_by"), ReleaseGil())
+      .def("finish_backward", &Engine::finish_backward, ReleaseGil())
+      .def("step", &Engine::step, py::arg("hyper"), ReleaseGil())
+      .def("zero_grad", &Engine::zero_grad, ReleaseGil())
+      .def("prepare_step", &Engine::prepare_step, ReleaseGil())
+      .def("finish_step", &Engine::finish_step, py::arg("applied"), ReleaseGil())
+      .def("fragments", &Engine::fragments);
+}
+
+void register_facts(py::class_<Engine>& engine) {
+  engine.def_property_readonly("grad_norm", &Engine::grad_norm)
+      .def_property_readonly("overflow", &Engine::overflow)
+      .def_property_readonly("nonfinite_parameter", &Engine::nonfinite_parameter)
+      .def_property_readonly("loss_scale", [](Engine& self) { return self.loss_scaler().scale(); })
+      .def_property_readonly("skipped_steps", &Engine::skipped_steps)
+      .def_property_readonly("optimizer_steps", &Engine::optimizer_steps)
+      .def("scaler_state", &scaler_state)
+      .def("load_scaler_state", &load_scaler_state, py::arg("state"))
+      .def("memory_bytes", &memory_map)
+      .def("description", &Engine::description)
+      .def("get_step", &Engine::optimizer_steps)
+      .def("set_step", &Engine::set_optimizer_steps, py::arg("step"));
+}
+
+void register_state(py::class_<Engine>& engine) {
+  engine.def("state_keys", &Engine::state_keys)
+      .def("read_full", &Engine::read_full, py::arg("index"), py::arg("key"), ReleaseGil())
+      .def("write_full", &Engine::write_full, py::arg("index"), py::arg("key"), py::arg("value"), ReleaseGil())
+      .def("read_local", &Engine::read_local, py::arg("index"), py::arg("key"), ReleaseGil())
+      .def("write_local", &Engine::write_local, py::arg("index"), py::arg("key"), py::arg("value"), ReleaseGil())
+      .def("fragment_of",
+           [](const Engine& self, int index) {
+             const Engine::PieceRange range = self.fragment_of(index);
+             return std::make_pair(range.offset, range.length);
+           })
+      .def("refresh_from_parameters", &Engine::refresh_from_parameters, ReleaseGil())
+      .def("refresh_parameters", &Engine::refresh_parameters, ReleaseGil())
+      .def("destroy", &Engine::destroy);
+}
+
+}  // namespace
+
+void register_engine(py::module_& m) {
+  register_unit(m);
+  register_fragment(m);
+  py::class_<Engine> engine(m, "Engine");
+  engine.def(py::init(&make_engine), py::arg("config_json"), py::arg("groups"), py::arg("params"),
+             py::arg("optimizer"));
+  register_steps(engine);
+  register_facts(engine);
+  register_state(engine);
+}
+
+}  // namespace deepscale

@@ -1,0 +1,65 @@
+#include "engine/engine_options.h"
+
+#include <cmath>
+
+namespace deepscale {
+namespace {
+
+LossScaler::Options loss_scale_options(const Fp16Options& fp16) {
+  LossScaler::Options options;
+  if (!fp16.enabled) return options;
+  options.dynamic = fp16.loss_scale == 0;
+  options.initial_scale =
+      options.dynamic ? std::ldexp(1.0, static_cast<int>(fp16.initial_scale_power)) : fp16.loss_scale;
+  options.window = fp16.loss_scale_window;
+  options.hysteresis = fp16.hysteresis;
+  options.consecutive_hysteresis = fp16.consecutive_hysteresis;
+  options.min_scale = fp16.min_loss_scale;
+  return options;
+}
+
+GradReducer::Options reduction_options(const Config& config) {
+  GradReducer::Options options;
+  if (config->communication_data_type) options.communication_dtype = scalar_type_of(*config->communication_data_type);
+  if (config->data_types.grad_accum_dtype) {
+    options.accumulation_dtype = scalar_type_of(*config->data_types.grad_accum_dtype);
+  }
+  options.average = config->gradient_allreduce_op == GradientReduceOp::kMean;
+  options.prescale = config->prescale_gradients;
+  options.predivide_factor = config->gradient_predivide_factor;
+  options.overlap = config->zero.overlap_comm.value_or(false);
+  return options;
+}
+
+}  // namespace
+
+at::ScalarType scalar_type_of(FloatType type) {
+  switch (type) {
+    case FloatType::kFp16:
+      return at::kHalf;
+    case FloatType::kBf16:
+      return at::kBFloat16;
+    default:
+      return at::kFloat;
+  }
+}
+
+EngineOptions make_engine_options(const Config& config, const PlanGroups& groups,
+                                  const NativeOptimizerOptions& optimizer) {
+  EngineOptions options;
+  options.groups = groups;
+  options.plan = plan_for_buckets(config->zero, groups);
+  options.bucket_numel = config->zero.reduce_bucket_size;
+  options.reduction = reduction_options(config);
+  options.schedule.prefetch_numel = config->zero.stage3_prefetch_bucket_size;
+  options.schedule.max_live_numel = config->zero.stage3_max_live_parameters;
+  options.schedule.max_reuse_distance_numel = config->zero.stage3_max_reuse_distance;
+  options.loss_scale = loss_scale_options(config->fp16);
+  options.optimizer = optimizer;
+  options.gradient_clipping = config->gradient_clipping;
+  options.skip_nonfinite = !config->bf16.enabled || config->bf16.check_grad_overflow;
+  if (config->zero.optimizer_device() == OffloadDevice::kCpu) options.optimizer_placement = at::Device(at::kCPU);
+  return options;
+}
+
+}  // namespace deepscale

@@ -1,0 +1,1 @@
+// libdeepscale.so holds the static parts whole; this file gives the library an object of its own.
