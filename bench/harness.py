@@ -194,7 +194,7 @@ def pair_ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None, *, uses_reference: bool = True) -> argparse.Namespace:
     """The command line that every benchmark has. `reference` is the opponent's interpreter, or None."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, under a minute")
@@ -204,7 +204,7 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
         extra(parser)
     args = parser.parse_args()
     args.reference = args.reference_python if args.reference_python and Path(args.reference_python).exists() else None
-    if args.reference is None:
+    if args.reference is None and uses_reference:
         given = f"{args.reference_python} does not exist" if args.reference_python else "no --reference-python given"
         print(f"SKIPPED the comparison with DeepSpeed 0.19.8: {given}", flush=True)
     return args
