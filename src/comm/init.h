@@ -29,15 +29,7 @@ struct RankEnvironment {
 /// or are missing, naming the variable. `read` gives a variable's value (tests pass a table).
 RankEnvironment read_rank_environment(const std::function<std::optional<std::string>(const std::string& name)>& read);
 
-struct InitOptions {
-  /// How long a peer may be late, at start and in every operation. Default: DEEPSPEED_TIMEOUT (minutes), else 10
-  /// minutes.
-  std::optional<std::chrono::milliseconds> timeout;
-  bool use_host = true;  ///< shared memory for CPU tensors when all ranks are on one machine
-};
-
 /// Collective over the run's ranks. Throws ConfigError, CommError, IoError.
 Communicator make_world(const RankEnvironment& environment, const InitOptions& options = {});
-Communicator world_from_environment(const InitOptions& options = {});
 
 }  // namespace deepscale
