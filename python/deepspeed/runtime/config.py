@@ -159,6 +159,15 @@ class DeepSpeedConfig:
             return "deepspeed.runtime.fp16.fused_optimizer.FP16_Optimizer"
         return None
 
+    @property
+    def checkpoint_layout(self) -> str:
+        """How optimizer states stand in checkpoint files (checkpoint_layout.py)."""
+        if self.zero_config.stage == 3:
+            return "per_parameter"
+        if self.zero_config.stage >= 1:
+            return "partitioned"
+        return "whole_flat" if self.fp16.enabled or self.bf16.enabled else "whole"
+
     # ---- output
     def print_user_config(self) -> None:
         logger.info("  json = %s", json.dumps(self._param_dict, sort_keys=True, indent=4, default=repr))

@@ -355,3 +355,19 @@ def get_lr_from_config(config: dict) -> tuple[float | None, str]:
         return None, f"{name} is not a valid LR schedule"
     key = {LR_RANGE_TEST: LR_RANGE_TEST_MIN_LR, ONE_CYCLE: CYCLE_MAX_LR}.get(name, WARMUP_MAX_LR)
     return params[key], ""
+
+
+def add_tuning_arguments(parser: Any) -> Any:
+    """Adds the arguments of scheduler tuning scripts to an argparse parser, and returns it."""
+    group = parser.add_argument_group("Convergence Tuning", "Convergence tuning configurations")
+    group.add_argument("--lr_schedule", type=str, default=None, help="LR schedule for training.")
+    numbers = {LR_RANGE_TEST_MIN_LR: 0.001, LR_RANGE_TEST_STEP_RATE: 1.0, LR_RANGE_TEST_STEP_SIZE: 1000, CYCLE_FIRST_STEP_SIZE: 1000,
+               CYCLE_FIRST_STAIR_COUNT: -1, CYCLE_SECOND_STEP_SIZE: -1, CYCLE_SECOND_STAIR_COUNT: -1, DECAY_STEP_SIZE: 1000,
+               CYCLE_MIN_LR: 0.01, CYCLE_MAX_LR: 0.1, DECAY_LR_RATE: 0.0, CYCLE_MIN_MOM: 0.8, CYCLE_MAX_MOM: 0.9, DECAY_MOM_RATE: 0.0,
+               WARMUP_MIN_LR: 0.0, WARMUP_MAX_LR: 0.001, WARMUP_NUM_STEPS: 1000, WARMUP_MIN_RATIO: 0.01, COS_MIN_RATIO: 0.01}
+    for name, default in numbers.items():
+        group.add_argument(f"--{name}", type=type(default), default=default)
+    group.add_argument(f"--{LR_RANGE_TEST_STAIRCASE}", action="store_true")
+    group.add_argument("--cycle_momentum", action="store_true")
+    group.add_argument(f"--{WARMUP_TYPE}", type=str, default=WARMUP_LOG_RATE)
+    return parser

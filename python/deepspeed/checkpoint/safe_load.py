@@ -1,0 +1,68 @@
+"""Reads checkpoint files without running code that they might contain.
+
+Only tensors, plain containers and the classes listed here (or registered with torch.serialization.add_safe_globals) are made.
+This file is also part of zero_to_fp32.py's work, so it imports nothing but torch and deepspeed's own small classes.
+"""
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import os
+import pathlib
+import pickle
+from typing import Any
+
+import torch
+
+from deepspeed._C import CheckpointError
+
+
+def _harmless() -> list[Any]:
+    import numpy
+
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler, LossScalerBase
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+    reconstruct = numpy._core.multiarray._reconstruct
+    scalar = numpy._core.multiarray.scalar
+    found: list[Any] = [
+        DynamicLossScaler, LossScaler, LossScalerBase, ZeroStageEnum, fragment_address, argparse.Namespace, collections.OrderedDict,
+        collections.defaultdict, collections.deque, collections.Counter, datetime.timedelta, datetime.datetime, datetime.date,
+        pathlib.PosixPath, pathlib.PurePosixPath, complex, set, frozenset, slice, range, numpy.ndarray, numpy.dtype, reconstruct, scalar,
+        (reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    found += [type(numpy.dtype(kind)) for kind in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+                                                   "float16", "float32", "float64")]
+    return found
+
+
+def load_file(path: str) -> dict:
+    """The contents of one checkpoint file, tensors mapped from disk. Raises CheckpointError naming the file."""
+    if not os.path.isfile(path):
+        raise CheckpointError(f"checkpoint file {path} does not exist: the checkpoint is not complete, or the directory or tag is wrong")
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint file {path}: {_why(error)}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint file {path} is cut off or damaged ({type(error).__name__}: {str(error).splitlines()[0]}): "
+                              "restore it, or load another tag") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"checkpoint file {path} holds {type(loaded).__name__} where a dictionary is expected")
+    return loaded
+
+
+def _is_zip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _why(error: Exception) -> str:
+    text = str(error)
+    for marker in ("GLOBAL ", "Unsupported global: "):
+        if marker in text:
+            name = text.split(marker, 1)[1].split()[0]
+            return (f"it contains an object of type {name}, which is not loaded from files because that could run code; if you trust "
+                    f"the file, call torch.serialization.add_safe_globals([{name.rpartition('.')[2]}]) before loading")
+    return f"it is cut off or damaged ({text.splitlines()[0] if text else type(error).__name__}): restore it, or load another tag"

@@ -1,0 +1,230 @@
+"""Loading of one tag: find and open all files, check them against the model on every rank, then store.
+
+The files of any stage and number of ranks serve any engine: what is whole in them is taken whole, what is in pieces is read by
+ranges.
+"""
+from __future__ import annotations
+
+import glob
+import os
+import re
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from deepspeed._C import CheckpointError
+from deepspeed.checkpoint.constants import (FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, MODEL_STATE_KEYS,
+                                            OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES, SHARED_PARAMS)
+from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, restore
+from deepspeed.runtime.checkpoint_state import optimizer_groups
+from deepspeed.runtime.zero.parameter import slot_of
+
+_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_")
+
+
+def _by_rank(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern), key=lambda path: int(_RANK.search(os.path.basename(path)).group(1)))
+
+
+def _in_order(paths: list[str], what: str, directory: str) -> list[str]:
+    numbers = [int(_RANK.search(os.path.basename(path)).group(1)) for path in paths]
+    missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
+    if missing:
+        raise CheckpointError(f"checkpoint {directory}: the {what} file of rank {missing[0]} is missing "
+                              f"(beside {os.path.basename(paths[0])}): the checkpoint is not complete")
+    return paths
+
+
+class CheckpointLoader:
+    """The files of one tag, for one engine."""
+
+    def __init__(self, engine: Any, directory: str) -> None:
+        self.engine, self.directory = engine, directory
+        self.model_paths: list[str] = []
+        self.models: list[dict] = []
+        self.files: StateFiles | None = None
+
+    def load(self, *, strict: bool, optimizer: bool, scheduler: bool, module_only: bool,
+             custom_load_fn: Callable | None) -> tuple[str, dict]:
+        engine = self.engine
+        problem: Exception | None = None
+        try:
+            self._open(optimizer)
+            values = self._check_module(strict) if custom_load_fn is None else {}
+            if optimizer and self.files is not None and engine._stepper is not None:
+                check_files(engine, self.files, True)
+        except Exception as error:  # every rank must learn of it before any rank stores something
+            problem = error
+        self._agree(problem)
+        if custom_load_fn is None:
+            self._store_module(values)
+        else:
+            engine.load_module_state_dict({"module": self._whole_module()}, custom_load_fn=custom_load_fn,
+                                          fetch_z3_params=engine.parameter_offload is not None)
+        if engine._stepper is not None:
+            if optimizer and self.files is not None:
+                restore(engine, self.files, True, engine.zero_load_from_fp32_weights())
+            else:
+                engine._core.refresh_from_parameters()
+        return self._finish(optimizer, scheduler, module_only)
+
+    # ---- opening
+    def _open(self, optimizer: bool) -> None:
+        if not os.path.isdir(self.directory):
+            raise CheckpointError(f"checkpoint directory {self.directory} does not exist: check load_dir and tag")
+        whole = os.path.join(self.directory, f"mp_rank_00{MODEL_FILE_SUFFIX}")
+        pieces = _by_rank(os.path.join(self.directory, f"zero_pp_rank_*_mp_rank_00{MODEL_FILE_SUFFIX}"))
+        self.model_paths = [whole] if os.path.isfile(whole) or not pieces else _in_order(pieces, "model", self.directory)
+        self.models = [load_file(path) for path in self.model_paths]
+        first = self.models[0]
+        for key in ("module", "global_steps", "dp_world_size"):
+            if key not in first:
+                raise CheckpointError(f"{self.model_paths[0]} has no entry {key!r}: it is not a model-state file")
+        if len(self.model_paths) > 1 and len(self.model_paths) != first["dp_world_size"]:
+            raise CheckpointError(f"checkpoint {self.directory} was saved by {first['dp_world_size']} ranks, but has "
+                                  f"{len(self.model_paths)} model files: files are missing")
+        if self._in_pieces() or optimizer:
+            self._open_optimizer()
+
+    def _in_pieces(self) -> bool:
+        """Whether parameters themselves are only in the optimizer files."""
+        return len(self.model_paths) > 1 or os.path.basename(self.model_paths[0]).startswith("zero_pp_rank_")
+
+    def _open_optimizer(self) -> None:
+        engine, first = self.engine, self.models[0]
+        if first.get("optimizer") is not None:
+            names = [[(e.name, e.shape) for e in group] for group in optimizer_groups(engine)]
+            self.files = StateFiles([first["optimizer"]], names, [self.model_paths[0]])
+            return
+        paths = _by_rank(os.path.join(self.directory, f"*zero_pp_rank_*_mp_rank_00{OPTIM_FILE_SUFFIX}"))
+        if not paths:
+            if self._in_pieces() and first.get(PARAM_SHAPES) is None:
+                return  # saved by an engine without optimizer
+            if first.get(PARAM_SHAPES) is None:
+                return
+            raise CheckpointError(f"checkpoint {self.directory} has no optimizer files (*{OPTIM_FILE_SUFFIX}): they are missing; to load the "
+                                  "model's weights alone pass load_optimizer_states=False")
+        _in_order(paths, "optimizer", self.directory)
+        if len(paths) != first["dp_world_size"]:
+            raise CheckpointError(f"checkpoint {self.directory} was saved by {first['dp_world_size']} ranks, but has {len(paths)} optimizer "
+                                  "files: files are missing")
+        states = []
+        for path in paths:
+            loaded = load_file(path)
+            if OPTIMIZER_STATE_DICT not in loaded:
+                raise CheckpointError(f"{path} has no entry {OPTIMIZER_STATE_DICT!r}: it is not an optimizer-state file")
+            states.append(loaded[OPTIMIZER_STATE_DICT])
+        shapes = first[PARAM_SHAPES] or []
+        self.files = StateFiles(states, [list(group.items()) for group in shapes], paths)
+
+    def _agree(self, problem: Exception | None) -> None:
+        communicator = self.engine.communicator
+        if communicator.size > 1:
+            bad = torch.tensor([communicator.rank if problem is not None else -1])
+            communicator.all_reduce(bad, "max", "load_checkpoint").wait()
+            if problem is None and bad.item() >= 0:
+                raise CheckpointError(f"load_checkpoint({self.directory}): rank {int(bad.item())} cannot load its files; this rank could. "
+                                      "Nothing was changed; see that rank's error")
+        if problem is not None:
+            raise problem
+
+    # ---- the module
+    def _saved_value(self, name: str) -> Tensor | None:
+        """A whole parameter from pieces; None when the files have none of it."""
+        first = self.models[0]
+        name = (first.get(SHARED_PARAMS) or {}).get(name, name)
+        if self.files is not None and self.files.has(name):
+            return self.files.read_whole(name)
+        shapes = first.get(FROZEN_PARAM_SHAPES) or {}
+        if name not in shapes:
+            return None
+        pieces = torch.cat([model[FROZEN_PARAM_FRAGMENTS][name].reshape(-1) for model in self.models])
+        return pieces[:shapes[name].numel()].view(shapes[name])
+
+    def _whole_module(self) -> dict:
+        """The saved model with whole parameters."""
+        module = dict(self.models[0]["module"])
+        if self._in_pieces():
+            for name in module:
+                value = self._saved_value(name) if module[name].numel() == 0 else None
+                if value is not None:
+                    module[name] = value.to(module[name].dtype)
+        return module
+
+    def _check_module(self, strict: bool) -> dict[str, Tensor | None]:
+        """Names to store -> whole values (None: in pieces, read when stored). CheckpointError when the model does not fit."""
+        saved, in_pieces = self.models[0]["module"], self._in_pieces()
+        params = dict(self.engine.module.named_parameters(remove_duplicate=False))
+        current = self.engine.module.state_dict(keep_vars=True)
+        missing, wrong = [], []
+        values: dict[str, Tensor | None] = {}
+        for name, here in current.items():
+            if not isinstance(here, Tensor):
+                continue
+            shape = tuple(getattr(here, "ds_shape", here.shape)) if name in params else tuple(here.shape)
+            value = saved.get(name)
+            if value is None and not (in_pieces and self._shape_in_pieces(name) is not None):
+                missing.append(name)
+                continue
+            found = self._shape_in_pieces(name) if in_pieces and name in params else tuple(value.shape)
+            if found is None:
+                missing.append(name)
+            elif found != shape:
+                wrong.append(f"{name}: {list(found)} in the checkpoint, {list(shape)} in the model")
+            else:
+                values[name] = None if in_pieces and name in params else value
+        unexpected = sorted(set(saved) - set(current))
+        if wrong:
+            raise CheckpointError(f"{self.model_paths[0]}: shapes differ: {'; '.join(wrong[:5])}")
+        if strict and (missing or unexpected):
+            raise CheckpointError(f"{self.model_paths[0]} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; "
+                                  "load_module_strict=False loads what fits")
+        return values
+
+    def _shape_in_pieces(self, name: str) -> tuple[int, ...] | None:
+        first = self.models[0]
+        name = (first.get(SHARED_PARAMS) or {}).get(name, name)
+        if self.files is not None and self.files.has(name):
+            return tuple(self.files.shape(name))
+        shape = (first.get(FROZEN_PARAM_SHAPES) or {}).get(name)
+        return None if shape is None else tuple(shape)
+
+    @torch.no_grad()
+    def _store_module(self, values: dict[str, Tensor | None]) -> None:
+        """Collective: all ranks hold the same names in the same order."""
+        engine = self.engine
+        index_of = {id(param): index for index, (_, param) in enumerate(engine.core_params)}
+        params = dict(engine.module.named_parameters(remove_duplicate=False))
+        current = engine.module.state_dict(keep_vars=True)
+        done: set[int] = set()
+        for name, value in values.items():
+            here = params.get(name)
+            if here is None:
+                current[name].copy_(value)
+                continue
+            if id(here) in done:
+                continue
+            done.add(id(here))
+            value = value if value is not None else self._saved_value(name)
+            slot = slot_of(here)
+            if slot is not None and slot.unit is not None:
+                slot.unit.write_full(slot.index, value, -1)
+            elif slot is not None and index_of.get(id(here)) is not None:
+                here.detach().copy_(value)
+
+    # ---- the rest
+    def _finish(self, optimizer: bool, scheduler: bool, module_only: bool) -> tuple[str, dict]:
+        engine, first = self.engine, self.models[0]
+        if not module_only:
+            if scheduler and engine.lr_scheduler is not None and first.get("lr_scheduler") is not None:
+                engine.lr_scheduler.load_state_dict(first["lr_scheduler"])
+            engine.global_steps = first["global_steps"]
+            engine.global_samples = first.get("global_samples", engine.global_steps * engine.train_batch_size())
+            engine.skipped_steps = first.get("skipped_steps", 0)
+        engine.loaded_checkpoint_dp_world_size = first["dp_world_size"]
+        engine.loaded_checkpoint_mp_world_size = first.get("mp_world_size", 1)
+        rank = min(engine.communicator.rank, len(self.model_paths) - 1)
+        client = {key: value for key, value in self.models[rank].items() if key not in MODEL_STATE_KEYS}
+        return self.model_paths[rank], client

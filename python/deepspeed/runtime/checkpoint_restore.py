@@ -1,0 +1,245 @@
+"""Puts checkpoint files back into an engine. Fragments (parameter, offset, length) are the only idea: a rank asks for the values
+of its own fragments, whatever stage and number of ranks wrote the files.
+
+Everything is checked before the first value is stored, so a bad checkpoint leaves the engine as it was.
+"""
+from __future__ import annotations
+
+from typing import Any, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from deepspeed._C import CheckpointError
+from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, BASE_OPTIMIZER_STATE_STEP, FP32_FLAT_GROUPS, FP32_GROUPS, LOSS_SCALER,
+                                            OPTIMIZER_STATE_DICT, PARAM_ALIGNMENT_PADDINGS, PARTITION_COUNT,
+                                            SINGLE_PARTITION_OF_FP32_GROUPS)
+from deepspeed.runtime.base_optimizer import adopt_loss_scaler
+from deepspeed.runtime.checkpoint_layout import PartitionedGroup, PerParameterGroup
+from deepspeed.runtime.native_recipe import file_keys
+
+Names = Sequence[Sequence[tuple[str, Iterable[int]]]]
+
+
+class StateFiles:
+    """The optimizer states of all ranks of one checkpoint, readable by parameter and range."""
+
+    def __init__(self, ranks: list[dict], names: Names, paths: list[str]) -> None:
+        self.ranks, self.paths = ranks, paths
+        self.groups = [[(name, tuple(shape)) for name, shape in group] for group in names]
+        self.place = {name: (number, position) for number, group in enumerate(self.groups) for position, (name, _) in enumerate(group)}
+        first = ranks[0]
+        self.per_parameter = FP32_FLAT_GROUPS in first
+        self.partitioned = SINGLE_PARTITION_OF_FP32_GROUPS in first
+        self.flat_groups = self.per_parameter or self.partitioned or "fp32_groups_flat" in first
+        self.base = [self._base(rank) for rank in ranks]
+        self._check_count()
+        numels = [[torch.Size(shape).numel() for _, shape in group] for group in self.groups]
+        kind = PerParameterGroup if self.per_parameter else PartitionedGroup
+        self.layouts = [kind(group, len(ranks)) for group in numels]
+        if not (self.per_parameter or self.partitioned):
+            for layout in self.layouts:
+                layout.partition_numel = layout.total
+
+    def _base(self, state: dict) -> Any:
+        """The torch optimizer's state dictionary (or its older list form)."""
+        if self.partitioned:
+            return state[BASE_OPTIMIZER_STATE]
+        return state[OPTIMIZER_STATE_DICT] if OPTIMIZER_STATE_DICT in state else state
+
+    def _check_count(self) -> None:
+        if not (self.per_parameter or self.partitioned):
+            return
+        for state, path in zip(self.ranks, self.paths):
+            count = state.get(PARTITION_COUNT, len(self.ranks))
+            count = max(count) if isinstance(count, (list, tuple)) else count
+            if count != len(self.ranks):
+                raise CheckpointError(f"{path} belongs to a checkpoint of {count} ranks, but {len(self.ranks)} optimizer files were found: "
+                                      "files are missing, or of another run")
+            if any(any(group) for group in state.get(PARAM_ALIGNMENT_PADDINGS) or []):
+                raise CheckpointError(f"{path} was saved with zero_optimization.parameter_alignment, which is not supported here")
+
+    # ---- access
+    def has(self, name: str) -> bool:
+        return name in self.place
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        number, position = self.place[name]
+        return self.groups[number][position][1]
+
+    def _group_state(self, rank: int, number: int) -> dict:
+        base = self.base[rank]
+        if isinstance(base, (list, tuple)):  # without padding, one entry per group
+            return base[number] if number < len(base) else {}
+        ids = [i for group in base.get("param_groups", []) for i in group["params"]]
+        return base.get("state", {}).get(ids[number], {}) if number < len(ids) else {}
+
+    def _parameter_state(self, name: str) -> dict:
+        number, position = self.place[name]
+        before = sum(len(group) for group in self.groups[:number])
+        return self._group_state(0, before + position)
+
+    def state_of(self, name: str) -> dict:
+        """The stored state (of rank 0) in which a parameter's states stand."""
+        return self._group_state(0, self.place[name][0]) if self.flat_groups else self._parameter_state(name)
+
+    def _flat(self, rank: int, number: int, key: str) -> Tensor | None:
+        if key != "fp32":
+            found = self._group_state(rank, number).get(key)
+            return found if isinstance(found, Tensor) else None
+        for where in (FP32_FLAT_GROUPS, SINGLE_PARTITION_OF_FP32_GROUPS, "fp32_groups_flat"):
+            if where in self.ranks[rank]:
+                return self.ranks[rank][where][number]
+        return None
+
+    def _whole(self, name: str, key: str) -> Tensor | None:
+        number, position = self.place[name]
+        if key == "fp32":
+            groups = self.ranks[0].get(FP32_GROUPS)
+            return None if groups is None else groups[number][position]
+        found = self._parameter_state(name).get(key)
+        return found if isinstance(found, Tensor) else None
+
+    def check(self, name: str, key: str) -> None:
+        """CheckpointError when a stored tensor is too short for the parameters it should hold."""
+        number, position = self.place[name]
+        if not self.flat_groups:
+            found = self._whole(name, key)
+            if found is not None and found.numel() != torch.Size(self.shape(name)).numel():
+                raise CheckpointError(f"{self.paths[0]}: {key} of {name} has {found.numel()} elements, expected shape {list(self.shape(name))}")
+            return
+        for piece in self.layouts[number].pieces(position):
+            flat = self._flat(piece.rank, number, key)
+            if flat is not None and flat.numel() < piece.start + piece.length:
+                raise CheckpointError(f"{self.paths[piece.rank]}: {key} of parameter group {number} has {flat.numel()} elements, but {name} "
+                                      f"needs {piece.start + piece.length}: the file is of another model or cut off")
+
+    def read(self, name: str, key: str, offset: int, length: int) -> Tensor | None:
+        """Elements [offset, offset + length) of a flattened parameter's state, fp32; None where the files have none."""
+        if not self.flat_groups:
+            whole = self._whole(name, key)
+            return None if whole is None else whole.reshape(-1)[offset:offset + length].float()
+        number, position = self.place[name]
+        out = torch.empty(length)
+        for piece in self.layouts[number].pieces(position, offset, length):
+            flat = self._flat(piece.rank, number, key)
+            if flat is None:
+                return None
+            begin = piece.offset - offset
+            out[begin:begin + piece.length] = flat.reshape(-1)[piece.start:piece.start + piece.length]
+        return out
+
+    def read_whole(self, name: str, key: str = "fp32") -> Tensor | None:
+        shape = self.shape(name)
+        value = self.read(name, key, 0, torch.Size(shape).numel())
+        return None if value is None else value.view(shape)
+
+    def step(self) -> int | None:
+        """The step count, wherever the optimizer kept it."""
+        stored = self.ranks[0].get(BASE_OPTIMIZER_STATE_STEP)
+        candidates = [stored] if stored is not None else []
+        base = self.base[0]
+        states = base if isinstance(base, (list, tuple)) else base.get("state", {}).values()
+        candidates += [state["step"] for state in states if "step" in state]
+        if not candidates and isinstance(base, dict):
+            candidates = [group["step"] for group in base.get("param_groups", []) if "step" in group]
+        return int(candidates[0]) if candidates else None
+
+    def param_groups(self) -> list[dict]:
+        return self.base[0].get("param_groups", []) if isinstance(self.base[0], dict) else []
+
+
+def check_files(engine: Any, files: StateFiles, load_optimizer_states: bool) -> None:
+    """CheckpointError for anything that would stop restore() half way."""
+    from deepspeed.runtime.checkpoint_state import optimizer_groups
+    for group in optimizer_groups(engine):
+        for entry in group:
+            if not files.has(entry.name):
+                raise CheckpointError(f"{files.paths[0]}: the checkpoint has no optimizer state for parameter {entry.name}: it is of another "
+                                      "model, or the parameter was frozen when it was saved")
+            if tuple(files.shape(entry.name)) != entry.shape:
+                raise CheckpointError(f"{files.paths[0]}: parameter {entry.name} has shape {list(files.shape(entry.name))} in the checkpoint and "
+                                      f"{list(entry.shape)} in the model")
+            files.check(entry.name, "fp32")
+            if load_optimizer_states:
+                for key in _wanted_keys(engine, entry.group, files.state_of(entry.name)).values():
+                    files.check(entry.name, key)
+    saved = files.param_groups()
+    if load_optimizer_states and saved and len(saved) != len(engine.basic_optimizer.param_groups):
+        raise CheckpointError(f"{files.paths[0]}: the checkpoint has {len(saved)} parameter groups, the optimizer "
+                              f"{len(engine.basic_optimizer.param_groups)}: build the optimizer with the same groups")
+
+
+def _wanted_keys(engine: Any, group: int, stored: dict) -> dict[str, str]:
+    """State names of the engine -> names in the files."""
+    if engine._stepper.native:
+        optimizer = engine.basic_optimizer
+        return file_keys(optimizer, optimizer.param_groups[group], list(engine._core.state_keys()))
+    return {key: key for key, value in stored.items() if isinstance(value, Tensor) and value.dim() > 0}
+
+
+@torch.no_grad()
+def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_from_fp32_weights: bool) -> None:
+    """Masters, states, step, hyper-parameters and loss scale. Collective (the model's parameters follow their masters)."""
+    from deepspeed.runtime.checkpoint_state import optimizer_groups
+    check_files(engine, files, load_optimizer_states)
+    core, has_masters = engine._core, True
+    for group in optimizer_groups(engine):
+        for entry in group:
+            offset, length = core.fragment_of(entry.index)
+            if length == 0:
+                continue
+            master = files.read(entry.name, "fp32", offset, length) if load_from_fp32_weights else None
+            has_masters = has_masters and master is not None
+            if master is not None:
+                core.write_local(entry.index, "fp32", master)
+            if load_optimizer_states:
+                _restore_states(engine, files, entry, offset, length)
+    if load_optimizer_states:
+        _restore_groups(engine, files)
+        if engine._stepper.native and (step := files.step()) is not None:
+            core.set_step(step)
+    _restore_scaler(engine, files.ranks[engine.communicator.rank if len(files.ranks) > engine.communicator.rank else 0])
+    if load_from_fp32_weights and has_masters:
+        core.refresh_parameters()
+    else:
+        core.refresh_from_parameters()
+
+
+def _restore_states(engine: Any, files: StateFiles, entry: Any, offset: int, length: int) -> None:
+    stored = files.state_of(entry.name)
+    for here, key in _wanted_keys(engine, entry.group, stored).items():
+        value = files.read(entry.name, key, offset, length)
+        if value is None:
+            continue
+        if engine._stepper.native:
+            engine._core.write_local(entry.index, here, value)
+        else:
+            _put(engine, entry.index, here, value)
+    if not engine._stepper.native:
+        for key, value in stored.items():
+            if not (isinstance(value, Tensor) and value.dim() > 0):
+                _put(engine, entry.index, key, value.clone() if isinstance(value, Tensor) else value)
+
+
+def _put(engine: Any, index: int, key: str, value: Any) -> None:
+    from deepspeed.runtime.fragment_state import fragment_of
+    fragment = fragment_of(engine, index)
+    if fragment is not None:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            value = value.view(fragment.master.shape).to(fragment.master.device)
+        engine.basic_optimizer.state[fragment.master][key] = value
+
+
+def _restore_groups(engine: Any, files: StateFiles) -> None:
+    for group, saved in zip(engine.basic_optimizer.param_groups, files.param_groups()):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+
+
+def _restore_scaler(engine: Any, state: dict) -> None:
+    if LOSS_SCALER in state:
+        adopt_loss_scaler(engine, state[LOSS_SCALER])
+    elif "cur_scale" in state:
+        from types import SimpleNamespace
+        adopt_loss_scaler(engine, SimpleNamespace(cur_scale=state["cur_scale"], cur_iter=state.get("cur_iter", 0),
+                                                  last_overflow_iter=state.get("last_overflow_iter", -1)))

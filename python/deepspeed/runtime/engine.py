@@ -1,0 +1,349 @@
+"""The training engine: a module around the user's module that scales, reduces, clips and steps through the core.
+
+The engine counts micro-steps, decides where accumulation ends, keeps schedules and timers, and passes everything else on: names
+it does not know are the module's.
+"""
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from typing import Any, Iterator
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from deepspeed._lazy import resolve
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import engine_build, precision
+from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.engine_checkpoint import CheckpointMethods
+from deepspeed.runtime.engine_config import ConfigGetters
+from deepspeed.runtime.engine_extras import EngineExtras
+from deepspeed.runtime.lr_schedules import scheduler_class
+from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
+from deepspeed.runtime.output_hooks import OutputWatcher
+from deepspeed.runtime.plain_optimizer import attach_step
+from deepspeed.runtime.zero.parameter import is_sharded
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
+from deepspeed.utils import groups as group_roles
+from deepspeed.utils.logging import log_dist
+from deepspeed.utils.timer import (BACKWARD_GLOBAL_TIMER, BACKWARD_INNER_GLOBAL_TIMER, BACKWARD_REDUCE_GLOBAL_TIMER,
+                                   FORWARD_GLOBAL_TIMER, STEP_GLOBAL_TIMER, NoopTimer, SynchronizedWallClockTimer, ThroughputTimer)
+
+
+class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module):
+    """Wraps a module for training under one configuration. Made by deepspeed.initialize()."""
+
+    def __init__(self, args: Any, model: nn.Module, optimizer: Any = None, model_parameters: Any = None, training_data: Any = None,
+                 lr_scheduler: Any = None, mpu: Any = None, dist_init_required: bool | None = None, collate_fn: Any = None,
+                 config: Any = None, config_class: DeepSpeedConfig | None = None, mesh_device: Any = None,
+                 dont_change_device: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self._config = config_class or DeepSpeedConfig(config, mpu, mesh_device)
+        self.mpu, self.collate_fn, self.client_optimizer, self.client_lr_scheduler = mpu, collate_fn, optimizer, lr_scheduler
+        self.optimizer: Any = None
+        self.basic_optimizer: torch.optim.Optimizer | None = None
+        self.lr_scheduler: Any = None
+        self.training_dataloader: Any = None
+        self.parameter_offload: DeepSpeedZeRoOffload | None = None
+        self._core: Any = None
+        self._reset_counters()
+        self._set_ranks(args)
+        self._adopt_module(model)
+        if model_parameters is not None and not isinstance(model_parameters, (list, dict, Tensor)):
+            model_parameters = list(model_parameters)
+        self._check_combination(model_parameters)
+        self._prepare_module(dont_change_device)
+        self._make_timers()
+        if training_data is not None:
+            self.training_dataloader = self.deepspeed_io(training_data)
+        self._make_optimizer(model_parameters)
+        self._make_scheduler()
+        self._outputs = OutputWatcher(self)
+        if self._config.dump_state:
+            self.dump_state_now()
+
+    # ------------------------------------------------------------------ construction
+    def _reset_counters(self) -> None:
+        self.global_steps = self.global_samples = self.micro_steps = self.skipped_steps = 0
+        self.inside_no_sync_ctxt = False
+        self._forced_boundary: bool | None = None
+        self._coalescing = self._in_step = self._step_applied = False
+        self._unmanaged_backwards = 0
+        self._engine_backward_depth = 0
+        self._manual_backward_expected = False
+
+    def _set_ranks(self, args: Any) -> None:
+        import torch.distributed as dist
+        if self.mpu is not None:
+            group_roles.set_mpu(self.mpu)
+        accelerator = get_accelerator()
+        self.global_rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.local_rank = int(os.environ.get("LOCAL_RANK", getattr(args, "local_rank", None) or 0))
+        device_rank = getattr(args, "device_rank", None)
+        index = device_rank if device_rank is not None and device_rank >= 0 else self.local_rank
+        if accelerator.device_name() != "cpu":
+            accelerator.set_device(index)
+        self.device = torch.device(accelerator.device_name(index))
+        self.dist_backend = accelerator.communication_backend_name()
+        self.mp_world_size = group_roles._get_model_parallel_world_size()
+        self.data_parallel_group = group_roles._get_data_parallel_group()
+        self.seq_data_parallel_group = group_roles._get_sequence_data_parallel_group()
+        self.seq_parallel_group = group_roles._get_sequence_parallel_group()
+        self.sequence_parallel_size = group_roles._get_sequence_parallel_world_size()
+        self.communicator = data_communicator(self.seq_data_parallel_group if self.mpu is not None else None)
+        self.dp_world_size = self.seq_dp_world_size = self.communicator.size
+
+    def _adopt_module(self, model: nn.Module) -> None:
+        # Both: registered as a submodule, and found without nn.Module's attribute search.
+        self._modules["module"] = model
+        self.__dict__["module"] = model
+
+    def _check_combination(self, model_parameters: Any) -> None:
+        if isinstance(self.client_lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
+            assert isinstance(self.client_optimizer, torch.optim.Optimizer), (
+                f"Client Optimizer (type = {type(self.client_optimizer)}) is not instantiated but Client LR Scheduler is instantiated: "
+                "pass the scheduler's optimizer too, or a function from an optimizer to a scheduler")
+        self.has_moe_layers = False
+        self._trains = self.client_optimizer is not None or (self._config.optimizer_name is not None and model_parameters != [])
+
+    def _prepare_module(self, dont_change_device: bool) -> None:
+        config = self._config
+        on_host = config.offload_device("param") == "cpu"
+        if not dont_change_device:
+            precision.move_module(self.module, torch.device("cpu") if on_host else self.device, is_sharded)
+        precision.cast_module(self.module, config, is_sharded)
+        self._autocast = config.torch_autocast.enabled
+        engine_build.broadcast_buffers(self.module, self.communicator)
+        self._plan_groups = plan_groups(self.communicator, config)
+        if config.shards_parameters:
+            engine_build.shard_model(self.module, config, self._plan_groups, self.communicator, self.data_parallel_group)
+
+    def _make_timers(self) -> None:
+        config = self._config
+        self._timing = config.wall_clock_breakdown or config.flops_profiler.enabled
+        self.timers = SynchronizedWallClockTimer() if self._timing else NoopTimer()
+        self.tput_timer = ThroughputTimer(config.timers.throughput, config.train_batch_size, steps_per_output=config.steps_per_print,
+                                          logging_fn=lambda message: log_dist(message, ranks=[0]))
+        self.engine_timers_cache: dict[str, float] = {}
+
+    def _make_optimizer(self, model_parameters: Any) -> None:
+        config = self._config
+        if self._trains:
+            client = self.client_optimizer
+            self.basic_optimizer = optimizer_from_config(config, model_parameters, self.module) if client is None else \
+                optimizer_from_client(client, config, model_parameters, self.module)
+            clean_groups(self.basic_optimizer, self.module)
+        self._core, native = engine_build.make_core(self, self._plan_groups)
+        if any(is_sharded(p) for p in self.module.parameters()):
+            self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
+        self._stepper = None if self.basic_optimizer is None else FragmentStepper(self._core, self.basic_optimizer, native)
+        self._wrapper: ZeROOptimizer | None = None
+        if self._stepper is None:
+            self.optimizer = self.parameter_offload
+            return
+        wrapper_class = resolve_class(config.optimizer_class_path)
+        self._wrapper = wrapper_class(self, self._stepper)
+        # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
+        self.optimizer = self._wrapper if config.optimizer_class_path else attach_step(self.basic_optimizer, self._wrapper)
+
+    def _make_scheduler(self) -> None:
+        client, config = self.client_lr_scheduler, self._config
+        if client is not None:
+            self.lr_scheduler = client if hasattr(client, "step") else client(self.basic_optimizer)
+        elif config.scheduler_name is not None and self.basic_optimizer is not None:
+            params = {key: value for key, value in config.scheduler_params.items() if value != "auto"}
+            self.lr_scheduler = scheduler_class(config.scheduler_name)(self.basic_optimizer, **params)
+
+    # ------------------------------------------------------------------ nn.Module
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            module = self.__dict__.get("module")
+            if module is not None and hasattr(module, name):
+                return getattr(module, name)
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'") from None
+
+    def train(self, mode: bool = True) -> "DeepSpeedEngine":
+        self.training = mode
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> "DeepSpeedEngine":
+        return self.train(False)
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Runs the module. Its floating inputs become half under fp16.auto_cast."""
+        self.timers(FORWARD_GLOBAL_TIMER).start()
+        if self.training:
+            self.tput_timer.start()
+        if self._config.fp16.auto_cast:
+            inputs, kwargs = self._to_half(inputs), self._to_half(kwargs)
+        if self._autocast:
+            with torch.autocast(self.device.type, dtype=self.torch_autocast_dtype()):
+                output = self.module(*inputs, **kwargs)
+        else:
+            output = self.module(*inputs, **kwargs)
+        if self._stepper is not None and torch.is_grad_enabled():
+            self._outputs.watch(output)
+        self.timers(FORWARD_GLOBAL_TIMER).stop()
+        return output
+
+    # ------------------------------------------------------------------ backward
+    def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
+        """Backward of a scalar loss, divided by the accumulation steps and multiplied by the loss scale. Returns loss / steps."""
+        assert self._stepper is not None, "must provide optimizer during init in order to use backward"
+        assert isinstance(loss, Tensor) and loss.numel() == 1, (
+            "loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use tensor.backward(grad)")
+        divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
+        self._unmanaged_backwards += 1
+        self.timers(BACKWARD_GLOBAL_TIMER).start()
+        self._core.set_boundary(self._reduces_now())
+        seed = self._core.backward_seed(loss, float(divide_by))
+        self._engine_backward_depth += 1
+        self.timers(BACKWARD_INNER_GLOBAL_TIMER).start()
+        try:
+            loss.backward(seed, retain_graph=retain_graph)
+        finally:
+            self._engine_backward_depth -= 1
+            self.timers(BACKWARD_INNER_GLOBAL_TIMER).stop()
+        self._finish_backward()
+        self.timers(BACKWARD_GLOBAL_TIMER).stop()
+        return loss.detach() / divide_by if divide_by != 1 else loss.detach()
+
+    def _finish_backward(self) -> None:
+        self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).start()
+        self._core.finish_backward()
+        self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
+
+    def _reduces_now(self) -> bool:
+        return self.is_gradient_accumulation_boundary() and not (self.inside_no_sync_ctxt or self._coalescing)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """loss times the loss scale, for a loss.backward() of one's own."""
+        assert self._stepper is not None, "must provide optimizer during init in order to use scale"
+        assert isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad, (
+            "loss must be a scalar tensor with grad_fn. For non-scalar tensors, use tensor.backward(grad)")
+        self._manual_backward_expected = True
+        return loss * self._core.loss_scale
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients, also those that were already reduced."""
+        self._core.zero_grad()
+        for param in self.module.parameters():
+            param.grad = None
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes inside accumulate without communication; step() is not allowed inside."""
+        assert not self._config.shards_gradients, ("no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage "
+                                                   f"{self.zero_optimization_stage()}")
+        assert not self.inside_no_sync_ctxt, "no_sync context manager reentry is unsupported"
+        self.inside_no_sync_ctxt = True
+        try:
+            yield
+        finally:
+            self.inside_no_sync_ctxt = False
+
+    @contextlib.contextmanager
+    def coalesce_grad_reduction(self) -> Iterator[None]:
+        """Backward passes inside count as one for what is reduced at the boundary, which is at the end of the block."""
+        assert not self.inside_no_sync_ctxt, "coalesce_grad_reduction cannot be used inside no_sync"
+        assert not self._coalescing, "coalesce_grad_reduction reentry is unsupported"
+        self._coalescing = True
+        try:
+            yield
+        finally:
+            self._coalescing = False
+
+    # ------------------------------------------------------------------ step
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """Whether the current micro-step ends an accumulation window."""
+        if not self._config.managed_gradient_accumulation:
+            return self._in_step
+        if self._forced_boundary is not None:
+            return self._forced_boundary
+        return (self.micro_steps + 1) % self._config.gradient_accumulation_steps == 0
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Decides by hand from now on whether micro-steps end a window."""
+        self._forced_boundary = is_boundary
+
+    def step(self, lr_kwargs: dict | None = None) -> None:
+        """Counts a micro-step; at a boundary: clip, update, schedule."""
+        assert not self.inside_no_sync_ctxt, "It is illegal to call Engine.step() inside no_sync context manager"
+        assert self._stepper is not None, "must provide optimizer during init in order to use step"
+        self.timers(STEP_GLOBAL_TIMER).start()
+        self._in_step, self._step_applied = True, False
+        boundary = self.is_gradient_accumulation_boundary()
+        if boundary:
+            self._take_model_step(lr_kwargs)
+        self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
+        self.timers(STEP_GLOBAL_TIMER).stop()
+        self._in_step = False
+        self.micro_steps += 1
+        if self._timing:
+            self._log_timers(boundary)
+
+    def _take_model_step(self, lr_kwargs: dict | None) -> None:
+        self.optimizer.step()
+        self._step_applied = not self._wrapper.overflow
+        if not self._step_applied:
+            self.skipped_steps += 1
+        elif self.lr_scheduler is not None:
+            self._step_scheduler(lr_kwargs)
+        self.global_steps += 1
+        self.global_samples += self._samples_of_step()
+        every = self._config.steps_per_print
+        if every is not None and self.global_steps % every == 0:
+            log_dist(f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", ranks=[0])
+        if self._config.disable_python_gc:
+            gc.collect()
+
+    def _step_scheduler(self, lr_kwargs: dict | None) -> None:
+        try:
+            self.lr_scheduler.step(**(lr_kwargs or {}))
+        except TypeError:
+            # Schedulers of Megatron count samples and want to know how many this step added.
+            self.lr_scheduler.step(self.train_batch_size())
+
+    def _samples_of_step(self) -> int:
+        if self._config.managed_gradient_accumulation:
+            return self._config.train_batch_size
+        micro = self._config.train_batch_size // self._config.gradient_accumulation_steps
+        counted, self._unmanaged_backwards = self._unmanaged_backwards, 0
+        return micro * counted
+
+    def was_step_applied(self) -> bool:
+        """False when the last step() was not at a boundary or met non-finite gradients."""
+        return self._step_applied
+
+    # ------------------------------------------------------------------ end
+    def destroy(self) -> None:
+        """Takes the engine off the module: hooks go, parameters stay usable."""
+        if self._core is None:
+            return
+        core, self._core = self._core, None
+        if self.parameter_offload is not None:
+            self.parameter_offload.destroy()
+        core.destroy()
+        engine_build.release_parameters(self)
+        self._stepper = self._wrapper = None
+
+
+def resolve_class(path: str | None) -> type:
+    """The optimizer class for a dotted path; the plain wrapper without one."""
+    if path is None:
+        return ZeROOptimizer
+    module, _, name = path.rpartition(".")
+    return resolve(f"{module}:{name}")
+
+
+__all__ = ["DeepSpeedEngine", "DeepSpeedOptimizer"]

@@ -1,0 +1,124 @@
+"""How an engine's core is made: which parameters form units, which group trains each, what the core is told.
+
+Order matters for numeric equality: device and dtype first, then rank 0's values, then the optimizer's fp32 copies.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from deepspeed import _C
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.native_recipe import native_recipe
+from deepspeed.runtime.optimizer_config import group_index
+from deepspeed.runtime.precision import training_dtype
+from deepspeed.runtime.zero.parameter import bind_engine, dissolve, is_sharded, manage, members_of_units, shard, slot_of
+from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config, z3_leaf_module
+
+
+def _owners(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module, list[tuple[str, nn.Parameter]]]]:
+    """(module name, module, its parameters) of every module that forms a unit: leaf modules with all below, others with their own."""
+    found = []
+    if z3_leaf_module(module):
+        named = [(f"{prefix}{name}", p) for name, p in module.named_parameters()]
+        return [(prefix.rstrip("."), module, named)]
+    own = [(f"{prefix}{name}", p) for name, p in module._parameters.items() if p is not None]
+    if own:
+        found.append((prefix.rstrip("."), module, own))
+    for name, child in module._modules.items():
+        if child is not None:
+            found.extend(_owners(child, f"{prefix}{name}."))
+    return found
+
+
+def _persistent(named: list[tuple[str, nn.Parameter]], config: DeepSpeedConfig) -> set[int]:
+    """ids of small parameters that stay whole, up to the model's total."""
+    zero = config.zero_config
+    left = zero.stage3_model_persistence_threshold
+    chosen: set[int] = set()
+    for _, param in named:
+        numel = getattr(param, "ds_numel", param.numel())
+        small = numel <= zero.stage3_param_persistence_threshold and numel <= left
+        if not param.is_floating_point() or numel == 0 or small:
+            chosen.add(id(param))
+            left -= numel if small else 0
+    return chosen
+
+
+def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communicator: Any, process_group: Any) -> None:
+    """Every parameter becomes part of a unit, or persistent (whole). Units that zero.Init made are kept where they fit. Collective."""
+    leaf = config.zero_config.leaf_module
+    apply_zero_leaf_module_config(module, leaf.classes, leaf.names, leaf.name_suffixes)
+    named = list(module.named_parameters())
+    persistent = _persistent(named, config)
+    _dissolve_misfits(module, config, persistent)
+    for _, param in named:
+        manage(param, communicator, process_group)
+    seen: set[int] = set()
+    for name, _, params in _owners(module):
+        by_dtype: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
+        for full_name, param in params:
+            if id(param) in seen or id(param) in persistent or is_sharded(param):
+                continue
+            seen.add(id(param))
+            by_dtype.setdefault(training_dtype(param, config), []).append((full_name, param))
+        for dtype, fresh in by_dtype.items():
+            shard(name or type(module).__name__, [n for n, _ in fresh], [p for _, p in fresh], groups, dtype, communicator, process_group)
+
+
+def _dissolve_misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -> None:
+    """Units of zero.Init that hold a persistent parameter, another dtype, or a part of a leaf module are undone."""
+    in_leaf = {id(p) for m in module.modules() if z3_leaf_module(m) for p in m.parameters()}
+    for members in members_of_units(module.parameters()).values():
+        whole_unit = len(members) == len(slot_of(members[0]).unit.params)
+        dtype = slot_of(members[0]).unit.shard(0).dtype
+        wrong_dtype = (config.fp16.enabled or config.bf16.enabled) and dtype != config.model_dtype
+        if wrong_dtype or not whole_unit or any(id(p) in persistent or id(p) in in_leaf for p in members):
+            dissolve(members)
+            for param in members:
+                param.data = param.data.to(training_dtype(param, config))
+
+
+def make_core(engine: Any, groups: Any) -> Any:
+    """The core engine over the module's parameters. Collective."""
+    config: DeepSpeedConfig = engine._config
+    optimizer = engine.basic_optimizer
+    recipe = {"type": "none"} if optimizer is None else native_recipe(optimizer) or {"type": "python"}
+    index_of = group_index(optimizer)
+    engine.core_params = list(engine.module.named_parameters())
+    listed = []
+    for name, param in engine.core_params:
+        slot = slot_of(param)
+        listed.append((name, param, index_of.get(id(param), -1), slot.unit if slot is not None else None))
+    core = _C.Engine(config.resolved_json, groups, listed, recipe)
+    for index, (_, param) in enumerate(engine.core_params):
+        bind_engine(param, engine, index)
+    return core, recipe["type"] != "python"
+
+
+@torch.no_grad()
+def broadcast_buffers(module: nn.Module, communicator: Any) -> None:
+    """Rank 0's buffers on every rank."""
+    if communicator.size == 1:
+        return
+    for name, buffer in module.named_buffers():
+        if buffer.numel() == 0:
+            continue
+        value = buffer.detach().contiguous()
+        raw = value.view(-1).view(torch.uint8) if value.dim() > 0 else value.view(1).view(torch.uint8)
+        communicator.broadcast(raw, 0, f"buffer {name}").wait()
+        if value.data_ptr() != buffer.data_ptr():
+            buffer.copy_(value)
+
+
+def release_parameters(engine: Any) -> None:
+    """After the core let go: parameters forget the engine and their units."""
+    for param in engine.module.parameters():
+        slot = slot_of(param)
+        if slot is None:
+            continue
+        if slot.engine is not None and slot.engine() is engine:
+            slot.engine, slot.engine_index = None, -1
+        slot.unit, slot.index = None, -1

@@ -1,0 +1,284 @@
+"""Saving and loading of checkpoints: the engine's methods. Formats are in checkpoint_state.py and checkpoint_restore.py."""
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections import OrderedDict
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES, CHECKPOINT_PARALLEL_DIMS, CHECKPOINT_PP_DEGREE,
+                                            CHECKPOINT_TP_DEGREE, DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES,
+                                            MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
+                                            SHARED_PARAMS, ZERO_FILE_PREFIX)
+from deepspeed.runtime.checkpoint_load import CheckpointLoader
+from deepspeed.runtime.checkpoint_state import file_groups
+from deepspeed.runtime.zero.parameter import is_sharded, slot_of
+from deepspeed.utils.logging import log_dist, logger
+
+
+def write_file(state: Any, path: str) -> None:
+    """Written beside, then renamed: a reader never meets half a file under its name."""
+    partial = f"{path}.partial"
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def model_file(directory: str, rank: int | None) -> str:
+    """rank None: the one file of a model whose parameters are whole."""
+    prefix = "" if rank is None else f"{ZERO_FILE_PREFIX}{rank}_"
+    return os.path.join(directory, f"{prefix}mp_rank_00{MODEL_FILE_SUFFIX}")
+
+
+def optimizer_file(directory: str, rank: int, bf16: bool) -> str:
+    return os.path.join(directory, f"{BF16_ZERO_FILE_PREFIX if bf16 else ZERO_FILE_PREFIX}{rank}_mp_rank_00{OPTIM_FILE_SUFFIX}")
+
+
+class CheckpointMethods:
+    """Mixin of the engine."""
+
+    # ---- saving
+    def save_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None, save_latest: bool = True,
+                        exclude_frozen_parameters: bool = False) -> bool:
+        """Saves model, optimizer, scheduler, counters and `client_state` under save_dir/tag. Collective: all ranks must call."""
+        if not save_dir:
+            raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
+        client_state = client_state or {}
+        reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
+        if reserved:
+            raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
+        save_dir = os.fspath(save_dir)
+        tag = str(f"global_step{self.global_steps}" if tag is None else tag)
+        self._check_tag(tag)
+        directory = os.path.join(save_dir, tag)
+        os.makedirs(directory, exist_ok=True)
+        self._save_model_states(directory, client_state, exclude_frozen_parameters)
+        if self._config.shards_optimizer and self._stepper is not None:
+            self._save_optimizer_states(save_dir, directory)
+        self.communicator.barrier("save_checkpoint")
+        if save_latest and self.global_rank == 0:
+            partial = os.path.join(save_dir, "latest.partial")
+            with open(partial, "w") as file:
+                file.write(tag)
+            os.replace(partial, os.path.join(save_dir, "latest"))
+        self.communicator.barrier("save_checkpoint latest")
+        return True
+
+    def _save_model_states(self, directory: str, client_state: dict, exclude_frozen: bool) -> None:
+        from deepspeed import __version__
+        sharded, trains = self._config.shards_parameters, self._stepper is not None
+        in_model_file = trains and not self._config.shards_optimizer
+        optimizer_state = self.optimizer.state_dict() if in_model_file else None
+        frozen = self._config.shards_gradients and not exclude_frozen
+        shapes = self._param_shapes() if trains and self._config.shards_optimizer else None
+        state = {
+            "module": self.module_state_dict(exclude_frozen_parameters=exclude_frozen), BUFFER_NAMES: self._get_buffer_names(),
+            "optimizer": optimizer_state, PARAM_SHAPES: shapes, FROZEN_PARAM_SHAPES: self._frozen(_shape_of) if frozen else None,
+            SHARED_PARAMS: self._shared_params() if trains and self._config.shards_optimizer else None,
+            FROZEN_PARAM_FRAGMENTS: self._frozen(self._frozen_piece) if frozen else None,
+            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None, "data_sampler": None,
+            "random_ltd": None, "skipped_steps": self.skipped_steps, "global_steps": self.global_steps,
+            "global_samples": self.global_samples, "dp_world_size": self.dp_world_size, "mp_world_size": self.mp_world_size,
+            CHECKPOINT_PARALLEL_DIMS: {CHECKPOINT_PP_DEGREE: 1, CHECKPOINT_TP_DEGREE: self.mp_world_size}, "ds_config": self.config,
+            DS_VERSION: __version__, **client_state,
+        }
+        if sharded:
+            state["module"] = self._placeholders(state["module"])
+        rank = self.communicator.rank
+        if sharded or rank == 0:
+            path = model_file(directory, rank if sharded else None)
+            log_dist(f"Saving model checkpoint: {path}", ranks=[0])
+            write_file(_private(state), path)
+
+    def _placeholders(self, state: dict) -> dict:
+        """A model state without values of parameters: they are in the optimizer files, as pieces."""
+        owned = {name: param for name, param in self.module.named_parameters(remove_duplicate=False)}
+        return OrderedDict((name, torch.empty(0, dtype=value.dtype) if name in owned and slot_of(owned[name]) is not None else value)
+                           for name, value in state.items())
+
+    def _save_optimizer_states(self, save_dir: str, directory: str) -> None:
+        from deepspeed import __version__
+        state = {OPTIMIZER_STATE_DICT: self._wrapper.state_dict(), "ds_config": self.config, DS_VERSION: __version__}
+        write_file(state, optimizer_file(directory, self.communicator.rank, self.bfloat16_enabled()))
+        if self.global_rank == 0:
+            self._copy_recovery_script(save_dir)
+
+    def _copy_recovery_script(self, save_path: str) -> None:
+        from deepspeed.utils import zero_to_fp32
+        target = os.path.join(save_path, "zero_to_fp32.py")
+        shutil.copyfile(zero_to_fp32.__file__, target)
+        os.chmod(target, os.stat(target).st_mode | stat.S_IEXEC)
+
+    def _param_shapes(self) -> list[OrderedDict]:
+        return [OrderedDict((entry.name, torch.Size(entry.shape)) for entry in entries) for entries in file_groups(self)]
+
+    _get_zero_param_shapes = _param_shapes
+
+    def _frozen(self, value_of: Callable[[int, Any], Any]) -> OrderedDict:
+        trained = {entry.index for entries in file_groups(self) for entry in entries}
+        return OrderedDict((name, value_of(index, param)) for index, (name, param) in enumerate(self.core_params) if index not in trained)
+
+    def _frozen_piece(self, index: int, param: Any) -> Tensor:
+        """Sharded: this rank's equal piece, padded; else the whole parameter."""
+        if not self._config.shards_parameters:
+            return param.detach().cpu()
+        slot, ranks, rank = slot_of(param), self.communicator.size, self.communicator.rank
+        whole = (slot.unit.read_full(slot.index) if is_sharded(param) else param.detach()).reshape(-1).cpu()
+        size = -(-whole.numel() // ranks)
+        piece = torch.zeros(size, dtype=whole.dtype)
+        mine = whole[rank * size:(rank + 1) * size]
+        piece[:mine.numel()] = mine
+        return piece
+
+    def _get_buffer_names(self) -> list[str]:
+        names = []
+        for prefix, part in self.module.named_modules():
+            names += [f"{prefix}.{name}" if prefix else name for name, buffer in part._buffers.items()
+                      if buffer is not None and name not in part._non_persistent_buffers_set]
+        return names
+
+    def _shared_params(self) -> dict[str, str]:
+        """Alias name -> name under which the parameter is stored."""
+        first: dict[int, str] = {}
+        aliases = {}
+        for name, param in self.module.named_parameters(remove_duplicate=False):
+            if id(param) in first:
+                aliases[name] = first[id(param)]
+            else:
+                first[id(param)] = name
+        return aliases
+
+    def _check_tag(self, tag: str) -> None:
+        """All ranks must save under one tag."""
+        if not self.checkpoint_tag_validation_enabled() or self.communicator.size == 1:
+            return
+        digest = int.from_bytes(hashlib.sha1(tag.encode()).digest()[:7], "big")
+        low, high = torch.tensor([digest]), torch.tensor([digest])
+        self.communicator.all_reduce(low, "min", "checkpoint tag").wait()
+        self.communicator.all_reduce(high, "max", "checkpoint tag").wait()
+        if low.item() == high.item():
+            return
+        message = (f"[rank={self.global_rank}] The checkpoint tag name '{tag}' is not consistent across all ranks. Including rank unique "
+                   "information in checkpoint tag could cause issues when restoring with different world sizes.")
+        if self.checkpoint_tag_validation_fail():
+            raise AssertionError(message)
+        logger.warning(message)
+
+    # ---- model weights alone
+    def module_state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False,
+                          exclude_frozen_parameters: bool = False) -> dict:
+        state = self.module.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars) if destination is not None else \
+            self.module.state_dict(prefix=prefix, keep_vars=keep_vars)
+        if exclude_frozen_parameters:
+            for name, param in self.module.named_parameters(remove_duplicate=False):
+                if not param.requires_grad:
+                    state.pop(prefix + name, None)
+        return state
+
+    def load_module_state_dict(self, checkpoint: dict, strict: bool = True, custom_load_fn: Callable | None = None,
+                               fetch_z3_params: bool = False) -> None:
+        """checkpoint["module"] into the model; optimizer masters follow."""
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+        with GatheredParameters(self.module.parameters() if fetch_z3_params else [], modifier_rank=0):
+            if custom_load_fn is not None:
+                custom_load_fn(src=checkpoint["module"], dst=self.module)
+            else:
+                self.module.load_state_dict(checkpoint["module"], strict=strict)
+        self._core.refresh_from_parameters()
+
+    def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict | None:
+        """The whole model on the CPU of rank 0, None on other ranks. Collective, one parameter at a time."""
+        if not self._config.shards_parameters:
+            raise ValueError("this function requires ZeRO-3 mode")
+        keep = self.global_rank == 0
+        state: OrderedDict | None = OrderedDict() if keep else None
+        done: dict[int, Tensor] = {}
+        buffers = set(self._get_buffer_names())
+        params = dict(self.module.named_parameters(remove_duplicate=False))
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            param = params.get(name)
+            if param is None:
+                if keep and name in buffers:
+                    state[name] = value.detach().cpu().clone()
+                continue
+            if exclude_frozen_parameters and not param.requires_grad:
+                continue
+            if id(param) not in done:
+                slot = slot_of(param)
+                whole = slot.unit.read_full(slot.index) if is_sharded(param) else param.detach().clone()
+                done[id(param)] = whole.cpu() if keep else torch.empty(0)
+            if keep:
+                state[name] = done[id(param)]
+        return state
+
+    def _consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict | None:
+        if self._config.shards_parameters:
+            return self._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters)
+        raise ValueError("consolidated_16bit_state_dict is only applicable to cases where weights are partitioned, including Zero Stage 3 "
+                         "and tensor parallelism.")
+
+    def save_16bit_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False) -> bool:
+        """One plain state dictionary in the model's dtype. False when parameters are sharded and gathering was not configured."""
+        path = os.path.join(os.fspath(save_dir), save_filename)
+        if not self._config.shards_parameters:
+            state = self.module_state_dict(exclude_frozen_parameters=exclude_frozen_parameters)
+        elif self.zero_gather_16bit_weights_on_model_save():
+            state = self._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters)
+        else:
+            logger.info(f"Did not save the model {path} because stage3_gather_16bit_weights_on_model_save is False")
+            return False
+        if self.global_rank == 0:
+            os.makedirs(save_dir, exist_ok=True)
+            logger.info(f"Saving model weights to {path}")
+            write_file(_private(state), path)
+        self.communicator.barrier("save_16bit_model")
+        return True
+
+    def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
+        return self.save_16bit_model(save_dir, save_filename)
+
+    # ---- loading
+    def load_checkpoint(self, load_dir: Any, tag: Any = None, load_module_strict: bool = True, load_optimizer_states: bool = True,
+                        load_lr_scheduler_states: bool = True, load_module_only: bool = False,
+                        custom_load_fn: Callable | None = None) -> tuple[str | None, dict | None]:
+        """(path of what was loaded, the client's state), or (None, None) when there is no `latest`. Collective.
+
+        Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then."""
+        load_dir = os.fspath(load_dir)
+        if self.load_universal_checkpoint():
+            raise NotImplementedError("checkpoint.load_universal: universal checkpoints are not built yet")
+        if tag is None:
+            latest = os.path.join(load_dir, "latest")
+            if not os.path.isfile(latest):
+                logger.warning(f"Unable to find latest file at {latest}: pass an explicit tag, or check the directory")
+                return None, None
+            with open(latest) as file:
+                tag = file.read().strip()
+        loader = CheckpointLoader(self, os.path.join(load_dir, str(tag)))
+        return loader.load(strict=load_module_strict, optimizer=load_optimizer_states and not load_module_only,
+                           scheduler=load_lr_scheduler_states and not load_module_only, module_only=load_module_only,
+                           custom_load_fn=custom_load_fn)
+
+
+def _shape_of(_index: int, param: Any) -> torch.Size:
+    return getattr(param, "ds_shape", param.shape)
+
+
+def _private(value: Any) -> Any:
+    """Tensors that are views into larger buffers are copied: torch.save writes whole storages."""
+    if isinstance(value, Tensor):
+        plain = value.detach()
+        whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+        return plain if whole and not isinstance(value, torch.nn.Parameter) else plain.clone()
+    if isinstance(value, dict):
+        return type(value)((key, _private(item)) for key, item in value.items()) if isinstance(value, OrderedDict) else \
+            {key: _private(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_private(item) for item in value]
+    return value
+
+

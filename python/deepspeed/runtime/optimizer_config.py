@@ -1,0 +1,159 @@
+"""From the configuration's `optimizer` section, or what the client gave, to a torch optimizer over the model's parameters.
+
+The object holds parameter groups and hyper-parameters, which schedulers and users change; who does the arithmetic is decided
+afterwards (native_recipe.py).
+"""
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable
+
+import torch
+import torch.nn as nn
+
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.utils import ZeRORuntimeException, is_zero_supported_optimizer
+from deepspeed.utils.logging import logger
+
+_LATER = {"onebitadam": "1-bit Adam", "zerooneadam": "0/1 Adam", "onebitlamb": "1-bit LAMB"}
+_MUP = {"muadam": "MuAdam", "muadamw": "MuAdamW", "musgd": "MuSGD"}
+
+
+def as_groups(parameters: Any, module: nn.Module) -> list[dict]:
+    """`model_parameters` as a list of groups, without frozen and empty parameters and without empty groups."""
+    items = list(module.parameters()) if parameters is None else \
+        [parameters] if isinstance(parameters, (dict, torch.Tensor)) else list(parameters)
+    if items and isinstance(items[0], (tuple, list)):  # named_parameters()
+        items = [param for _, param in items]
+    groups = [dict(item) for item in items] if items and isinstance(items[0], dict) else [{"params": items}]
+    kept = []
+    for group in groups:
+        params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+        group["params"] = [p for p in params if p.requires_grad and full_numel(p) > 0]
+        if group["params"]:
+            kept.append(group)
+    return kept
+
+
+def full_numel(param: torch.Tensor) -> int:
+    """Elements of the whole parameter, also while it is sharded."""
+    return getattr(param, "ds_numel", param.numel())
+
+
+def optimizer_from_config(config: DeepSpeedConfig, parameters: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over the given parameters (default: all of the module)."""
+    name, params = config.optimizer_name, dict(config.optimizer_params or {})
+    if "max_grad_norm" in params:
+        raise ValueError("'max_grad_norm' is not supported as an optimizer parameter: use the key 'gradient_clipping' beside "
+                         "'optimizer' instead")
+    if name in _LATER:
+        raise NotImplementedError(f"optimizer.type {config.optimizer.type!r}: {_LATER[name]} is not built yet")
+    params = {key: value for key, value in params.items() if value != "auto"}
+    if "betas" in params:
+        params["betas"] = tuple(params["betas"])
+    if name == "muon":
+        from deepspeed.runtime.zero.muon import MuonWithAuxAdam, muon_groups
+        return MuonWithAuxAdam(muon_groups(as_groups(parameters, module), module, params))
+    groups = as_groups(parameters, module)
+    if not groups:
+        raise ValueError("the configuration names an optimizer, but the model has no trainable parameter: "
+                         "check requires_grad and model_parameters")
+    make = _MAKERS.get(name, _from_torch)
+    return make(config, groups, params)
+
+
+def _adam(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
+    # "Adam" means AdamW unless adam_w_mode says otherwise.
+    decoupled = params.pop("adam_w_mode", True) or config.optimizer_name == "adamw"
+    states_in_fp32 = params.pop("fp32_optimizer_states", True)
+    if params.pop("torch_adam", False):
+        params.pop("bias_correction", None)
+        return (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, **params)
+    if config.offload_device("optimizer") != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        return DeepSpeedCPUAdam(groups, adamw_mode=decoupled,
+                                fp32_optimizer_states=states_in_fp32 and not config.bf16.bf16_optimizer_states, **params)
+    from deepspeed.ops.adam import FusedAdam
+    return FusedAdam(groups, adam_w_mode=decoupled, **params)
+
+
+def _lion(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
+    from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
+    return (FusedLion if config.offload_device("optimizer") == "none" else DeepSpeedCPULion)(groups, **params)
+
+
+def _adagrad(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
+    if config.offload_device("optimizer") == "none":
+        return torch.optim.Adagrad(groups, **params)
+    from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
+    return DeepSpeedCPUAdagrad(groups, **params)
+
+
+def _lamb(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
+    from deepspeed.ops.lamb import FusedLamb
+    if config.fp16.enabled and config.fp16.loss_scale != 0:
+        raise AssertionError("optimizer.type Lamb with fp16 needs dynamic loss scaling: set fp16.loss_scale to 0")
+    return FusedLamb(groups, **params)
+
+
+def _from_torch(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
+    name = config.optimizer_name
+    if name in _MUP:
+        import mup
+        return getattr(mup, _MUP[name])(groups, **params)
+    found = getattr(torch.optim, name, None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise AssertionError(f"{name} is not a supported DeepSpeed Optimizer: optimizer.type is one of Adam, AdamW, Lamb, Lion, "
+                             "Adagrad, Muon, or the exact name of a class in torch.optim")
+    return found(groups, **params)
+
+
+_MAKERS: dict[str, Callable[[DeepSpeedConfig, list, dict], torch.optim.Optimizer]] = {
+    "adam": _adam, "adamw": _adam, "lion": _lion, "adagrad": _adagrad, "lamb": _lamb}
+
+
+def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """The client's optimizer object, or what its function makes of the parameters; checked against the configuration."""
+    if isinstance(client, torch.optim.Optimizer):
+        optimizer = client
+    elif callable(client):
+        optimizer = client(list(module.parameters()) if parameters is None else
+                           parameters if isinstance(parameters, list) else list(parameters))
+    else:
+        raise AssertionError(f"Client Optimizer is of unexpected type {type(client)}: pass a torch.optim.Optimizer, or a function "
+                             "from parameters to one")
+    offloaded = config.offload_device("optimizer") != "none"
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.lion import DeepSpeedCPULion
+    if offloaded and config.zero_force_ds_cpu_optimizer and not isinstance(optimizer, (DeepSpeedCPUAdam, DeepSpeedCPULion)):
+        raise ZeRORuntimeException(f"offload_optimizer with a client optimizer of type {type(optimizer).__name__}: use "
+                                   "deepspeed.ops.adam.DeepSpeedCPUAdam or name the optimizer in the configuration; to use it all the "
+                                   "same set \"zero_force_ds_cpu_optimizer\": false")
+    if config.shards_optimizer and not is_zero_supported_optimizer(optimizer):
+        assert config.zero_allow_untested_optimizer, (
+            f"You are using an untested ZeRO Optimizer ({type(optimizer).__name__}): its update may need whole tensors, but it will see "
+            "shards. Add \"zero_allow_untested_optimizer\": true to the configuration to use it")
+        logger.warning("**** You are using ZeRO with an untested optimizer, proceed with caution *****")
+    return optimizer
+
+
+def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Removes frozen and empty parameters and empty groups; refuses parameters listed twice or foreign to the model."""
+    names = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
+    seen: set[int] = set()
+    for index, group in enumerate(optimizer.param_groups):
+        for param in group["params"]:
+            if id(param) not in names:
+                raise ValueError(f"parameter group {index} of {type(optimizer).__name__} holds a parameter of shape "
+                                 f"{list(getattr(param, 'ds_shape', param.shape))} that does not belong to the model: build the optimizer "
+                                 "from the parameters of the model that is given to initialize()")
+            assert id(param) not in seen, (f"Parameter with name: {names[id(param)]} occurs multiple times in optimizer.param_groups. "
+                                           "Make sure it only appears once to prevent undefined behavior.")
+            seen.add(id(param))
+        group["params"] = [p for p in group["params"] if p.requires_grad and full_numel(p) > 0]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def group_index(optimizer: torch.optim.Optimizer | None) -> dict[int, int]:
+    """id(parameter) -> index of its group."""
+    groups: Iterable[dict] = optimizer.param_groups if optimizer is not None else ()
+    return {id(param): index for index, group in enumerate(groups) for param in group["params"]}

@@ -1,0 +1,79 @@
+"""What the model's tensors are before training: device, parameter dtype, buffer dtype, buffers that stay in fp32.
+
+Parameters take the dtype of the enabled mode (fp16, bf16). Buffers keep theirs, because rounding them changes models (tables
+of rotary embeddings, routing biases, running statistics); `data_types.buffer_dtype` casts them, except those that
+`data_types.keep_in_fp32_modules` names.
+"""
+from __future__ import annotations
+
+import re
+from typing import Callable, Iterator
+
+import torch
+import torch.nn as nn
+
+from deepspeed.runtime.config import DeepSpeedConfig, to_dtype
+
+_CASTABLE = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _own_names(module: nn.Module, dtype: torch.dtype) -> Iterator[str]:
+    """Patterns that a Transformers model and its parts give of themselves: the strict list always, the other under fp16."""
+    for prefix, part in module.named_modules():
+        names = list(getattr(part, "_keep_in_fp32_modules_strict", None) or [])
+        if dtype == torch.float16:
+            names += list(getattr(part, "_keep_in_fp32_modules", None) or [])
+        for name in names:
+            pattern = name.replace("*", ".*")
+            yield rf"^{re.escape(prefix)}\..*{pattern}" if prefix else pattern
+
+
+def fp32_names(module: nn.Module, config: DeepSpeedConfig) -> re.Pattern | None:
+    """Names of buffers that stay in fp32, to be searched anywhere in a dotted name; None when there are none."""
+    if config.model_dtype == torch.float32:
+        return None
+    wanted = config.data_types.keep_in_fp32_modules
+    if wanted is None or wanted == "auto":
+        patterns = sorted(set(_own_names(module, config.model_dtype)))
+    else:
+        patterns = [name.replace("*", ".*") for name in wanted]
+    return re.compile("|".join(patterns)) if patterns else None
+
+
+def training_dtype(param: torch.Tensor, config: DeepSpeedConfig) -> torch.dtype:
+    """The dtype in which a parameter trains. Without a 16-bit mode the caller's dtypes stay."""
+    sixteen_bit = config.fp16.enabled or config.bf16.enabled
+    return config.model_dtype if sixteen_bit and param.dtype in _CASTABLE else param.dtype
+
+
+@torch.no_grad()
+def cast_module(module: nn.Module, config: DeepSpeedConfig, is_sharded: Callable[[torch.Tensor], bool]) -> None:
+    """Casts unsharded parameters and, where configured, buffers. In place."""
+    for param in module.parameters():
+        wanted = training_dtype(param, config)
+        if param.dtype != wanted and not is_sharded(param):
+            param.data = param.data.to(wanted)
+    keep = fp32_names(module, config)
+    buffer_dtype = to_dtype(config.data_types.buffer_dtype)
+    for name, buffer in module.named_buffers():
+        if buffer.dtype not in _CASTABLE:
+            continue
+        wanted = torch.float32 if keep is not None and keep.search(name) else buffer_dtype
+        if wanted is not None and buffer.dtype != wanted:
+            buffer.data = buffer.data.to(wanted)
+
+
+@torch.no_grad()
+def move_module(module: nn.Module, device: torch.device, is_sharded: Callable[[torch.Tensor], bool]) -> None:
+    """Moves buffers and unsharded parameters. Sharded ones live where their shards were made."""
+    for name, param in module.named_parameters():
+        if is_sharded(param) or param.device == device:
+            continue
+        if param.device.type == "meta":
+            raise RuntimeError(f"parameter {name} is on the meta device and has no values: load the model before initialize(), "
+                               "or build it under deepspeed.zero.Init")
+        param.data = param.data.to(device)
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.device != device:
+                owner._buffers[name] = buffer.to(device)

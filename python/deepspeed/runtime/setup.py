@@ -1,0 +1,58 @@
+"""What happens before an engine exists: arguments of initialize() sorted out, torch.distributed set up, the engine class chosen."""
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.utils.logging import log_dist, set_log_level_from_string
+
+
+def pick_config(args: Any, config: Any, config_params: Any) -> Any:
+    """The one configuration among `config`, `config_params` and args.deepspeed_config."""
+    from_args = getattr(args, "deepspeed_config", None) or getattr(args, "deepscale_config", None)
+    if config is None:
+        config = config_params
+    assert not (config is not None and from_args is not None), (
+        "Not sure how to proceed, we were given deepspeed configs in the deepspeed arguments and deepspeed.initialize() function call")
+    chosen = config if config is not None else from_args
+    assert chosen is not None, "DeepSpeed requires --deepspeed_config to specify configuration file, or config= in initialize()"
+    return chosen
+
+
+def ensure_distributed(args: Any, dist_init_required: bool | None, distributed_port: int) -> None:
+    """torch.distributed is set up unless it already is (or the caller said that it needs no setting up)."""
+    from deepspeed import comm
+    if not comm.is_initialized():
+        comm.init_distributed(distributed_port=distributed_port, dist_init_required=dist_init_required, verbose=False)
+    wanted = getattr(args, "local_rank", None)
+    env = os.environ.get("LOCAL_RANK")
+    if wanted is not None and env is not None and int(wanted) >= 0:
+        assert int(env) == int(wanted), (f"LOCAL_RANK in the environment is {env}, but args.local_rank is {wanted}: both must name the "
+                                         "same process of this machine")
+
+
+def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: Any, mesh_param: Any, dist_init_required: bool | None,
+                distributed_port: int, **rest: Any) -> Any:
+    """The engine for initialize()'s arguments."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.partition_parameters import restore_init_context, shutdown_init_context
+    assert model is not None, "deepspeed.initialize requires a model"
+    assert isinstance(model, torch.nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}"
+    source = pick_config(args, config, config_params)
+    if mesh_param is not None:
+        raise NotImplementedError("initialize(mesh_param=...): sequence parallelism is not built yet")
+    shutdown_init_context()
+    try:
+        ensure_distributed(args, dist_init_required, distributed_port)
+        from deepspeed import __version__
+        log_dist(f"DeepSpeed info: version={__version__}, engine=DeepScale core", ranks=[0])
+        parsed = DeepSpeedConfig(source, mpu)
+        if parsed.log_level is not None:
+            set_log_level_from_string(parsed.log_level)
+        return DeepSpeedEngine(args=args, model=model, mpu=mpu, config=parsed._param_dict, config_class=parsed,
+                               dist_init_required=dist_init_required, **rest)
+    finally:
+        restore_init_context()

@@ -1,0 +1,124 @@
+"""What zero.Init patches while models are built, and how it is undone.
+
+Three things: every module class's __init__ (parameters are sharded when the outermost __init__ of an object returns), the
+function behind Module.apply (an initialiser must see whole parameters), and torch's tensor constructors. Nested contexts
+share the patches; the innermost context decides how a module is sharded.
+"""
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import torch
+import torch.nn as nn
+
+_contexts: list[Any] = []  # active zero.Init contexts, innermost last
+_undo: list[Callable[[], None]] = []  # how to take the patches back, newest last
+
+
+def enter(context: Any) -> None:
+    if not _contexts:
+        _contexts.append(context)
+        _patch()
+    else:
+        _contexts.append(context)
+        _patch_constructors()
+
+
+def leave(context: Any) -> None:
+    _contexts.remove(context)
+    if not _contexts:
+        _unpatch()
+    elif _undo:
+        _patch_constructors()
+
+
+def suspend() -> None:
+    _unpatch()
+
+
+def resume() -> None:
+    if _contexts and not _undo:
+        _patch()
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    """owner.name = value, to be undone; a name that the owner only inherited is removed again."""
+    own = vars(owner).get(name, _MISSING)
+    setattr(owner, name, value)
+    _undo.append(lambda: delattr(owner, name) if own is _MISSING else setattr(owner, name, own))
+
+
+_MISSING = object()
+
+
+def _patch() -> None:
+    pending = [nn.Module]
+    seen = {nn.Module}
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            if cls not in seen:
+                seen.add(cls)
+                pending.append(cls)
+                _wrap_init(cls)
+    _set(nn.Module, "__init_subclass__", classmethod(_on_new_class))
+    if type(_contexts[-1]).override_module_apply:
+        _set(nn.Module, "apply", _apply_with_whole_parameters(nn.Module.apply))
+    _patch_constructors()
+
+
+def _patch_constructors() -> None:
+    for name, constructor in _contexts[-1].tensor_constructors().items():
+        _set(torch, name, constructor)
+
+
+def _unpatch() -> None:
+    while _undo:
+        _undo.pop()()
+
+
+def _on_new_class(cls, **kwargs: Any) -> None:
+    super(nn.Module, cls).__init_subclass__(**kwargs)
+    _wrap_init(cls)
+
+
+def _wrap_init(cls: type) -> None:
+    if "__init__" not in vars(cls):
+        return
+    original = vars(cls)["__init__"]
+
+    @functools.wraps(original)
+    def construct(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # Base classes run their own wrapped __init__ on the same object: only the outermost one ends construction.
+        outermost = "_ds_constructing" not in module.__dict__
+        if outermost:
+            module.__dict__["_ds_constructing"] = True
+        try:
+            original(module, *args, **kwargs)
+        finally:
+            if outermost:
+                module.__dict__.pop("_ds_constructing", None)
+        if outermost and _contexts and _undo:
+            _contexts[-1].convert_own(module)
+
+    _set(cls, "__init__", construct)
+
+
+def _apply_with_whole_parameters(apply: Callable) -> Callable:
+
+    @functools.wraps(apply)
+    def apply_whole(module: nn.Module, fn: Callable[[nn.Module], None]) -> nn.Module:
+        if getattr(fn, "_ds_gathers", False):
+            return apply(module, fn)
+
+        @functools.wraps(fn)
+        def gathered(part: nn.Module) -> None:
+            from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
+            own = [p for p in part.parameters(recurse=False) if is_zero_param(p)]
+            with GatheredParameters(own, modifier_rank=0):
+                fn(part)
+
+        gathered._ds_gathers = True
+        return apply(module, gathered)
+
+    return apply_whole

@@ -1,0 +1,233 @@
+"""zero.Init, GatheredParameters and the registration of external parameters.
+
+Other packages replace names of this module while they build models (zero_wrapper_for_fp_tensor_constructor) and compare
+with others (_orig_torch_arange), so both are looked up here at the moment of use.
+"""
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Callable, Iterable
+
+import torch
+import torch.nn as nn
+from torch.nn.parameter import UninitializedParameter
+
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero import construction
+from deepspeed.runtime.zero.external import register_external_parameter, unregister_external_parameter
+from deepspeed.runtime.zero.parameter import (ZeroParameter, ZeroParamStatus, ZeroParamType, is_sharded, members_of_units, shard,
+                                              slot_of)
+from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
+from deepspeed.runtime.zero.utils import is_zero_param
+
+_orig_torch_tensor = torch.tensor
+_orig_torch_empty = torch.empty
+_orig_torch_zeros = torch.zeros
+_orig_torch_ones = torch.ones
+_orig_torch_full = torch.full
+_orig_torch_arange = torch.arange
+_orig_torch_eye = torch.eye
+_orig_torch_randn = torch.randn
+_CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "randn")
+
+
+class DeepSpeedTensorOverride(Enum):
+    """What zero.Init imposes on tensors made by torch's constructors."""
+
+    dtype = "dtype"
+    device = "device"
+
+
+def zero_wrapper_for_fp_tensor_constructor(fn: Callable, target_fp_dtype: torch.dtype | None,
+                                           target_device: torch.device | None) -> Callable:
+    """`fn` with a default device, and floating results in `target_fp_dtype`."""
+
+    def construct(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") is None and target_device is not None:
+            kwargs["device"] = target_device
+        tensor = fn(*args, **kwargs)
+        if target_fp_dtype is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(target_fp_dtype)
+        return tensor
+
+    return construct
+
+
+class Init:
+    """Context: every module made inside has its parameters cast, taken from rank 0 and sharded right after its __init__.
+
+    With `module` an existing model is converted instead. Collective: all ranks build the same modules in the same order.
+
+    Args:
+        module: an existing model to convert.
+        data_parallel_group: process group to shard over (default: all ranks); sequence_data_parallel_group is a synonym.
+        remote_device: "cpu" keeps shards in host memory; "nvme" is not built yet.
+        config_dict_or_path: configuration for dtype and groups; values may still be "auto". `config` is a synonym.
+        enabled: False makes the context a no-op.
+        dtype: dtype of parameters (default: what the configuration says).
+        tensor_overrides: which of dtype and device are imposed on tensors made inside.
+    """
+
+    override_module_apply = True
+
+    def __init__(self, module: nn.Module | None = None, data_parallel_group: Any = None, mem_efficient_linear: bool = True,
+                 remote_device: str | None = None, pin_memory: bool = False, config_dict_or_path: Any = None, config: Any = None,
+                 enabled: bool = True, dtype: torch.dtype | None = None, mpu: Any = None, zero_param_parallel_group: Any = None,
+                 zero_quantized_weights: bool = False, zero_quantized_nontrainable_weights: bool = False,
+                 sequence_data_parallel_group: Any = None, param_swapper: Any = None,
+                 tensor_overrides: Iterable = (DeepSpeedTensorOverride.dtype, DeepSpeedTensorOverride.device)) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        if remote_device == "nvme" or param_swapper is not None:
+            raise NotImplementedError("zero.Init(remote_device='nvme'): NVMe offload is not built yet")
+        if zero_quantized_weights or zero_quantized_nontrainable_weights:
+            raise NotImplementedError("zero.Init with quantized weights: ZeRO++ quantization is not built yet")
+        from deepspeed import comm
+        if not comm.is_initialized():
+            comm.init_distributed()
+        source = config_dict_or_path if config_dict_or_path is not None else config
+        self.config = None if source is None else source if isinstance(source, DeepSpeedConfig) else \
+            DeepSpeedConfig(source, mpu, check_batch=False)
+        self.process_group = sequence_data_parallel_group or data_parallel_group
+        if self.process_group is None and mpu is not None and hasattr(mpu, "get_data_parallel_group"):
+            self.process_group = mpu.get_data_parallel_group()
+        self.communicator = data_communicator(self.process_group)
+        self.groups = plan_groups(self.communicator, self.config)
+        self.dtype = dtype or (self.config.model_dtype if self.config is not None else torch.get_default_dtype())
+        assert self.dtype in (torch.half, torch.bfloat16, torch.float), (
+            f"Invalid data type {self.dtype}, allowed values are [torch.half, torch.bfloat16, torch.float]")
+        on_host = remote_device == "cpu" or (self.config is not None and self.config.offload_device("param") == "cpu")
+        self.local_device = torch.device("cpu" if on_host else get_accelerator().current_device_name())
+        self.tensor_overrides = set(tensor_overrides or ())
+        if module is not None:
+            assert isinstance(module, nn.Module), f"zero.Init(module=...) needs a module, got {type(module).__name__}"
+            self.convert(module)
+
+    # ---- context
+    def __enter__(self) -> "Init":
+        if self.enabled:
+            construction.enter(self)
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        if self.enabled:
+            construction.leave(self)
+
+    def tensor_constructors(self) -> dict[str, Callable]:
+        """What torch's constructors are replaced by inside the context."""
+        device = self.local_device if DeepSpeedTensorOverride.device in self.tensor_overrides else None
+        dtype = self.dtype if DeepSpeedTensorOverride.dtype in self.tensor_overrides else None
+        if not self.tensor_overrides:
+            return {}
+        module = globals()
+        return {name: module["zero_wrapper_for_fp_tensor_constructor"](module[f"_orig_torch_{name}"], target_fp_dtype=dtype,
+                                                                       target_device=device) for name in _CONSTRUCTORS}
+
+    # ---- conversion
+    def convert(self, module: nn.Module) -> None:
+        """Shards the parameters of a model that exists, one unit per module."""
+        for name, part in module.named_modules():
+            self.convert_own(part, name)
+
+    def convert_own(self, module: nn.Module, name: str = "") -> None:
+        """Shards the parameters that belong to `module` itself and are still whole."""
+        fresh: list[tuple[str, nn.Parameter]] = []
+        for own_name, param in module.named_parameters(recurse=False):
+            if is_zero_param(param) or isinstance(param, UninitializedParameter) or param.device.type == "meta" \
+                    or not param.is_floating_point():
+                continue
+            if param.device != self.local_device:
+                param.data = param.data.to(self.local_device)
+            fresh.append((own_name, param))
+        if fresh:
+            unit_name = name or type(module).__name__
+            shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
+                  self.communicator, self.process_group)
+
+
+def shutdown_init_context() -> None:
+    """Suspends zero.Init's patches, for an engine that is made inside the context."""
+    construction.suspend()
+
+
+def restore_init_context() -> None:
+    construction.resume()
+
+
+class GatheredParameters:
+    """Context: the given sharded parameters are whole inside.
+
+    Args:
+        params: a parameter, a module's parameters, any iterable; None entries, buffers and ordinary parameters are left alone.
+        modifier_rank: changes that this rank of the group made are stored on all ranks at exit. None: changes are lost.
+        fwd_module: registers the parameters as external parameters of this module.
+        enabled: False makes the context a no-op.
+    """
+
+    def __init__(self, params: Any, modifier_rank: int | None = None, fwd_module: nn.Module | None = None, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.params: list[ZeroParameter] = []
+        self._outside: dict[int, torch.Tensor] = {}
+        self.modifier_rank = self.src_rank = modifier_rank
+        if not enabled:
+            return
+        listed = params.parameters() if isinstance(params, nn.Module) else \
+            [params] if params is None or isinstance(params, torch.Tensor) else params
+        # Callers pass sets and rank-dependent orders: ds_id gives every rank the same order.
+        distinct = {id(p): p for p in listed if is_zero_param(p)}
+        self.params = sorted(distinct.values(), key=lambda p: p.ds_id)
+        if fwd_module is not None:
+            for param in self.params:
+                register_external_parameter(fwd_module, param)
+
+    def __enter__(self) -> None:
+        overlapping = [p.ds_id for p in self.params if slot_of(p).context_depth > 0]
+        if overlapping:
+            raise RuntimeError("Nested GatheredParameters contexts cannot overlap parameters: those with ds_id "
+                               f"{overlapping} are already gathered by an outer context")
+        with torch.no_grad():
+            for members in members_of_units(self.params).values():
+                slot_of(members[0]).unit.gather()
+                for param in members:
+                    # A private copy: the unit's own memory may be shared with other ranks, which must not see half-made changes.
+                    self._outside[param.ds_id] = param.data
+                    param.data = param.data.clone()
+        for param in self.params:
+            slot_of(param).context_depth += 1
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        for param in self.params:
+            slot_of(param).context_depth -= 1
+        store = self.modifier_rank is not None and exc_type is None
+        with torch.no_grad():
+            for members in members_of_units(self.params).values():
+                unit = slot_of(members[0]).unit
+                changed = [(slot_of(p).index, p.data) for p in members]
+                for param in members:
+                    param.data = self._outside.pop(param.ds_id)  # others may still hold the unit gathered
+                unit.release()
+                if store:
+                    for index, value in changed:
+                        unit.write_full(index, value, self.modifier_rank)
+            if store:
+                self._store_whole()
+
+    def _store_whole(self) -> None:
+        """Parameters that stay whole on every rank: the modifier's values everywhere, and in the master copy."""
+        for param in self.params:
+            slot = slot_of(param)
+            if slot.unit is not None:
+                continue
+            value = param.data.contiguous()
+            slot.communicator.broadcast(value, self.modifier_rank).wait()
+            param.data = value
+            engine = slot.engine() if slot.engine is not None else None
+            if engine is not None and engine._core is not None:
+                engine._core.write_full(slot.engine_index, "fp32", value.float())
+
+
+__all__ = ["DeepSpeedTensorOverride", "GatheredParameters", "Init", "ZeroParamStatus", "ZeroParamType", "ZeroParameter",
+           "is_sharded", "is_zero_param", "register_external_parameter", "restore_init_context", "shutdown_init_context",
+           "unregister_external_parameter", "zero_wrapper_for_fp_tensor_constructor"]
