@@ -3,12 +3,16 @@
 // Contract of every kernel here:
 //  - An element gets the same bits wherever it stands in a span, whatever the span's length and alignment, and
 //    whichever SIMD target runs (AVX2+FMA, AVX-512, scalar): all arithmetic is fp32 with the same fused operations in
-//    the same order, correctly rounded square root and division, tails included.
+//    the same order, correctly rounded square root and division, tails included. (A NaN is a NaN everywhere; which
+//    payload it carries is not promised.)
+//  - Hyper-parameters are doubles; what the loop needs of them (1-b1, lr*wd, lr/bc1, 1/sqrt(bc2)) is computed in double
+//    and rounded to fp32 once. (1-b2 in fp32 would be off by 1e-5.) A product that feeds a sum is fused into it.
 //  - g is read in grad_dtype, widened to fp32 and multiplied once by grad_scale (unscale, clip and average in one).
 //  - param is the master copy (fp32 unless param_dtype says otherwise); when copy_out is set the new value, rounded to
 //    nearest even, is also stored there in copy_dtype. param and copy_out may be the same memory only if both dtypes
 //    agree.
 //  - Pointers need element alignment only; 64-byte aligned spans run fastest. Spans must not overlap.
+// Throws: UnsupportedError for a dtype other than float32, bfloat16 and float16; Error for memory that is missing.
 // Threads: pure functions; callers may split a span over threads at any element boundary.
 // Formulas: docs cited at each struct; t is the 1-based step count of the parameter.
 #pragma once
@@ -69,6 +73,7 @@ void sgd_step(const SgdArgs& args, const OptimizerSpan& span);
 
 /// LAMB, first half (You et al. 2020, arXiv 1904.00962): moments as Adam without correction in the update;
 /// update = m / (sqrt(v)+eps) (eps inside the root when eps_inside_sqrt) + wd p, written to `update` (fp32, numel).
+/// param is only read and copy_out is left alone: lamb_apply writes both.
 struct LambArgs {
   double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
   bool eps_inside_sqrt = false;

@@ -18,7 +18,10 @@ inline constexpr int64_t kNormBlock = 1024;
 
 /// outputs[k][i] = op over r of inputs[r][i], r ascending: ((in0 op in1) op in2)...; every output gets the value.
 /// All buffers hold `numel` elements of `dtype`. An output may be identical to an input (same address), and must not
-/// overlap one otherwise. Integers: kAvg truncates toward zero. Large spans are written without polluting the cache.
+/// overlap one otherwise. Outputs of 4 MiB and more that are no inputs and stand on 64-byte boundaries are written past
+/// the caches. kMax and kMin keep a NaN from any rank, and the earlier of +0 and -0. Integers wrap around; their kAvg
+/// divides the 64-bit sum and truncates toward zero. Bool: sum is "any", product is "all", kAvg throws
+/// UnsupportedError. Throws Error when there is no input or memory is missing.
 void reduce_buffers(std::span<const void* const> inputs, std::span<void* const> outputs, int64_t numel, DType dtype,
                     ReduceOp op);
 
@@ -27,11 +30,13 @@ void reduce_buffers(std::span<const void* const> inputs, std::span<void* const> 
 /// ceil(numel / kNormBlock) entries. x is read in `dtype` (a float type). Inf and NaN propagate.
 void sum_of_squares(const void* values, DType dtype, int64_t numel, double* partials);
 
-/// destination[i] = source[i] * scale, converted. Float types only; scale 1 is exact.
+/// destination[i] = source[i] * scale, converted. Float types only (UnsupportedError otherwise). Computed in fp32, or
+/// in double when a side is fp64 (then rounded to fp32 before 16 bits, as torch does). Equal dtypes with scale 1 copy
+/// the bits. source and destination may be the same memory only if the dtypes agree.
 void convert(const void* source, DType source_dtype, void* destination, DType destination_dtype, int64_t numel,
              float scale = 1.0f);
 
-/// destination[i] += source[i] in fp32, rounded to destination_dtype. Float types only.
+/// destination[i] += source[i] in fp32 (in double when a side is fp64), rounded to destination_dtype. Float types only.
 void accumulate(const void* source, DType source_dtype, void* destination, DType destination_dtype, int64_t numel);
 
 /// memcpy; from 4 MiB on with stores that bypass the cache, which is faster from there. No overlap. When it returns,
