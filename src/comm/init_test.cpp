@@ -54,7 +54,7 @@ TEST(RankEnvironment, ReadsOpenMpiAndSlurm) {
                    {"MASTER_ADDR", "a"}})
                 .local_rank,
             2);
-  EXPECT_EQ(parse({{"SLURM_PROCID", "3"}, {"SLURM_NTASKS", "4"}, {"MASTER_ADDR", "a"}}).rank, 3);
+  EXPECT_EQ(parse({{"SLURM_PROCID", "3"}, {"SLURM_STEP_NUM_TASKS", "4"}, {"MASTER_ADDR", "a"}}).rank, 3);
 }
 
 TEST(RankEnvironment, TheAgentOfTorchrunServesTheStore) {
