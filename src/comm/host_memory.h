@@ -46,15 +46,15 @@ class HostMemory : public std::enable_shared_from_this<HostMemory> {
   /// Bytes of this rank's segment that are allocated now.
   [[nodiscard]] int64_t allocated_bytes() const;
 
-  /// Frees the block once `ready()` holds; looked at now and at every later allocation. For blocks that peers still
-  /// use.
-  void free_when(int64_t offset, std::function<bool()> ready);
+  /// Frees the blocks, all at once, when `ready()` holds; looked at now and at every later allocation. For blocks that
+  /// peers still use. `ready` is called under this object's lock and only while the blocks are there.
+  void free_when(std::vector<int64_t> offsets, std::function<bool()> ready);
   /// Like allocate(), but freed only by free_when(). Returns the offset.
   [[nodiscard]] int64_t allocate_offset(int64_t bytes);
 
  private:
   struct Deferred {
-    int64_t offset;
+    std::vector<int64_t> offsets;
     std::function<bool()> ready;
   };
 
@@ -62,6 +62,7 @@ class HostMemory : public std::enable_shared_from_this<HostMemory> {
   void reclaim_locked();
 
   const int rank_;
+  const int64_t reserved_bytes_;
   const std::vector<std::shared_ptr<SharedMemory>> segments_;
   mutable std::mutex mutex_;
   HostAllocator allocator_;         // guarded by mutex_

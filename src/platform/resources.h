@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 
 namespace deepscale {
@@ -26,8 +27,15 @@ struct ProcessIdentity {
   bool operator==(const ProcessIdentity&) const = default;
 };
 ProcessIdentity this_process();
+/// The number alone; changes in a child after fork().
+int64_t this_process_id();
 /// False when the process has ended, even if nobody has collected it yet. True when that cannot be found out.
 bool is_alive(const ProcessIdentity& process);
+
+/// Number of the user as whom this process runs.
+int64_t this_user_id();
+/// Makes the folder if it is missing. True when it is this user's and nobody else may write to it.
+bool make_private_folder(const std::filesystem::path& path);
 
 /// Equal for two processes exactly when they run on the same machine, under the same boot, and see the same process
 /// numbers: the condition for reaching each other's memory.

@@ -1,6 +1,7 @@
 // cgroup v2 and v1 are read through /proc/self/cgroup; a container that mounts only its own cgroup is covered by
 // looking at every ancestor down to the mount's root.
 #include <sched.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -168,8 +169,12 @@ MemoryFacts memory_facts() {
   return facts;
 }
 
+int64_t this_process_id() {
+  return getpid();
+}
+
 ProcessIdentity this_process() {
-  const int64_t pid = getpid();
+  const int64_t pid = this_process_id();
   const auto stat = process_stat(pid);
   return {pid, stat ? stat->start_time : 0};
 }
@@ -183,6 +188,17 @@ bool is_alive(const ProcessIdentity& process) {
   }
   if (stat->state == 'Z' || stat->state == 'X') return false;
   return process.start_time == 0 || stat->start_time == process.start_time;
+}
+
+int64_t this_user_id() {
+  return geteuid();
+}
+
+bool make_private_folder(const fs::path& path) {
+  mkdir(path.c_str(), 0700);
+  struct stat status = {};
+  if (lstat(path.c_str(), &status) != 0) return false;
+  return S_ISDIR(status.st_mode) && status.st_uid == geteuid() && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
 std::string host_identity() {

@@ -64,9 +64,9 @@ TEST(SharedMemory, ATerabyteCostsNothingAndDecommittedPagesReadAsZero) {
 }
 
 TEST(SharedMemory, MoreThanTheMachineHasIsAnErrorThatSaysWhatToChange) {
-  SharedMemory memory = SharedMemory::create(int64_t{1} << 50);
+  SharedMemory memory = SharedMemory::create(int64_t{1} << 45);
   try {
-    memory.commit(0, int64_t{1} << 49);
+    memory.commit(0, int64_t{1} << 44);
     FAIL();
   } catch (const IoError& error) {
     EXPECT_NE(std::string(error.what()).find("memory limit"), std::string::npos) << error.what();
