@@ -103,9 +103,19 @@ class _Checkpoint:
         if not exclude_frozen_parameters:
             for name, shape in (first.get(FROZEN_PARAM_SHAPES) or {}).items():
                 yield name, torch.Size(shape), lambda name=name: self._frozen(name)
+            yield from self._whole_in_module()
         for group in self.files.groups:
             for name, shape in group:
                 yield name, torch.Size(shape), lambda name=name: self.files.read_whole(name)
+
+    def _whole_in_module(self) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
+        """Frozen parameters of files that do not list them: they are whole in the module's own state."""
+        first = self.models[0]
+        known = {*first[BUFFER_NAMES], *(first.get(FROZEN_PARAM_SHAPES) or {}), *self.files.place, *self.aliases()}
+        if len(self.models) == 1:
+            for name, value in first["module"].items():
+                if name not in known and isinstance(value, Tensor) and value.numel() > 0:
+                    yield name, value.shape, lambda value=value: value.float()
 
     def _frozen(self, name: str) -> Tensor:
         shape = torch.Size(self.models[0][FROZEN_PARAM_SHAPES][name])
