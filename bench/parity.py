@@ -1,6 +1,6 @@
 """Numerical parity: losses over 20 steps against real DeepSpeed 0.19.8 and plain torch, and bits among our own settings.
 
-A small GPT with a tied head and one frozen parameter, AdamW, clipping that is active in every step, linear warm-up.
+A small GPT with a tied head and one frozen parameter, AdamW, clipping at a norm of 0.25, linear warm-up.
   1. fp32, worlds 1 and 2, stages 0-3, accumulation 1 and 3: every loss within 1e-5 of plain torch's and of real DeepSpeed's.
   2. bf16, world 2: within 2e-2.
   3. Ours, fp32: a hash over all losses and final weights is the same for stages 0-3 (with accumulation: 0 = 1 and 2 = 3), three
