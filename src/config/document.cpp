@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cctype>
 #include <set>
 
 #include "config/resolve.h"
@@ -52,8 +53,13 @@ std::string code_list(const std::vector<std::string_view>& names) {
   return text;
 }
 
-std::string anchor(const std::string& path) {
-  return fmt::format("[`{0}`](#{0})", path);
+// Renderers make the anchor of a heading without its dots and in lower case.
+std::string link(const std::string& path) {
+  std::string anchor;
+  for (const char c : path) {
+    if (c != '.') anchor += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  }
+  return fmt::format("[`{}`](#{})", path, anchor);
 }
 
 std::string default_text(const Option& option, const Json& value) {
@@ -82,7 +88,7 @@ struct Page {
 
  private:
   static std::string nested_path(const Option& option, const std::string& path) {
-    return join_path(path, option.name) + (option.nested_in_map ? ".<name>" : "");
+    return join_path(path, option.name) + (option.nested_in_map ? ".NAME" : "");
   }
 
   void write_row(const Option& option, const Json& defaults, const std::string& path) {
@@ -90,7 +96,7 @@ struct Page {
     if (!option.rule.aliases.empty()) meaning += fmt::format(" Also: {}.", code_list(option.rule.aliases));
     if (!option.rule.old_names.empty())
       meaning += fmt::format(" Deprecated name: {}.", code_list(option.rule.old_names));
-    if (option.nested != nullptr) meaning += fmt::format(" See {}.", anchor(nested_path(option, path)));
+    if (option.nested != nullptr) meaning += fmt::format(" See {}.", link(nested_path(option, path)));
     text += fmt::format("| `{}` | {} | {} | {} |\n", option.name, cell(option.type),
                         cell(default_text(option, defaults[std::string(option.name)])), cell(meaning));
   }
