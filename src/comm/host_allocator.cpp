@@ -101,15 +101,30 @@ std::optional<HostRange> HostAllocator::give(int64_t offset) {
   used_.erase(entry);
   used_bytes_ -= block.bytes;
   const HostRange merged = dirty_.insert(block);
-  const HostRange pages{round_up(merged.offset, kPage), 0};
-  const int64_t whole = (merged.offset + merged.bytes) / kPage * kPage - pages.offset;
-  if (whole < kGiveBack) return std::nullopt;
-  dirty_.erase(merged);
-  if (pages.offset > merged.offset) dirty_.insert({merged.offset, pages.offset - merged.offset});
-  const int64_t end = pages.offset + whole;
-  if (merged.offset + merged.bytes > end) dirty_.insert({end, merged.offset + merged.bytes - end});
-  clean_.insert({pages.offset, whole});
-  return HostRange{pages.offset, whole};
+  if (merged.bytes < kGiveBack) return std::nullopt;
+  return clean_pages(merged);
+}
+
+std::optional<HostRange> HostAllocator::clean_pages(HostRange range) {
+  const int64_t begin = round_up(range.offset, kPage);
+  const int64_t range_end = range.offset + range.bytes;
+  const int64_t end = range_end / kPage * kPage;
+  if (end <= begin) return std::nullopt;
+  dirty_.erase(range);
+  if (begin > range.offset) dirty_.insert({range.offset, begin - range.offset});
+  if (range_end > end) dirty_.insert({end, range_end - end});
+  clean_.insert({begin, end - begin});
+  return HostRange{begin, end - begin};
+}
+
+std::vector<HostRange> HostAllocator::trim() {
+  std::vector<HostRange> dirty;
+  for (const auto& [offset, bytes] : dirty_.by_offset) dirty.push_back({offset, bytes});
+  std::vector<HostRange> pages;
+  for (const HostRange range : dirty) {
+    if (const auto cleaned = clean_pages(range)) pages.push_back(*cleaned);
+  }
+  return pages;
 }
 
 int64_t HostAllocator::free_bytes() const {

@@ -10,6 +10,7 @@
 #include <set>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace deepscale {
 
@@ -47,6 +48,10 @@ class HostAllocator {
   /// them before that.
   [[nodiscard]] std::optional<HostRange> give(int64_t offset);
 
+  /// Makes all free memory one kind again, for a take() that found no range: the caller gives the pages of the returned
+  /// ranges back to the system. What shares a page with a used block stays dirty.
+  [[nodiscard]] std::vector<HostRange> trim();
+
   [[nodiscard]] int64_t used_bytes() const { return used_bytes_; }
   [[nodiscard]] int64_t free_bytes() const;
 
@@ -60,6 +65,9 @@ class HostAllocator {
     void erase(HostRange range);
     std::optional<HostRange> take(int64_t bytes, int64_t alignment);
   };
+
+  /// Moves the whole pages of a free dirty range to the clean ones. Nothing when it has none.
+  std::optional<HostRange> clean_pages(HostRange range);
 
   FreeList clean_;
   FreeList dirty_;

@@ -14,7 +14,7 @@
 namespace deepscale {
 namespace {
 
-using testing::Buffer;
+using host_test::Buffer;
 using Place = Buffer::Place;
 
 constexpr DType kAllTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64, DType::kInt8,
@@ -225,7 +225,7 @@ void check_all_to_all(HostCommunicator& comm, const Case& test) {
 /// Sizes from nothing to several pieces, most of them awkward.
 constexpr int64_t kCounts[] = {0, 1, 3, 67, 1021, 4099, 10007};
 
-class Collectives : public ::testing::TestWithParam<int> {};
+class Collectives : public testing::TestWithParam<int> {};
 
 TEST_P(Collectives, ReductionsOfEveryTypeAndOperatorMatchTheReference) {
   run_ranks(
@@ -268,7 +268,7 @@ TEST_P(Collectives, EveryOperationWorksForEverySizeSharedForeignAndInPlace) {
       small_staging());
 }
 
-INSTANTIATE_TEST_SUITE_P(WorldSizes, Collectives, ::testing::ValuesIn(kWorldSizes),
+INSTANTIATE_TEST_SUITE_P(WorldSizes, Collectives, testing::ValuesIn(kWorldSizes),
                          [](const auto& info) { return fmt::format("{}Ranks", info.param); });
 
 TEST(HostCollectives, BuffersOfSomeRanksMayBeSharedAndOfOthersForeign) {

@@ -28,7 +28,11 @@ int64_t HostMemory::allocate_offset(int64_t bytes) {
   {
     const std::lock_guard lock(mutex_);
     reclaim_locked();
-    const auto taken = allocator_.take(bytes);
+    auto taken = allocator_.take(bytes);
+    if (!taken) {
+      for (const HostRange& pages : allocator_.trim()) segment.decommit(pages.offset, pages.bytes);
+      taken = allocator_.take(bytes);
+    }
     DS_CHECK_AS(IoError, taken.has_value(),
                 "rank {} cannot allocate {} bytes of shared memory: {} of its segment's {} bytes are in use; raise the "
                 "communicator's segment size",

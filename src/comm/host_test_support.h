@@ -8,7 +8,7 @@
 
 #include "comm/host_communicator.h"
 
-namespace deepscale::testing {
+namespace deepscale::host_test {
 
 /// Bytes of a test buffer, inside or outside shared memory.
 class Buffer {
@@ -38,4 +38,4 @@ class Buffer {
   char* data_;
 };
 
-}  // namespace deepscale::testing
+}  // namespace deepscale::host_test

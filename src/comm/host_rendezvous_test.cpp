@@ -1,0 +1,100 @@
+#include "comm/host_rendezvous.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "base/error.h"
+#include "comm/run_ranks.h"
+#include "platform/resources.h"
+
+namespace deepscale {
+namespace {
+
+std::string unique_key(const char* name) {
+  return fmt::format("{} {}", name, this_process_id());
+}
+
+TEST(ThreadRendezvous, GivesEveryPartToEverybodyRoundAfterRound) {
+  const ThreadRendezvous rendezvous(5);
+  run_rank_threads(5, [&](int rank) {
+    const HostRendezvous exchange = rendezvous.of_rank(rank);
+    for (int round = 0; round < 200; ++round) {
+      const auto parts = exchange(fmt::format("{} {}", rank, round));
+      ASSERT_EQ(parts.size(), 5u);
+      for (int peer = 0; peer < 5; ++peer) {
+        ASSERT_EQ(parts[static_cast<size_t>(peer)], fmt::format("{} {}", peer, round));
+      }
+    }
+  });
+}
+
+TEST(ThreadRendezvous, AFailureEndsTheWaitOfTheOthers) {
+  const ThreadRendezvous rendezvous(2);
+  std::thread other([&] { rendezvous.fail("no memory"); });
+  try {
+    rendezvous.of_rank(0)("x");
+    FAIL();
+  } catch (const CommError& error) {
+    EXPECT_NE(std::string(error.what()).find("no memory"), std::string::npos);
+  }
+  other.join();
+  EXPECT_THROW(rendezvous.of_rank(1)("y"), CommError);
+}
+
+TEST(DirectoryRendezvous, CarriesAnyBytesAndLeavesNothingBehind) {
+  const std::string key = unique_key("bytes");
+  const std::string odd("a\0b\nc", 5);
+  run_rank_threads(3, [&](int rank) {
+    const HostRendezvous exchange = directory_rendezvous(key, rank, 3);
+    for (int round = 0; round < 5; ++round) {
+      const auto parts = exchange(odd + std::to_string(rank * round));
+      for (int peer = 0; peer < 3; ++peer)
+        ASSERT_EQ(parts[static_cast<size_t>(peer)], odd + std::to_string(peer * round));
+    }
+  });
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    EXPECT_FALSE(entry.is_directory() && std::filesystem::is_empty(entry.path()) &&
+                 entry.path().filename().string().starts_with("deepscale-"))
+        << entry.path();
+  }
+  // The folder has gone, so the same key starts anew.
+  run_rank_threads(2, [&](int rank) { EXPECT_EQ(directory_rendezvous(key, rank, 2)("z").size(), 2u); });
+}
+
+TEST(DirectoryRendezvous, APeerThatDoesNotComeIsNamed) {
+  const HostRendezvous exchange = directory_rendezvous(unique_key("alone"), 0, 2, std::chrono::milliseconds(50));
+  try {
+    exchange("x");
+    FAIL();
+  } catch (const CommError& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 1 did not come"), std::string::npos) << error.what();
+  }
+}
+
+TEST(RunRanks, ConnectsOverAFolderToo) {
+  const std::string key = unique_key("connect");
+  run_rank_threads(2, [&](int rank) {
+    const HostConnection connection =
+        HostCommunicator::connect(rank, 2, directory_rendezvous(key, rank, 2), test_host_options());
+    ASSERT_NE(connection.communicator, nullptr) << connection.reason;
+    int32_t value = rank + 1;
+    connection.communicator->all_reduce(&value, 1, DType::kInt32, ReduceOp::kProduct).wait();
+    EXPECT_EQ(value, 2);
+  });
+}
+
+TEST(RunRanks, AWorldOfOneNeedsNobody) {
+  const HostConnection connection = HostCommunicator::connect(0, 1, nullptr, test_host_options());
+  ASSERT_NE(connection.communicator, nullptr);
+  float value = 3;
+  float copy = 0;
+  connection.communicator->all_reduce(&value, 1, DType::kFloat32, ReduceOp::kAvg).wait();
+  connection.communicator->all_gather(&value, &copy, 1, DType::kFloat32).wait();
+  EXPECT_EQ(copy, 3);
+}
+
+}  // namespace
+}  // namespace deepscale
