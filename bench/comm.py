@@ -30,11 +30,13 @@ state: dict = {}
 def start(ours: bool) -> str:
     import torch
     import torch.distributed as dist
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     if not ours:
         return "Gloo only"
     from deepspeed import _C
+
     state["communicator"] = _C.Communicator.from_process_group(dist.group.WORLD)
     return state["communicator"].description
 
@@ -43,6 +45,7 @@ def contender(kind: str, operation: str, size: int):
     """(function that does one call, input tensor, output tensor). Inputs are zeros, so that repeated sums stay finite."""
     import torch
     import torch.distributed as dist
+
     world, numel = dist.get_world_size(), size // 4
     communicator = state.get("communicator")
 
@@ -55,12 +58,17 @@ def contender(kind: str, operation: str, size: int):
     given = tensor(numel // world if operation == "all_gather" else numel)
     result = given if operation == "all_reduce" else tensor(numel if operation == "all_gather" else numel // world)
     if kind == "gloo":
-        calls = {"all_reduce": lambda: dist.all_reduce(given), "reduce_scatter": lambda: dist.reduce_scatter_tensor(result, given),
-                 "all_gather": lambda: dist.all_gather_into_tensor(result, given)}
+        calls = {
+            "all_reduce": lambda: dist.all_reduce(given),
+            "reduce_scatter": lambda: dist.reduce_scatter_tensor(result, given),
+            "all_gather": lambda: dist.all_gather_into_tensor(result, given),
+        }
     else:
-        calls = {"all_reduce": lambda: communicator.all_reduce(given, "sum").wait_released(),
-                 "reduce_scatter": lambda: communicator.reduce_scatter(given, result, "sum").wait_released(),
-                 "all_gather": lambda: communicator.all_gather(given, result).wait_released()}
+        calls = {
+            "all_reduce": lambda: communicator.all_reduce(given, "sum").wait_released(),
+            "reduce_scatter": lambda: communicator.reduce_scatter(given, result, "sum").wait_released(),
+            "all_gather": lambda: communicator.all_gather(given, result).wait_released(),
+        }
     return calls[operation], given, result
 
 
@@ -68,6 +76,7 @@ def prepare(operation: str, size: int, kinds: list[str]) -> None:
     """Makes the contenders and checks that all of them give the same result."""
     import torch
     import torch.distributed as dist
+
     state["contenders"], expected = {}, None
     for kind in kinds:
         call, given, result = contender(kind, operation, size)
@@ -87,6 +96,7 @@ def prepare(operation: str, size: int, kinds: list[str]) -> None:
 def burst(kind: str, count: int) -> float:
     """Seconds per call over `count` calls that all ranks start together."""
     import torch.distributed as dist
+
     call = state["contenders"][kind]
     dist.barrier()
     start_time = time.perf_counter()
@@ -126,23 +136,37 @@ def main() -> None:
             for operation in OPERATIONS:
                 for size in QUICK_SIZES if args.quick else SIZES:
                     times = measure(side, operation, size, kinds, 5 if args.quick else 15, 0.01 if args.quick else 0.03)
-                    row = {"operation": operation, "ranks": ranks, "bytes": size, **{kind: statistics.median(times[kind]) for kind in kinds}}
+                    row = {
+                        "operation": operation,
+                        "ranks": ranks,
+                        "bytes": size,
+                        **{kind: statistics.median(times[kind]) for kind in kinds},
+                    }
                     text = ", ".join(f"{kind} {row[kind] * 1e6:10.1f} us" for kind in kinds)
                     for kind in [k for k in kinds if k in ("shared", "foreign")]:
                         row[f"ratio_{kind}"] = harness.pair_ratio(times["gloo"], times[kind])
                         row[f"limit_share_{kind}"] = harness.pair_ratio(times["copy"], times[kind])
                         text += f", Gloo/{kind} {row[f'ratio_{kind}']:.1f}"
                         if row[f"ratio_{kind}"] < target(kind, operation, size):
-                            missed.append(f"{operation}, {ranks} ranks, {show(size)}, {kind} buffers: {row[f'ratio_{kind}']:.2f} of {target(kind, operation, size):.0f}")
+                            goal = target(kind, operation, size)
+                            missed.append(
+                                f"{operation}, {ranks} ranks, {show(size)}, {kind} buffers: {row[f'ratio_{kind}']:.2f} of {goal:.0f}"
+                            )
                     print(f"{operation:15}{show(size):>9}: {text}", flush=True)
                     rows.append(row)
     for line in missed:
         print(f"below its target: {line}")
     shared = [row["ratio_shared"] for row in rows if "ratio_shared" in row]
-    harness.result("comm", ours=f"{len(rows)} cases" if ours else None, opponent="Gloo", ratio=min(shared) if shared else None,
-                   limit_share=min(row["limit_share_shared"] for row in rows) if shared else None,
-                   unit="Gloo's time / ours, smallest over all cases with shared buffers; limit: a plain copy of the buffer",
-                   met=not missed if ours else None, cases=rows)
+    harness.result(
+        "comm",
+        ours=f"{len(rows)} cases" if ours else None,
+        opponent="Gloo",
+        ratio=min(shared) if shared else None,
+        limit_share=min(row["limit_share_shared"] for row in rows) if shared else None,
+        unit="Gloo's time / ours, smallest over all cases with shared buffers; limit: a plain copy of the buffer",
+        met=not missed if ours else None,
+        cases=rows,
+    )
 
 
 if __name__ == "__main__":

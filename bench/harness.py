@@ -35,6 +35,7 @@ WORKER_PIPES = "DEEPSCALE_BENCH_PIPES"
 
 # ---------------------------------------------------------------- worker half
 
+
 def is_worker() -> bool:
     return WORKER_PIPES in os.environ
 
@@ -62,6 +63,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 # ---------------------------------------------------------------- benchmark half
 
+
 class SideFailed(RuntimeError):
     """A rank raised, died or did not answer; the message names side and rank."""
 
@@ -75,8 +77,18 @@ def free_port() -> int:
 class Side:
     """`ranks` live processes of one implementation. A context manager; leaving it ends the processes."""
 
-    def __init__(self, name: str, script: str, *, python: str = sys.executable, ranks: int = 1, threads: int = 1,
-                 environment: dict[str, str] | None = None, independent: bool = False, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        script: str,
+        *,
+        python: str = sys.executable,
+        ranks: int = 1,
+        threads: int = 1,
+        environment: dict[str, str] | None = None,
+        independent: bool = False,
+        timeout_s: float = 600.0,
+    ) -> None:
         """independent: every process believes that it is alone (a world of one each)."""
         self.name, self.ranks, self.timeout_s = name, ranks, timeout_s
         self.processes: list[subprocess.Popen] = []
@@ -85,9 +97,16 @@ class Side:
         port = free_port()
         for rank in range(ranks):
             world, own_rank = (1, 0) if independent else (ranks, rank)
-            variables = {"RANK": own_rank, "LOCAL_RANK": own_rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
-                         "LOCAL_SIZE": world, "MASTER_ADDR": "127.0.0.1",
-                         "MASTER_PORT": free_port() if independent else port, "OMP_NUM_THREADS": threads}
+            variables = {
+                "RANK": own_rank,
+                "LOCAL_RANK": own_rank,
+                "WORLD_SIZE": world,
+                "LOCAL_WORLD_SIZE": world,
+                "LOCAL_SIZE": world,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": free_port() if independent else port,
+                "OMP_NUM_THREADS": threads,
+            }
             self._start(python, script, {**{k: str(v) for k, v in variables.items()}, **(environment or {})})
 
     def _start(self, python: str, script: str, variables: dict[str, str]) -> None:
@@ -95,8 +114,15 @@ class Side:
         variables[WORKER_PIPES] = f"{to_worker[0]},{from_worker[1]}"
         path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja for operators compiled at run time
         with open(self.log, "ab") as log:
-            process = subprocess.Popen([python, script], env={**os.environ, "PATH": path, **variables}, stdin=subprocess.DEVNULL,
-                                       stdout=log, stderr=log, pass_fds=(to_worker[0], from_worker[1]), start_new_session=True)
+            process = subprocess.Popen(
+                [python, script],
+                env={**os.environ, "PATH": path, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(to_worker[0], from_worker[1]),
+                start_new_session=True,
+            )
         os.close(to_worker[0])
         os.close(from_worker[1])
         self.processes.append(process)
@@ -194,12 +220,18 @@ def pair_ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None, *, uses_reference: bool = True) -> argparse.Namespace:
+def arguments(
+    description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None, *, uses_reference: bool = True
+) -> argparse.Namespace:
     """The command line that every benchmark has. `reference` is the opponent's interpreter, or None."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, under a minute")
-    parser.add_argument("--reference-python", metavar="PYTHON", default=os.environ.get("DEEPSCALE_REFERENCE_PYTHON"),
-                        help="interpreter of an environment with DeepSpeed 0.19.8 (default: $DEEPSCALE_REFERENCE_PYTHON)")
+    parser.add_argument(
+        "--reference-python",
+        metavar="PYTHON",
+        default=os.environ.get("DEEPSCALE_REFERENCE_PYTHON"),
+        help="interpreter of an environment with DeepSpeed 0.19.8 (default: $DEEPSCALE_REFERENCE_PYTHON)",
+    )
     if extra:
         extra(parser)
     args = parser.parse_args()
@@ -214,8 +246,14 @@ def have_ours() -> bool:
     """Whether this interpreter can import our package with its native part; says so when it cannot."""
     check = subprocess.run([sys.executable, "-c", "import deepspeed._C"], capture_output=True, text=True)
     if check.returncode:
-        print(f"SKIPPED our side: {check.stderr.strip().splitlines()[-1] if check.stderr.strip() else 'import deepspeed._C fails'}", flush=True)
+        lines = check.stderr.strip().splitlines() or ["import deepspeed._C fails"]
+        print(f"SKIPPED our side: {lines[-1]}", flush=True)
     return check.returncode == 0
+
+
+def reference_side(name: str, script: str, python: str, *, ranks: int = 1, threads: int = 1) -> Side:
+    """A side of real DeepSpeed. The timeout leaves time to compile operators, which its first use does."""
+    return Side(name, script, python=python, ranks=ranks, threads=threads, environment=reference_environment(), timeout_s=900)
 
 
 def reference_environment() -> dict[str, str]:
@@ -225,6 +263,7 @@ def reference_environment() -> dict[str, str]:
 
 def result(name: str, *, ours: Any, opponent: Any, ratio: float | None, limit_share: float | None, **details: Any) -> None:
     """The last line of a benchmark. ratio: opponent's time / our time (above 1: we are faster) unless details say otherwise."""
+
     def rounded(value: Any) -> Any:
         if isinstance(value, float):
             return float(f"{value:.5g}")

@@ -22,6 +22,7 @@ state: dict = {"step": 0}
 
 def values(numel: int):
     import torch
+
     generator = torch.Generator().manual_seed(1)
     return torch.randn(numel, generator=generator), torch.randn(numel, generator=generator)
 
@@ -29,6 +30,7 @@ def values(numel: int):
 def start(numel: int, threads: int, ours: bool) -> float:
     """Makes all contenders of our interpreter; returns the largest difference between our weights and torch's after 3 steps."""
     import torch
+
     torch.set_num_threads(threads)
     weight, gradient = values(numel)
     half = gradient.bfloat16()
@@ -47,6 +49,7 @@ def start(numel: int, threads: int, ours: bool) -> float:
 
 def torch_step(weight, half):
     import torch
+
     weight.grad = torch.zeros_like(weight)
     optimizer = torch.optim.AdamW([weight], lr=LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY, fused=True)
     copy = torch.empty(weight.shape, dtype=torch.bfloat16)
@@ -69,6 +72,7 @@ def fused_step(weight, gradient, copy: bool = True):
     import torch
 
     from deepspeed import _C
+
     first, second = torch.zeros_like(weight), torch.zeros_like(weight)
     copy_out = torch.empty(weight.shape, dtype=torch.bfloat16) if copy else None
     state["fused weight"] = weight
@@ -76,15 +80,19 @@ def fused_step(weight, gradient, copy: bool = True):
 
     def step() -> None:
         counter["t"] += 1
-        _C.adam_step(weight, gradient, first, second, LR, BETA1, BETA2, EPS, DECAY, True, True, counter["t"], SCALE if copy else 1.0, copy_out)
+        _C.adam_step(
+            weight, gradient, first, second, LR, BETA1, BETA2, EPS, DECAY, True, True, counter["t"], SCALE if copy else 1.0, copy_out
+        )
 
     return step
 
 
 def start_reference(numel: int, threads: int) -> None:
     import torch
+
     torch.set_num_threads(threads)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
+
     weight, gradient = values(numel)
     parameter = torch.nn.Parameter(weight)
     parameter.grad = gradient
@@ -116,15 +124,15 @@ def compare(args, ours: bool, numel: int, threads: int, rounds: int) -> dict:
         reference = None
         try:
             if args.reference:
-                reference = harness.Side("DeepSpeedCPUAdam", __file__, python=args.reference, threads=threads, timeout_s=900,
-                                         environment=harness.reference_environment())
+                reference = harness.reference_side("DeepSpeedCPUAdam", __file__, args.reference, threads=threads)
                 reference.call("start_reference", numel=numel, threads=threads)
                 calls["DeepSpeedCPUAdam"] = (reference, "cpu adam")
             times = interleave(calls, rounds)
         finally:
             if reference:
                 reference.close()
-    print(f"--- {numel / 1e6:.0f} M elements, {threads} thread(s)" + (f", largest difference from torch after 3 steps {difference:.1e}" if ours else ""))
+    checked = f", largest difference from torch after 3 steps {difference:.1e}" if ours else ""
+    print(f"--- {numel / 1e6:.0f} M elements, {threads} thread(s){checked}")
     for name, samples in times.items():
         median = statistics.median(samples)
         print(f"{name:24} {median * 1e3:9.2f} ms, {numel / median / 1e9:6.2f} G elements/s", flush=True)
@@ -148,9 +156,17 @@ def main() -> None:
     rows = [compare(args, ours, numel, threads, rounds) for threads in ((1,) if args.quick else (1, 2)) for numel in sizes]
     main_row = next(row for row in rows if row["elements"] == 16_000_000 and row["threads"] == 1)
     met = main_row["against_torch"] >= 1.2 and main_row["of_the_pass"] >= 0.85 if ours else None
-    harness.result("optimizer", ours=main_row.get("ours, fused"), opponent=main_row["torch, separate passes"],
-                   ratio=main_row.get("against_torch"), limit_share=main_row.get("of_the_pass"), unit="seconds for 16 M elements, one thread",
-                   against_cpu_adam=main_row.get("against_cpu_adam"), met=met, cases=rows)
+    harness.result(
+        "optimizer",
+        ours=main_row.get("ours, fused"),
+        opponent=main_row["torch, separate passes"],
+        ratio=main_row.get("against_torch"),
+        limit_share=main_row.get("of_the_pass"),
+        unit="seconds for 16 M elements, one thread",
+        against_cpu_adam=main_row.get("against_cpu_adam"),
+        met=met,
+        cases=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -28,8 +28,12 @@ def measure(stage: int, rounds: int) -> dict[str, list[float]]:
         torch.manual_seed(1)
         return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
 
-    config = {"train_micro_batch_size_per_gpu": BATCH, "gradient_clipping": 0.0, "zero_optimization": {"stage": stage},
-              "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
+    config = {
+        "train_micro_batch_size_per_gpu": BATCH,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+    }
     sharded = model()
     engine, *_ = deepspeed.initialize(model=sharded, model_parameters=list(sharded.parameters()), config=config)
     plain = model()
@@ -49,7 +53,7 @@ def measure(stage: int, rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"engine": [], "plain": []}
     for index in range(rounds + 10):
         pair = {}
-        for name, step in (("engine", engine_step), ("plain", plain_step))[::1 if index % 2 else -1]:
+        for name, step in (("engine", engine_step), ("plain", plain_step))[:: 1 if index % 2 else -1]:
             pair[name] = harness.seconds(step)
         if index >= 10:
             for name, value in pair.items():
@@ -64,8 +68,11 @@ def compare(side: harness.Side, rounds: int) -> dict[int, float]:
         times = side.call("measure", stage=stage, rounds=rounds)[0]
         ratios[stage] = harness.pair_ratio(times["engine"], times["plain"])
         best = {name: min(values) * 1e3 for name, values in times.items()}
-        print(f"{side.name:16} stage {stage}: engine {best['engine']:7.2f} ms, plain torch {best['plain']:7.2f} ms (best), "
-              f"median of {rounds} pair ratios {ratios[stage]:.3f}, target {TARGETS[stage]}", flush=True)
+        print(
+            f"{side.name:16} stage {stage}: engine {best['engine']:7.2f} ms, plain torch {best['plain']:7.2f} ms (best), "
+            f"median of {rounds} pair ratios {ratios[stage]:.3f}, target {TARGETS[stage]}",
+            flush=True,
+        )
     return ratios
 
 
@@ -77,12 +84,19 @@ def main() -> None:
         with harness.Side("ours", __file__) as side:
             ours = compare(side, rounds)
     if args.reference:
-        with harness.Side("DeepSpeed 0.19.8", __file__, python=args.reference, environment=harness.reference_environment(), timeout_s=900) as side:
+        with harness.reference_side("DeepSpeed 0.19.8", __file__, args.reference) as side:
             opponent = compare(side, rounds)
     worst = max(ours[stage] / TARGETS[stage] for stage in TARGETS) if ours else None
-    harness.result("overhead", ours=ours, opponent=opponent,
-                   ratio=opponent[3] / ours[3] if ours and opponent else None, limit_share=1 / max(ours.values()) if ours else None,
-                   unit="engine step / plain torch step, by stage", targets=TARGETS, met=worst <= 1.0 if worst else None)
+    harness.result(
+        "overhead",
+        ours=ours,
+        opponent=opponent,
+        ratio=opponent[3] / ours[3] if ours and opponent else None,
+        limit_share=1 / max(ours.values()) if ours else None,
+        unit="engine step / plain torch step, by stage",
+        targets=TARGETS,
+        met=worst <= 1.0 if worst else None,
+    )
 
 
 if __name__ == "__main__":

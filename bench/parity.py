@@ -29,6 +29,7 @@ FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-2
 def make_model(dtype: str):
     import torch
     from model import GPT, GPTConfig, initial_value
+
     config = GPTConfig(vocab_size=193, block_size=24, n_layer=2, d_model=48, n_head=4)
     model = GPT(config)
     for name, parameter in model.named_parameters():
@@ -40,6 +41,7 @@ def make_model(dtype: str):
 def windows(config, rank: int, micro_step: int):
     """Structured text (a noisy arithmetic sequence), so that the loss really falls."""
     import torch
+
     generator = torch.Generator().manual_seed(1000 * rank + micro_step)
     start = torch.randint(0, config.vocab_size, (BATCH, 1), generator=generator)
     stride = torch.randint(1, 5, (BATCH, 1), generator=generator)
@@ -49,12 +51,14 @@ def windows(config, rank: int, micro_step: int):
 
 def setup() -> None:
     import torch
+
     torch.set_num_threads(1)
 
 
 def run_plain(dtype: str, world: int, accumulation: int) -> list[list[float]]:
     """losses[rank][micro-step] of plain torch; bf16 keeps an fp32 master copy."""
     import torch
+
     setup()
     model, config = make_model(dtype)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -89,22 +93,31 @@ def engine_config(dtype: str, stage: int, accumulation: int, bucket: int, overla
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
-    return {"train_micro_batch_size_per_gpu": BATCH, "gradient_accumulation_steps": accumulation, "gradient_clipping": CLIP,
-            "bf16": {"enabled": dtype == "bfloat16"}, "zero_optimization": zero,
-            "optimizer": {"type": "AdamW", "params": {"lr": LR, "betas": list(BETAS), "eps": EPS, "weight_decay": DECAY}},
-            "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.0, "warmup_max_lr": LR, "warmup_num_steps": WARM_UP,
-                                                         "warmup_type": "linear"}}}
+    return {
+        "train_micro_batch_size_per_gpu": BATCH,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": CLIP,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "optimizer": {"type": "AdamW", "params": {"lr": LR, "betas": list(BETAS), "eps": EPS, "weight_decay": DECAY}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.0, "warmup_max_lr": LR, "warmup_num_steps": WARM_UP, "warmup_type": "linear"},
+        },
+    }
 
 
 def run_engine(dtype: str, stage: int, accumulation: int, bucket: int = BUCKETS[1], overlap: bool = False, offload: bool = False) -> dict:
     """{"losses": this rank's, "hash": of its losses and the full final weights}."""
-    import torch
-
     import deepspeed
+
     setup()
     model, config = make_model("float32")
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=[p for p in model.parameters() if p.requires_grad],
-                                      config=engine_config(dtype, stage, accumulation, bucket, overlap, offload))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config=engine_config(dtype, stage, accumulation, bucket, overlap, offload),
+    )
     rank = deepspeed.comm.get_rank()
     losses = []
     for micro_step in range(STEPS * accumulation):
@@ -135,7 +148,8 @@ class Verdict:
         difference = largest_difference(a, b)
         self.largest[kind] = max(self.largest.get(kind, 0.0), difference)
         good = difference <= tolerance
-        print(f"{'ok  ' if good else 'FAIL'} {kind}, {case}: largest difference of {len(a) * len(a[0])} losses {difference:.2e} (limit {tolerance:g})", flush=True)
+        outcome, count = "ok  " if good else "FAIL", len(a) * len(a[0])
+        print(f"{outcome} {kind}, {case}: largest difference of {count} losses {difference:.2e} (limit {tolerance:g})", flush=True)
         if not good:
             self.failures.append(f"{kind}, {case}")
 
@@ -143,11 +157,13 @@ class Verdict:
 def sides(world: int, ours: bool, reference: str | None) -> list[harness.Side]:
     opened = [harness.Side("ours", __file__, ranks=world)] if ours else []
     if reference:
-        opened.append(harness.Side("DeepSpeed 0.19.8", __file__, python=reference, ranks=world, environment=harness.reference_environment(), timeout_s=900))
+        opened.append(harness.reference_side("DeepSpeed 0.19.8", __file__, reference, ranks=world))
     return opened
 
 
-def compare_losses(verdict: Verdict, plain: harness.Side, opened: list[harness.Side], world: int, dtype: str, cases: list[tuple[int, int]]) -> None:
+def compare_losses(
+    verdict: Verdict, plain: harness.Side, opened: list[harness.Side], world: int, dtype: str, cases: list[tuple[int, int]]
+) -> None:
     tolerance = FP32_TOLERANCE if dtype == "float32" else BF16_TOLERANCE
     for stage, accumulation in cases:
         case = f"{dtype}, world {world}, stage {stage}, accumulation {accumulation}"
@@ -175,8 +191,9 @@ def compare_bits(verdict: Verdict, side: harness.Side, world: int, quick: bool) 
             for stage, bucket, overlap, offload in itertools.product(group, BUCKETS, (False, True), (False, True)):
                 if offload and stage == 0 or quick and (bucket == BUCKETS[1] or overlap != offload):
                     continue
-                answers = side.call("engine", dtype="float32", stage=stage, accumulation=accumulation, bucket=bucket, overlap=overlap, offload=offload)
-                seen[f"stage {stage}, bucket {bucket}, overlap {overlap}, offload {offload}"] = "/".join(answer["hash"][:16] for answer in answers)
+                setting = {"stage": stage, "bucket": bucket, "overlap": overlap, "offload": offload}
+                answers = side.call("engine", dtype="float32", accumulation=accumulation, **setting)
+                seen[str(setting)] = "/".join(answer["hash"][:16] for answer in answers)
                 runs += 1
             name = f"bits, world {world}, accumulation {accumulation}, stages {group}"
             if len(set(seen.values())) == 1:
@@ -205,9 +222,17 @@ def main() -> None:
                 for side in opened:
                     side.close()
     print("all comparisons passed" if not verdict.failures else f"{len(verdict.failures)} comparisons FAILED: {verdict.failures}")
-    harness.result("parity", ours={k: v for k, v in verdict.largest.items() if k.startswith("ours")} or None,
-                   opponent={k: v for k, v in verdict.largest.items() if not k.startswith("ours")} or None, ratio=None, limit_share=None,
-                   unit="largest absolute difference of a loss", bit_runs=runs, failures=verdict.failures, met=ours and not verdict.failures)
+    harness.result(
+        "parity",
+        ours={k: v for k, v in verdict.largest.items() if k.startswith("ours")} or None,
+        opponent={k: v for k, v in verdict.largest.items() if not k.startswith("ours")} or None,
+        ratio=None,
+        limit_share=None,
+        unit="largest absolute difference of a loss",
+        bit_runs=runs,
+        failures=verdict.failures,
+        met=ours and not verdict.failures,
+    )
     sys.exit(1 if verdict.failures else 0)
 
 

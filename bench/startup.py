@@ -61,8 +61,10 @@ def wall(commands: list[list[str]], environments: list[dict[str, str]]) -> float
     """Seconds until all commands, started together, have ended. Raises SideFailed when one fails."""
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
-        children = [subprocess.Popen(command, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-                    for command, variables in zip(commands, environments)]
+        children = [
+            subprocess.Popen(command, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            for command, variables in zip(commands, environments)
+        ]
         codes = [child.wait() for child in children]
         elapsed = time.perf_counter() - begin
         if any(codes):
@@ -78,9 +80,24 @@ def python_run(python: str, code: str):
 def two_ranks(python: str, script: Path, extra: dict[str, str] | None = None):
     def run() -> float:
         port = str(harness.free_port())
-        variables = [environment(python, {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(extra or {})}) for rank in range(2)]
+        variables = [
+            environment(
+                python,
+                {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": "2",
+                    "LOCAL_SIZE": "2",
+                    "LOCAL_WORLD_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    **(extra or {}),
+                },
+            )
+            for rank in range(2)
+        ]
         return wall([[python, str(script)]] * 2, variables)
+
     return run
 
 
@@ -88,6 +105,7 @@ def launcher_run(python: str, program: str, arguments: list[str]):
     def run() -> float:
         port = ["--master_port", str(harness.free_port())]
         return wall([[str(Path(python).parent / program), *arguments[:2], *port, *arguments[2:]]], [environment(python)])
+
     return run
 
 
@@ -121,14 +139,19 @@ def compare_imports(args, ours: bool, rounds: int) -> dict:
         contenders["import torch, its environment"] = python_run(args.reference, "import torch")
         contenders["DeepSpeed 0.19.8"] = python_run(args.reference, "import torch, deepspeed")
     times = compare("import", contenders, rounds)
-    return {"ours": added(times, "ours", "import torch"), "DeepSpeed 0.19.8": added(times, "DeepSpeed 0.19.8", "import torch, its environment")}
+    return {
+        "ours": added(times, "ours", "import torch"),
+        "DeepSpeed 0.19.8": added(times, "DeepSpeed 0.19.8", "import torch, its environment"),
+    }
 
 
 def compare_launchers(args, ours: bool, rounds: int, folder: Path) -> dict:
     script = folder / "noop.py"
     script.write_text("")
-    contenders = {"two bare Pythons (limit)": two_ranks(sys.executable, script),
-                  "torchrun": launcher_run(sys.executable, "torchrun", ["--nproc_per_node", "2", str(script)])}
+    contenders = {
+        "two bare Pythons (limit)": two_ranks(sys.executable, script),
+        "torchrun": launcher_run(sys.executable, "torchrun", ["--nproc_per_node", "2", str(script)]),
+    }
     if ours:
         contenders["ours"] = launcher_run(sys.executable, "deepspeed", ["--num_gpus", "2", str(script)])
     if args.reference:
@@ -155,7 +178,9 @@ def compare_first_steps(args, ours: bool, rounds: int, folder: Path) -> dict:
 
 def main() -> None:
     def extra(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--cold", action="store_true", help="also measure real DeepSpeed with an empty cache of compiled operators (minutes)")
+        parser.add_argument(
+            "--cold", action="store_true", help="also measure real DeepSpeed with an empty cache of compiled operators (minutes)"
+        )
 
     args = harness.arguments(__doc__, extra)
     ours = harness.have_ours()
@@ -169,16 +194,26 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for name in ("ours", "DeepSpeed 0.19.8"):
         if imports[name] is not None and first.get(name) is not None:
-            print(f"{name}: import adds {imports[name]:.3f} s to torch, first step {first[name]:.2f} s later than plain torch, "
-                  f"launcher {launchers.get(name, float('nan')):.2f} s")
+            print(
+                f"{name}: import adds {imports[name]:.3f} s to torch, first step {first[name]:.2f} s later than plain torch, "
+                f"launcher {launchers.get(name, float('nan')):.2f} s"
+            )
     known = ours and imports["ours"] is not None and first["ours"] is not None
-    harness.result("startup", ours={"import_s": imports["ours"], "first_step_s": first["ours"], "launcher_s": launchers.get("ours")} if ours else None,
-                   opponent={"import_s": imports["DeepSpeed 0.19.8"], "first_step_s": first["DeepSpeed 0.19.8"],
-                             "first_step_cold_s": first.get("DeepSpeed 0.19.8, cold"), "launcher_s": launchers.get("DeepSpeed 0.19.8"),
-                             "torchrun_s": launchers.get("torchrun")},
-                   ratio=launchers["torchrun"] / launchers["ours"] if "ours" in launchers else None,
-                   limit_share=launchers["two bare Pythons (limit)"] / launchers["ours"] if "ours" in launchers else None,
-                   unit="seconds; ratio and limit_share of the launcher", met=imports["ours"] <= 0.1 and first["ours"] <= 2.0 if known else None)
+    harness.result(
+        "startup",
+        ours={"import_s": imports["ours"], "first_step_s": first["ours"], "launcher_s": launchers.get("ours")} if ours else None,
+        opponent={
+            "import_s": imports["DeepSpeed 0.19.8"],
+            "first_step_s": first["DeepSpeed 0.19.8"],
+            "first_step_cold_s": first.get("DeepSpeed 0.19.8, cold"),
+            "launcher_s": launchers.get("DeepSpeed 0.19.8"),
+            "torchrun_s": launchers.get("torchrun"),
+        },
+        ratio=launchers["torchrun"] / launchers["ours"] if "ours" in launchers else None,
+        limit_share=launchers["two bare Pythons (limit)"] / launchers["ours"] if "ours" in launchers else None,
+        unit="seconds; ratio and limit_share of the launcher",
+        met=imports["ours"] <= 0.1 and first["ours"] <= 2.0 if known else None,
+    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ state: dict = {}  # of this worker: "step" is a function that does one step
 
 def make_model():
     from model import GPT, GPTConfig, initial_value
+
     config = GPTConfig(VOCAB, BLOCK, LAYERS, WIDTH, HEADS)
     model = GPT(config)
     for name, parameter in model.named_parameters():
@@ -36,6 +37,7 @@ def make_model():
 
 def make_batch(batch: int):
     import torch
+
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(0, VOCAB, (batch, BLOCK + 1), generator=generator)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -43,9 +45,15 @@ def make_batch(batch: int):
 
 def start_deepspeed(batch: int, stage: int) -> None:
     import deepspeed
+
     model = make_model()
-    config = {"train_micro_batch_size_per_gpu": batch, "gradient_clipping": CLIP, "bf16": {"enabled": True}, "zero_optimization": {"stage": stage},
-              "optimizer": {"type": "AdamW", "params": {"lr": LR, "betas": list(BETAS), "weight_decay": DECAY}}}
+    config = {
+        "train_micro_batch_size_per_gpu": batch,
+        "gradient_clipping": CLIP,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": stage},
+        "optimizer": {"type": "AdamW", "params": {"lr": LR, "betas": list(BETAS), "weight_decay": DECAY}},
+    }
     engine, *_ = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=config)
     inputs, targets = make_batch(batch)
 
@@ -61,6 +69,7 @@ def start_deepspeed(batch: int, stage: int) -> None:
 def start_plain(batch: int, data_parallel: bool) -> None:
     """bf16 model, fp32 master copy, gradients cast up, clipped, fused AdamW, cast down; optionally inside DDP."""
     import torch
+
     model = make_model().bfloat16()
     parameters = list(model.parameters())
     master = [p.detach().float() for p in parameters]
@@ -94,6 +103,7 @@ def start_fsdp2(batch: int) -> None:
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
@@ -117,6 +127,7 @@ def start_fsdp2(batch: int) -> None:
 
 def start(kind: str, batch: int, stage: int = 0) -> None:
     import torch
+
     torch.set_num_threads(1)
     if kind == "deepspeed":
         start_deepspeed(batch, stage)
@@ -137,7 +148,16 @@ def last_loss() -> float:
 
 def open_side(name: str, kind: str, batch: int, *, stage: int = 0, python: str = sys.executable, independent: bool = False) -> harness.Side:
     environment = harness.reference_environment() if python != sys.executable else {}
-    side = harness.Side(name, str(Path(__file__).resolve()), python=python, ranks=2, threads=1, environment=environment, independent=independent, timeout_s=900)
+    side = harness.Side(
+        name,
+        str(Path(__file__).resolve()),
+        python=python,
+        ranks=2,
+        threads=1,
+        environment=environment,
+        independent=independent,
+        timeout_s=900,
+    )
     try:
         side.call("start", kind=kind, batch=batch, stage=stage)
     except BaseException:
@@ -150,8 +170,10 @@ def contenders(args: argparse.Namespace, ours: bool) -> list[dict]:
     stages = (2, 3) if args.quick else (0, 1, 2, 3)
     listed = [{"name": f"ours stage {s}", "kind": "deepspeed", "stage": s} for s in stages if ours]
     if args.reference:
-        listed += [{"name": f"DeepSpeed 0.19.8 stage {s}", "kind": "deepspeed", "stage": s, "python": args.reference}
-                   for s in ((2,) if args.quick else stages)]
+        listed += [
+            {"name": f"DeepSpeed 0.19.8 stage {s}", "kind": "deepspeed", "stage": s, "python": args.reference}
+            for s in ((2,) if args.quick else stages)
+        ]
     return listed + [{"name": "DDP", "kind": "ddp"}] + ([] if args.quick else [{"name": "FSDP2", "kind": "fsdp2"}])
 
 
@@ -173,7 +195,9 @@ def choose_limit(args: argparse.Namespace, ours: bool, rounds: int) -> tuple[dic
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, lambda parser: parser.add_argument("--batch", type=int, default=2, help="windows of 128 tokens per rank and step"))
+    args = harness.arguments(
+        __doc__, lambda parser: parser.add_argument("--batch", type=int, default=2, help="windows of 128 tokens per rank and step")
+    )
     ours = harness.have_ours()
     rounds = 5 if args.quick else 20
     limit_way, limits = choose_limit(args, ours, rounds)
@@ -189,8 +213,12 @@ def main() -> None:
                 continue
             name = contender["name"]
             shares[name] = harness.pair_ratio(times[limit.name], times[name])
-            print(f"{name:26} {statistics.median(times[name]) * 1e3:8.1f} ms per step, limit {statistics.median(times[limit.name]) * 1e3:8.1f} ms, "
-                  f"share of the limit {shares[name]:.3f} (median of {rounds} pairs), loss after it {loss:.4f}", flush=True)
+            own, best = (statistics.median(times[key]) * 1e3 for key in (name, limit.name))
+            print(
+                f"{name:26} {own:8.1f} ms per step, limit {best:8.1f} ms, "
+                f"share of the limit {shares[name]:.3f} (median of {rounds} pairs), loss after it {loss:.4f}",
+                flush=True,
+            )
     report(shares, limits)
 
 
@@ -198,9 +226,17 @@ def report(shares: dict[str, float], limits: dict[str, float]) -> None:
     ours = {name: share for name, share in shares.items() if name.startswith("ours")}
     others = {name: share for name, share in shares.items() if not name.startswith("ours")}
     met = all(share >= TARGETS[int(name[-1])] for name, share in ours.items()) if ours else None
-    harness.result("train", ours=ours or None, opponent=others or None,
-                   ratio=min(ours.values()) / max(others.values()) if ours and others else None,
-                   limit_share=min(ours.values()) if ours else None, unit="share of the limit's speed", limit_s=limits, targets=TARGETS, met=met)
+    harness.result(
+        "train",
+        ours=ours or None,
+        opponent=others or None,
+        ratio=min(ours.values()) / max(others.values()) if ours and others else None,
+        limit_share=min(ours.values()) if ours else None,
+        unit="share of the limit's speed",
+        limit_s=limits,
+        targets=TARGETS,
+        met=met,
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--save_init", metavar="FILE", help="writes the initial weights and goes on")
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="PATH", help="text file or folder (default: the sources of Python's standard library)")
-    data.add_argument("--vocab_size", type=int, default=4096, help="of the byte-level BPE that is trained on the text")
+    data.add_argument("--vocab_size", type=int, default=8192, help="of the byte-level BPE that is trained on the text")
     data.add_argument("--cache_dir", metavar="DIR", help="where tokenizer and tokens are kept (default: ~/.cache/deepscale)")
     run = parser.add_argument_group("run")
     run.add_argument("--max_steps", type=int, default=300, help="optimizer steps in all")
