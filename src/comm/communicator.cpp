@@ -137,6 +137,11 @@ void check_tensor(const char* operation, std::string_view tag, const char* name,
               tensor.layout() == at::kStrided ? c10::str(tensor.strides()) : std::string("(sparse)"), name);
 }
 
+void check_reduction(const char* operation, std::string_view tag, const at::Tensor& tensor, ReduceOp op) {
+  DS_CHECK_AS(CommError, tensor.scalar_type() != at::kBool || op != ReduceOp::kAvg,
+              "{}: bool has no average; use sum (any), product (all), max or min", place(operation, tag));
+}
+
 void check_pair(const char* operation, std::string_view tag, const at::Tensor& input, const at::Tensor& output) {
   check_tensor(operation, tag, "input", input);
   check_tensor(operation, tag, "output", output);
@@ -187,12 +192,14 @@ int64_t Communicator::bytes_moved() const {
 
 Pending Communicator::all_reduce(const at::Tensor& tensor, ReduceOp op, std::string_view tag) const {
   check_tensor("all_reduce", tag, "tensor", tensor);
+  check_reduction("all_reduce", tag, tensor, op);
   return impl_->all_reduce(tensor, op, tag);
 }
 
 Pending Communicator::reduce_scatter(const at::Tensor& input, const at::Tensor& output, ReduceOp op,
                                      std::string_view tag) const {
   check_pair("reduce_scatter", tag, input, output);
+  check_reduction("reduce_scatter", tag, input, op);
   check_numel("reduce_scatter", tag, input.numel() == output.numel() * size(), input, output, size());
   return impl_->reduce_scatter(input, output, op, tag);
 }

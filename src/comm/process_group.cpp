@@ -6,6 +6,7 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <utility>
 
+#include "base/error.h"
 #include "comm/c10d_process_group.h"
 
 namespace deepscale {
@@ -41,6 +42,16 @@ WorkHandle call_all_to_all(Group& group, at::Tensor& output, at::Tensor& input, 
     return group.all_to_all_single(output, input, splits, splits, options);
   } else {
     return group.alltoall_base(output, input, splits, splits, options);
+  }
+}
+
+/// Whether the backend's options list the ranks of the group: split() reads them without looking.
+template <typename Options>
+bool lists_ranks(const Options& options, int size) {
+  if constexpr (requires { options.global_ranks_in_group.size(); }) {
+    return options.global_ranks_in_group.size() == static_cast<size_t>(size);
+  } else {
+    return true;
   }
 }
 
@@ -184,6 +195,11 @@ class C10dProcessGroup final : public ProcessGroup {
   }
 
   std::unique_ptr<ProcessGroup> split(const std::vector<int>& ranks) override {
+    for (const at::DeviceType device : devices()) {
+      const auto backend = group_->getBackend(device);
+      DS_CHECK_AS(UnsupportedError, backend->supportsSplitting() && lists_ranks(*backend->getBackendOptions(), size()),
+                  "backend {} of this group cannot split", backend->getBackendName());
+    }
     // Every subset has a name of its own: subsets of one split share a store.
     const std::string name = fmt::format("deepscale_split_{}_{}", splits_++, fmt::join(ranks, "_"));
     return wrap(group_->splitGroup(ranks, timeout_, std::nullopt, name, std::nullopt), timeout_);

@@ -53,6 +53,7 @@ ProcessGroup::Handle make_handle(const std::shared_ptr<TorchStore>& store, int r
                                  const GlooOptions& options) {
   const auto& handle = static_cast<const C10dStore&>(*store).handle();
   const auto gloo_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
+  for (int peer = 0; peer < size; ++peer) gloo_options->global_ranks_in_group.push_back(static_cast<uint64_t>(peer));
   if (!options.interface.empty()) {
     gloo_options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(options.interface));
   } else if (!options.address.empty()) {

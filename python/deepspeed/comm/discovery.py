@@ -53,11 +53,9 @@ def _complete(distributed_port: int) -> None:
                                "(127.0.0.1 when all ranks are on one machine)")
     elif int(os.environ.get("RANK") or 0) > 0:
         raise RuntimeError(f"RANK is {os.environ['RANK']} and WORLD_SIZE is not set: set it to the number of processes")
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"] if world_size > 1 else "0")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(distributed_port))
+    local_rank = (os.environ.get("RANK") or "0") if world_size > 1 else "0"
+    _export({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": local_rank, "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(distributed_port)})
 
 
 def mpi_discovery(distributed_port: int = 29500, verbose: bool = True) -> bool:
