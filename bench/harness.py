@@ -258,7 +258,7 @@ def reference_side(name: str, script: str, python: str, *, ranks: int = 1, threa
 
 def reference_environment() -> dict[str, str]:
     """What real DeepSpeed needs to run on this machine's CPU."""
-    return {"DS_ACCELERATOR": "cpu", "DS_SKIP_CUDA_CHECK": "1"}
+    return {"DS_ACCELERATOR": "cpu", "DS_SKIP_CUDA_CHECK": "1", "PYTHONPATH": ""}  # never our package by a search path
 
 
 def result(name: str, *, ours: Any, opponent: Any, ratio: float | None, limit_share: float | None, **details: Any) -> None:
