@@ -95,8 +95,10 @@ class CheckpointLoader:
     def _open_optimizer(self) -> None:
         engine, first = self.engine, self.models[0]
         if first.get("optimizer") is not None:
+            if engine._stepper is None:
+                return
             names = [[(e.name, e.shape) for e in group] for group in optimizer_groups(engine)]
-            self.files = StateFiles([first["optimizer"]], names, [self.model_paths[0]])
+            self.files = StateFiles([first["optimizer"]], names, [self.model_paths[0]], engine._file_numbers.trained)
             return
         paths = _by_rank(os.path.join(self.directory, f"*zero_pp_rank_*_mp_rank_00{OPTIM_FILE_SUFFIX}"))
         if not paths:

@@ -24,8 +24,9 @@ Names = Sequence[Sequence[tuple[str, Iterable[int]]]]
 class StateFiles:
     """The optimizer states of all ranks of one checkpoint, readable by parameter and range."""
 
-    def __init__(self, ranks: list[dict], names: Names, paths: list[str]) -> None:
+    def __init__(self, ranks: list[dict], names: Names, paths: list[str], numbers: list[list[int]] | None = None) -> None:
         self.ranks, self.paths = ranks, paths
+        self.numbers = numbers or []  # of files with states by parameter: what number each parameter has
         self.groups = [[(name, tuple(shape)) for name, shape in group] for group in names]
         self.place = {name: (number, position) for number, group in enumerate(self.groups) for position, (name, _) in enumerate(group)}
         first = ranks[0]
@@ -76,8 +77,7 @@ class StateFiles:
 
     def _parameter_state(self, name: str) -> dict:
         number, position = self.place[name]
-        before = sum(len(group) for group in self.groups[:number])
-        return self._group_state(0, before + position)
+        return self.base[0].get("state", {}).get(self.numbers[number][position], {})
 
     def state_of(self, name: str) -> dict:
         """The stored state (of rank 0) in which a parameter's states stand."""
@@ -139,11 +139,10 @@ class StateFiles:
         stored = self.ranks[0].get(BASE_OPTIMIZER_STATE_STEP)
         candidates = [stored] if stored is not None else []
         base = self.base[0]
-        states = base if isinstance(base, (list, tuple)) else base.get("state", {}).values()
+        states = base if isinstance(base, (list, tuple)) else [*base.get("state", {}).values(), *base.get("param_groups", [])]
         candidates += [state["step"] for state in states if "step" in state]
-        if not candidates and isinstance(base, dict):
-            candidates = [group["step"] for group in base.get("param_groups", []) if "step" in group]
-        return int(candidates[0]) if candidates else None
+        # Some optimizers count only on the last parameter of a group.
+        return max(int(step) for step in candidates) if candidates else None
 
     def param_groups(self) -> list[dict]:
         return self.base[0].get("param_groups", []) if isinstance(self.base[0], dict) else []

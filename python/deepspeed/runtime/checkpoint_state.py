@@ -185,17 +185,14 @@ def _whole(engine: Any) -> dict:
     """torch's own format: whole states by parameter."""
     reader, groups = StateReader(engine), optimizer_groups(engine)
     state: dict[int, dict[str, Any]] = {}
-    numbers: list[list[int]] = []
-    count = 0
-    for entries in groups:
-        numbers.append(list(range(count, count + len(entries))))
-        for number, entry in zip(numbers[-1], entries):
+    numbers = engine._file_numbers.trained
+    for own, entries in zip(numbers, groups):
+        for number, entry in zip(own, entries):
             tensors = {name: reader.full(entry.index, key) for key, name in reader.names(entry.group).items()} if reader.exists else {}
             tensors = {key: value.view(entry.shape) for key, value in tensors.items() if value is not None}
             if tensors:
                 state[number] = {**reader.scalars([entry]), **tensors}
-        count += len(entries)
-    return {"state": state, "param_groups": _param_groups(engine, lambda number: numbers[number])}
+    return {"state": state, "param_groups": _param_groups(engine, lambda number: engine._file_numbers.all[number])}
 
 
 @torch.no_grad()
@@ -251,5 +248,5 @@ def restore_optimizer(engine: Any, states: Any, load_optimizer_states: bool = Tr
         else:
             listed = [states]
     names = [[(e.name, e.shape) for e in entries] for entries in file_groups(engine)]
-    files = StateFiles(list(listed), names, ["optimizer.load_state_dict()"] * len(listed))
+    files = StateFiles(list(listed), names, ["optimizer.load_state_dict()"] * len(listed), engine._file_numbers.trained)
     restore(engine, files, load_optimizer_states, load_from_fp32_weights)

@@ -139,7 +139,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             client = self.client_optimizer
             self.basic_optimizer = optimizer_from_config(config, model_parameters, self.module) if client is None else \
                 optimizer_from_client(client, config, model_parameters, self.module)
-            clean_groups(self.basic_optimizer, self.module)
+            self._file_numbers = clean_groups(self.basic_optimizer, self.module)
         self._core, native = engine_build.make_core(self, self._plan_groups)
         if any(is_sharded(p) for p in self.module.parameters()):
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)

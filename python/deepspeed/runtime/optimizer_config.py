@@ -19,7 +19,7 @@ _MUP = {"muadam": "MuAdam", "muadamw": "MuAdamW", "musgd": "MuSGD"}
 
 
 def as_groups(parameters: Any, module: nn.Module) -> list[dict]:
-    """`model_parameters` as a list of groups, without frozen and empty parameters and without empty groups."""
+    """`model_parameters` as a list of groups, without empty groups."""
     items = list(module.parameters()) if parameters is None else \
         [parameters] if isinstance(parameters, (dict, torch.Tensor)) else list(parameters)
     if items and isinstance(items[0], (tuple, list)):  # named_parameters()
@@ -27,8 +27,7 @@ def as_groups(parameters: Any, module: nn.Module) -> list[dict]:
     groups = [dict(item) for item in items] if items and isinstance(items[0], dict) else [{"params": items}]
     kept = []
     for group in groups:
-        params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
-        group["params"] = [p for p in params if p.requires_grad and full_numel(p) > 0]
+        group["params"] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
         if group["params"]:
             kept.append(group)
     return kept
@@ -55,8 +54,7 @@ def optimizer_from_config(config: DeepSpeedConfig, parameters: Any, module: nn.M
         return MuonWithAuxAdam(muon_groups(as_groups(parameters, module), module, params))
     groups = as_groups(parameters, module)
     if not groups:
-        raise ValueError("the configuration names an optimizer, but the model has no trainable parameter: "
-                         "check requires_grad and model_parameters")
+        raise ValueError("the configuration names an optimizer, but there are no parameters: check model_parameters")
     make = _MAKERS.get(name, _from_torch)
     return make(config, groups, params)
 
@@ -136,11 +134,21 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
     return optimizer
 
 
-def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+class FileNumbers:
+    """Files in torch's own format number the parameters of all groups as they were given, frozen ones included."""
+
+    def __init__(self) -> None:
+        self.trained: list[list[int]] = []  # per remaining group
+        self.all: list[list[int]] = []  # the same with those that were removed
+
+
+def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> FileNumbers:
     """Removes frozen and empty parameters and empty groups; refuses parameters listed twice or foreign to the model."""
     names = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
     seen: set[int] = set()
+    numbers = FileNumbers()
     for index, group in enumerate(optimizer.param_groups):
+        kept, kept_numbers, first = [], [], len(seen)
         for param in group["params"]:
             if id(param) not in names:
                 raise ValueError(f"parameter group {index} of {type(optimizer).__name__} holds a parameter of shape "
@@ -148,9 +156,18 @@ def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
                                  "from the parameters of the model that is given to initialize()")
             assert id(param) not in seen, (f"Parameter with name: {names[id(param)]} occurs multiple times in optimizer.param_groups. "
                                            "Make sure it only appears once to prevent undefined behavior.")
+            if param.requires_grad and full_numel(param) > 0:
+                kept.append(param)
+                kept_numbers.append(len(seen))
             seen.add(id(param))
-        group["params"] = [p for p in group["params"] if p.requires_grad and full_numel(p) > 0]
+        group["params"] = kept
+        if kept:
+            numbers.trained.append(kept_numbers)
+            numbers.all.append(list(range(first, len(seen))))
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    if not optimizer.param_groups:
+        raise ValueError(f"{type(optimizer).__name__} has no trainable parameter: check requires_grad and model_parameters")
+    return numbers
 
 
 def group_index(optimizer: torch.optim.Optimizer | None) -> dict[int, int]:

@@ -31,7 +31,7 @@ def muon_groups(groups: list[dict], module: nn.Module, params: dict[str, Any]) -
     for group in groups:
         rest = {key: value for key, value in group.items() if key != "params"}
         for use_muon, keys, own_lr in ((True, _MUON_KEYS, muon_lr), (False, _ADAM_KEYS, adam_lr)):
-            chosen = [p for p in group["params"] if _is_matrix(names.get(id(p), ""), p) is use_muon]
+            chosen = [p for p in group["params"] if p.requires_grad and _is_matrix(names.get(id(p), ""), p) is use_muon]
             if not chosen:
                 continue
             options = {key: params[key] for key in keys if key in params}
