@@ -135,7 +135,7 @@ int launch(const std::vector<std::string>& arguments) {
 
   std::optional<PidFile> pid_file;
   if (options.save_pid) pid_file.emplace(current_process());
-  return run_guarded([&] {
+  const ExitStatus status = run_guarded([&] {
     try {
       return supervise_ranks(ranks, supervisor);
     } catch (const std::exception& error) {
@@ -143,6 +143,9 @@ int launch(const std::vector<std::string>& arguments) {
       return 1;
     }
   });
+  if (status.signal != 0)
+    message.error("the launcher's supervising process was {}; its ranks are ended", status.describe());
+  return status.shell_code();
 }
 
 int report_error(const std::exception& error, int code) {

@@ -91,9 +91,9 @@ class ProcessTree {
 
 /// Runs `body` (which may use one ProcessTree) so that its processes die even when a process of the run is killed with
 /// SIGKILL: two processes guard each other, and each takes the whole tree down when the other one dies.
-/// Stop signals sent to the caller reach the body's ProcessTree. Returns body's result, or 128 + signal when the inner
-/// process was killed. The body runs in a forked process on Linux: what it changes in memory is not seen here.
+/// Stop signals sent to the caller reach the body's ProcessTree. Returns body's result as the code, or the signal that
+/// killed the inner process. The body runs in a forked process on Linux: what it changes in memory is not seen here.
 /// Requires: no other threads. Throws IoError when no process can be made.
-int run_guarded(const std::function<int()>& body);
+ExitStatus run_guarded(const std::function<int()>& body);
 
 }  // namespace deepscale

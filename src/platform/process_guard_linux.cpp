@@ -14,7 +14,7 @@
 
 namespace deepscale {
 
-int run_guarded(const std::function<int()>& body) {
+ExitStatus run_guarded(const std::function<int()>& body) {
   constexpr int kKillLimitMs = 10'000;
   adopt_orphans();
   for (const int signal : {SIGINT, SIGTERM, SIGQUIT, SIGCHLD}) std::signal(signal, SIG_DFL);
@@ -46,7 +46,7 @@ int run_guarded(const std::function<int()>& body) {
       const ExitStatus status = exit_status_of(wait_status);
       if (status.signal != 0) kill_descendants(kKillLimitMs);
       sigprocmask(SIG_SETMASK, &before, nullptr);
-      return status.shell_code();
+      return status;
     }
   }
 }

@@ -182,13 +182,13 @@ pid_t start_guarded_run(const std::string& path) {
   const pid_t guard = fork();
   if (guard != 0) return guard;
   _exit(run_guarded([&] {
-    ProcessTree tree;
-    const ProcessId child = tree.start(shell("trap '' TERM; echo $PPID >> " + path + "; echo $$ >> " + path +
-                                             "; setsid sh -c 'trap \"\" TERM; echo $$ >> " + path +
-                                             "; sleep 61; sleep 61' & sleep 61; sleep 61"));
-    const ProcessEvent event = tree.wait(std::nullopt);
-    return event.kind == ProcessEvent::Kind::kStopRequested && child > 0 ? 77 : 1;
-  }));
+          ProcessTree tree;
+          const ProcessId child = tree.start(shell("trap '' TERM; echo $PPID >> " + path + "; echo $$ >> " + path +
+                                                   "; setsid sh -c 'trap \"\" TERM; echo $$ >> " + path +
+                                                   "; sleep 61; sleep 61' & sleep 61; sleep 61"));
+          const ProcessEvent event = tree.wait(std::nullopt);
+          return event.kind == ProcessEvent::Kind::kStopRequested && child > 0 ? 77 : 1;
+        }).shell_code());
 }
 
 TEST(RunGuarded, LeavesNothingWhenTheOuterProcessIsKilled) {
