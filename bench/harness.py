@@ -93,6 +93,7 @@ class Side:
         self.name, self.ranks, self.timeout_s = name, ranks, timeout_s
         self.processes: list[subprocess.Popen] = []
         self.commands, self.answers = [], []
+        self.closed = False
         self.log = Path(os.environ.get("TMPDIR", "/tmp")) / f"deepscale-bench-{os.getpid()}-{name.replace(' ', '-').replace('/', '-')}.log"
         port = free_port()
         for rank in range(ranks):
@@ -141,6 +142,8 @@ class Side:
 
     def begin(self, function: str, **arguments: Any) -> None:
         """Sends the command to every rank without waiting."""
+        if self.closed:
+            raise SideFailed(f"{self.name}: ended after an earlier failure; log: {self.log}")
         line = json.dumps({"call": function, "arguments": arguments}) + "\n"
         for rank, pipe in enumerate(self.commands):
             try:
@@ -150,26 +153,35 @@ class Side:
                 raise SideFailed(self._death(rank)) from None
 
     def finish(self) -> list[Any]:
-        """Every rank's answer to the last begin(), by rank. Raises SideFailed."""
+        """Every rank's answer to the last begin(), by rank. Raises SideFailed; the side stays usable if all ranks answered."""
         values: dict[int, Any] = {}
+        failure = ""
         deadline = time.monotonic() + self.timeout_s
         with selectors.DefaultSelector() as selector:
             for rank, pipe in enumerate(self.answers):
                 selector.register(pipe, selectors.EVENT_READ, rank)
             while len(values) < self.ranks:
-                ready = selector.select(deadline - time.monotonic())
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
+                    self.close()
                     missing = sorted(set(range(self.ranks)) - values.keys())
-                    raise SideFailed(f"{self.name}: rank(s) {missing} did not answer within {self.timeout_s:.0f} s; log: {self.log}")
+                    raise SideFailed(
+                        failure or f"{self.name}: rank(s) {missing} did not answer within {self.timeout_s:.0f} s; log: {self.log}"
+                    )
                 for key, _ in ready:
                     line = key.fileobj.readline()
                     if not line:
-                        raise SideFailed(self._death(key.data))
+                        message = self._death(key.data)
+                        self.close()
+                        raise SideFailed(failure or message)
                     answer = json.loads(line)
-                    if "error" in answer:
-                        raise SideFailed(f"{self.name}, rank {key.data}:\n{answer['error']}")
-                    values[key.data] = answer["value"]
+                    if "error" in answer and not failure:
+                        failure = f"{self.name}, rank {key.data}:\n{answer['error']}"
+                        deadline = min(deadline, time.monotonic() + 60.0)  # peers may be waiting for this rank
+                    values[key.data] = answer.get("value")
                     selector.unregister(key.fileobj)
+        if failure:
+            raise SideFailed(failure)
         return [values[rank] for rank in range(self.ranks)]
 
     def call(self, function: str, **arguments: Any) -> list[Any]:
@@ -181,6 +193,7 @@ class Side:
         return max(self.call(function, **arguments))
 
     def close(self) -> None:
+        self.closed = True
         for pipe in self.commands + self.answers:
             try:
                 pipe.close()
