@@ -29,10 +29,12 @@ accelerator_name = "cpu"
 
 def __getattr__(name: str):
     if name == "torch_info":
+        global torch_info
         import torch
         nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "0.0"
-        return {"version": ".".join(torch.__version__.split(".")[:2]), "cuda_version": torch.version.cuda or "0.0",
-                "nccl_version": nccl, "hip_version": torch.version.hip or "0.0", "bf16_support": True}
+        torch_info = {"version": ".".join(torch.__version__.split(".")[:2]), "cuda_version": torch.version.cuda or "0.0",
+                      "nccl_version": nccl, "hip_version": torch.version.hip or "0.0", "bf16_support": True}
+        return torch_info
     if name == "compatible_ops":
         from deepspeed.ops import __compatible_ops__
         return __compatible_ops__

@@ -147,7 +147,7 @@ void ShardedOptimizer::step_lamb(UnitState& state, const at::Tensor& gradient, c
       size *= std::sqrt(1.0 - std::pow(hyper_value(group, "beta2", 0.999), static_cast<double>(step))) /
               (1.0 - std::pow(hyper_value(group, "beta1", 0.9), static_cast<double>(step)));
     }
-    lamb_apply_update(size * trust, update, piece_run(state, *piece, at::Tensor()));
+    lamb_apply_update(size * trust, update, piece_run(state, *piece, gradient));
   }
 }
 

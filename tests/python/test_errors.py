@@ -1,0 +1,206 @@
+"""Bad input: each has a clear error, and nothing hangs or is lost."""
+from __future__ import annotations
+
+import base64
+import json
+import os
+
+import pytest
+import torch
+
+from common import run_ranks, single_rank
+from models import batch, config, full_weights, make_model, train
+
+
+@pytest.fixture(autouse=True)
+def world_of_one(monkeypatch):
+    single_rank(monkeypatch)
+
+
+def initialize(**arguments):
+    import deepspeed
+    arguments.setdefault("model", make_model())
+    return deepspeed.initialize(**arguments)
+
+
+@pytest.mark.parametrize("bad,match", [
+    ({"zero_optimization": {"stage": 4}}, "stage"), ({"zero_optimization": {"stage": "two"}}, "stage"),
+    ({"zero_optimization": {"no_such_key": 1}}, "no_such_key"), ({"gradient_clipping": -1}, "gradient_clipping"),
+    ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "bf16"), ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu"),
+    ({"train_batch_size": 7}, "train_batch_size"), ({"fp16": {"enabled": "perhaps"}}, "fp16"),
+    ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}, "reduce_bucket_size")
+])
+def test_configurations_that_cannot_be_used_name_the_key(bad, match):
+    from deepspeed import DeepSpeedConfigError
+    for kind in (DeepSpeedConfigError, ValueError, AssertionError):
+        with pytest.raises(kind, match=match):
+            initialize(config=config(2, **bad))
+
+
+def test_no_batch_size_at_all():
+    with pytest.raises(AssertionError, match="train_batch_size or train_micro_batch_size_per_gpu"):
+        initialize(config={"optimizer": {"type": "Adam", "params": {}}})
+
+
+def test_configurations_come_in_several_forms(tmp_path):
+    from deepspeed.runtime.config import DeepSpeedConfig
+    text = '{ // comment\n "train_batch_size": 4, # another\n "zero_optimization": {"stage": 2,}, /* and */ "x": "//no comment" }'
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    encoded = base64.urlsafe_b64encode(json.dumps({"train_batch_size": 4}).encode()).decode()
+    assert DeepSpeedConfig(str(path))._param_dict["x"] == "//no comment" and DeepSpeedConfig(path).zero_config.stage == 2
+    assert DeepSpeedConfig(encoded).train_batch_size == 4 and DeepSpeedConfig({"train_batch_size": 4.0}).train_micro_batch_size_per_gpu == 4
+    for wrong in ("/no/such/file.json", 5, None, ["train_batch_size"]):
+        with pytest.raises(ValueError):
+            DeepSpeedConfig(wrong)
+    path.write_text('{"train_batch_size": 4, "train_batch_size": 8}')
+    with pytest.raises(ValueError, match="duplicate keys: train_batch_size"):
+        DeepSpeedConfig(str(path))
+
+
+def test_the_users_dictionary_is_kept():
+    given = config(1, steps_per_print=float("inf"), zero_optimization=True)
+    engine = initialize(config=given)[0]
+    assert engine.config is given and engine.zero_optimization_stage() == 1 and engine.steps_per_print() is None
+
+
+def test_two_configurations_or_none():
+    from types import SimpleNamespace
+    with pytest.raises(AssertionError, match="Not sure how to proceed"):
+        initialize(args=SimpleNamespace(deepspeed_config="x.json", local_rank=0), config=config(0))
+    with pytest.raises(AssertionError, match="requires --deepspeed_config"):
+        initialize()
+    with pytest.raises(AssertionError, match="requires a model"):
+        initialize(model=None, config=config(0))
+
+
+def test_synonyms_of_arguments():
+    from types import SimpleNamespace
+    model = make_model()
+    engine = initialize(model=model, config_params=config(1), parameters=model.up.parameters(), args=SimpleNamespace(device_rank=None))[0]
+    assert sum(len(group) for group in engine.optimizer.bit16_groups) == 2
+
+
+def test_the_local_rank_must_be_this_process():
+    from types import SimpleNamespace
+    with pytest.raises(AssertionError, match="LOCAL_RANK"):
+        initialize(args=SimpleNamespace(local_rank=3), config=config(0))
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_an_optimizer_over_foreign_parameters(stage):
+    foreign = torch.optim.AdamW(make_model().parameters())
+    with pytest.raises(ValueError, match="does not belong to the model"):
+        initialize(optimizer=foreign, config=config(stage))
+
+
+def test_a_parameter_listed_twice():
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.param_groups.append({**optimizer.param_groups[0], "params": [model.up.weight]})
+    with pytest.raises(AssertionError, match="up.weight occurs multiple times"):
+        initialize(model=model, optimizer=optimizer, config=config(1))
+
+
+def test_nothing_to_train():
+    model = make_model()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        initialize(model=model, config=config(1))
+
+
+def test_an_untested_optimizer_needs_permission_under_zero():
+    with pytest.raises(AssertionError, match="zero_allow_untested_optimizer"):
+        initialize(optimizer=lambda p: torch.optim.RMSprop(p), config=config(2))
+    initialize(optimizer=lambda p: torch.optim.RMSprop(p), config=config(0))
+
+
+def test_offload_wants_its_own_optimizer():
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    with pytest.raises(ZeRORuntimeException, match="zero_force_ds_cpu_optimizer"):
+        initialize(optimizer=lambda p: torch.optim.AdamW(p), config=config(2, zero_optimization=zero))
+    initialize(optimizer=lambda p: torch.optim.AdamW(p), config=config(2, zero_optimization=zero, zero_force_ds_cpu_optimizer=False))
+
+
+@pytest.mark.parametrize("optimizer,match", [({"type": "Nope", "params": {}}, "not a supported DeepSpeed Optimizer"),
+                                             ({"type": "Adam", "params": {"max_grad_norm": 1.0}}, "gradient_clipping"),
+                                             ({"type": "Adam", "params": {"learning": 1.0}}, "learning"),
+                                             ({"type": "OneBitAdam", "params": {}}, "not built yet")])
+def test_optimizer_sections_that_cannot_be_used(optimizer, match):
+    with pytest.raises((AssertionError, ValueError, TypeError, NotImplementedError), match=match):
+        initialize(config=config(1, optimizer=optimizer))
+
+
+def test_a_scheduler_object_needs_its_optimizer():
+    other = torch.optim.AdamW(make_model().parameters())
+    with pytest.raises(AssertionError, match="Client LR Scheduler"):
+        initialize(lr_scheduler=torch.optim.lr_scheduler.ConstantLR(other), config=config(1))
+    with pytest.raises(ValueError, match="scheduler.type 'Nope'"):
+        initialize(config=config(1, scheduler={"type": "Nope", "params": {}}))
+
+
+def test_losses_that_are_not_scalar():
+    engine = initialize(config=config(1))[0]
+    with pytest.raises(AssertionError, match="scalar"):
+        engine.backward(torch.ones(3, requires_grad=True))
+
+
+@pytest.mark.parametrize("stage", (0, 2))
+def test_a_parameter_resized_behind_our_back_is_named(stage):
+    engine = initialize(config=config(stage))[0]
+    train(engine, 1)
+    loss = engine(*batch(1))
+    engine.backward(loss)
+    engine.module.up.bias.data = torch.zeros(3)
+    with pytest.raises(RuntimeError, match="up.bias"):
+        engine.step()
+
+
+def test_a_model_on_the_meta_device():
+    with torch.device("meta"):
+        model = make_model()
+    with pytest.raises(RuntimeError, match="meta device"):
+        initialize(model=model, config=config(1))
+
+
+def test_features_of_later_are_refused_by_name():
+    for section in ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}, {"hybrid_engine": {"enabled": True}}):
+        with pytest.raises(Exception, match="not built yet"):
+            initialize(config=config(3, **section))
+    with pytest.raises(NotImplementedError, match="mesh_param"):
+        initialize(config=config(1), mesh_param=(1, 2))
+
+
+def body_a_rank_dies(stage: int):
+    import deepspeed
+    import torch.distributed as dist
+    deepspeed.init_distributed(timeout=__import__("datetime").timedelta(seconds=8))
+    engine = deepspeed.initialize(model=make_model(), config=config(stage))[0]
+    train(engine, 1, rank=dist.get_rank())
+    loss = engine(*batch(1, dist.get_rank()))
+    if dist.get_rank() == 1:
+        os._exit(0)  # silently, in the middle of a step
+    with pytest.raises(RuntimeError, match="1"):
+        engine.backward(loss)
+        engine.step()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("stage", (0, 2, 3))
+def test_a_rank_that_dies_in_mid_step_ends_the_others(stage):
+    import time
+    begin = time.monotonic()
+    with pytest.raises(AssertionError, match="had not finished|died") as caught:  # neither rank reports: both exit
+        run_ranks(body_a_rank_dies, 2, {"stage": stage}, timeout_s=90)
+    assert "rank 0" not in str(caught.value) and time.monotonic() - begin < 80
+
+
+def test_weights_survive_a_failing_step():
+    engine = initialize(config=config(2))[0]
+    train(engine, 2)
+    before = full_weights(engine.module)
+    with pytest.raises(ZeroDivisionError):
+        engine.module.down.forward = lambda h: 1 / 0
+        engine(*batch(2))
+    assert all(torch.equal(v, before[n]) for n, v in full_weights(engine.module).items())
