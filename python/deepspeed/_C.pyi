@@ -38,6 +38,7 @@ class Communicator:
     size: int
     shares_memory: bool
     description: str
+    timeout_s: float
     bytes_moved: int
     def all_reduce(self, tensor: Tensor, op: str, tag: str = "") -> Pending: ...
     def reduce_scatter(self, input: Tensor, output: Tensor, op: str, tag: str = "") -> Pending: ...
