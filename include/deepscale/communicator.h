@@ -117,8 +117,8 @@ struct InitOptions {
   bool use_host = true;  ///< shared memory for CPU tensors when all ranks are on one machine
 };
 
-/// The ranks of this run, found by what a launcher (deepspeed, torchrun, mpirun, srun) put into the environment; a world
-/// of one without a launcher. Collective over the run's ranks. Throws ConfigError, CommError, IoError.
+/// The ranks of this run, found by what a launcher (deepspeed, torchrun, mpirun, srun) put into the environment; a
+/// world of one without a launcher. Collective over the run's ranks. Throws ConfigError, CommError, IoError.
 Communicator world_from_environment(const InitOptions& options = {});
 
 }  // namespace deepscale

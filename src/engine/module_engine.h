@@ -1,0 +1,66 @@
+// The inside of the public ModuleEngine: an Engine over a module's parameters, the optimizer's groups, a schedule, and
+// the counters of training.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "deepscale/training.h"
+#include "engine/engine.h"
+#include "engine/lr_schedule.h"
+#include "engine/model_params.h"
+#include "engine/optimizer_config.h"
+
+namespace deepscale {
+
+class ModuleEngine::Impl {
+ public:
+  /// Collective.
+  Impl(std::shared_ptr<torch::nn::Module> model, Config config, const InitializeOptions& options, Communicator world);
+  ~Impl();
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  at::Tensor backward(const at::Tensor& loss);
+  void step();
+  [[nodiscard]] bool at_boundary() const;
+  [[nodiscard]] int parameter_index(const std::string& name) const;
+  [[nodiscard]] std::vector<GroupHyper> hyper() const;
+  void apply_rates(const std::vector<GroupRate>& rates);
+  [[nodiscard]] std::string description() const;
+
+  std::shared_ptr<torch::nn::Module> model;
+  Config config;
+  Communicator world;
+  Logger log;
+  ModelParams params;
+  ConfiguredOptimizer optimizer;  ///< members are positions in params.params
+  PlanGroups groups;
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<LrSchedule> schedule;  ///< null: rates stay
+
+  int64_t global_steps = 0;
+  int64_t global_samples = 0;
+  int64_t micro_steps = 0;
+  int64_t skipped_steps = 0;
+  bool step_applied = false;
+  std::optional<bool> forced_boundary;
+
+ private:
+  class GatherHook;
+
+  void cast_buffers();
+  void broadcast_buffers();
+  void make_optimizer(const std::vector<ParameterGroup>& requested);
+  void make_engine(const std::vector<AnyUnit>& units);
+  void make_schedule();
+  [[nodiscard]] std::vector<std::shared_ptr<ParamUnit>> shard_parameters();
+  void attach_units(const std::vector<AnyUnit>& units, const std::vector<std::shared_ptr<ParamUnit>>& owners);
+
+  std::vector<AnyUnit> attached_;
+  bool in_step_ = false;
+};
+
+}  // namespace deepscale
