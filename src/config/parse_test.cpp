@@ -224,8 +224,8 @@ TEST(Open, AcceptsJsonTextAndBase64Url) {
 }
 
 TEST(Open, RefusesEverythingElse) {
-  for (const std::string source :
-       {"ds_config_missing.json", "", "AAAA", "not base64!", std::string(10000, 'A').c_str()}) {
+  for (const auto& source :
+       std::vector<std::string>{"ds_config_missing.json", "", "AAAA", "not base64!", std::string(10000, 'A')}) {
     try {
       Config::open(source, 1);
       FAIL() << source;
