@@ -73,12 +73,12 @@ HostChannel& HostChannels::open_channel(int peer) {
 }
 
 int64_t HostChannels::piece_bytes() const {
-  return group_.staging_bytes() / static_cast<int64_t>(kPieces) / 64 * 64;
+  return group_.staging().piece_bytes;
 }
 
 char* HostChannels::piece(const HostChannel& channel, int owner, uint64_t ring_piece) const {
   const auto base = static_cast<int64_t>(channel.staging_offset.load(std::memory_order_relaxed));
-  const int64_t offset = base + static_cast<int64_t>(ring_piece % kPieces) * piece_bytes();
+  const int64_t offset = base + static_cast<int64_t>(ring_piece % group_.staging().pieces) * piece_bytes();
   return static_cast<char*>(group_.context()->memory()->at({group_.members()[static_cast<size_t>(owner)], offset}));
 }
 
@@ -98,7 +98,7 @@ bool HostChannels::advance_send(Line& line, HostOperation& operation, int peer) 
   const int64_t bytes = bytes_of(operation);
   while (operation.staged < operation.pieces) {
     const uint64_t ring_piece = operation.first_piece + operation.staged;
-    if (ring_piece >= kPieces && channel.consumed.load() + kPieces <= ring_piece) return moved;
+    if (channel.consumed.load() + group_.staging().pieces <= ring_piece) return moved;
     const int64_t begin = static_cast<int64_t>(operation.staged) * operation.piece_bytes;
     std::memcpy(piece(channel, group_.rank(), ring_piece), operation.input + begin,
                 static_cast<size_t>(std::min(operation.piece_bytes, bytes - begin)));
@@ -131,8 +131,7 @@ void HostChannels::publish(Line& line, HostOperation& operation) {
     operation.first_piece = line.next_piece;
     line.next_piece += operation.pieces;
     if (channel.staging_offset.load(std::memory_order_relaxed) == 0) {
-      channel.staging_offset.store(
-          static_cast<uint64_t>(memory.allocate_offset(piece_bytes() * static_cast<int64_t>(kPieces))));
+      channel.staging_offset.store(static_cast<uint64_t>(memory.allocate_offset(group_.staging().bytes())));
     }
   }
   slot.write(descriptor, operation.tag());
@@ -223,7 +222,7 @@ std::vector<int> HostChannels::late(const HostOperation& operation, HostUntil un
     const HostChannel& channel = *line.channel;
     const uint64_t ring_piece = head.first_piece + head.staged;
     is_late = head.finished    ? !reached(head, until)
-              : head.published ? channel.consumed.load() + kPieces <= ring_piece
+              : head.published ? channel.consumed.load() + group_.staging().pieces <= ring_piece
                                : channel.taken.load() + kChannelSlots <= head.number;
   } else if (!head.finished) {
     const uint64_t offset = group_.block(peer).channel_offset(group_.rank()).load();

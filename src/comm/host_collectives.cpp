@@ -109,7 +109,8 @@ void HostGroup::push_all_reduce(const HostOperation& operation) {
 void HostGroup::plan_pieces(HostOperation& operation) {
   const HostKind kind = operation.descriptor.kind;
   const bool slices = kind == HostKind::kReduceScatter || kind == HostKind::kAllToAll;
-  operation.piece_bytes = slices ? std::max<int64_t>(64, ring_piece_bytes_ / size() / 64 * 64) : ring_piece_bytes_;
+  operation.piece_bytes =
+      slices ? std::max<int64_t>(64, staging_.piece_bytes / size() / 64 * 64) : staging_.piece_bytes;
   const int64_t bytes = slice_bytes(operation);
   operation.pieces = static_cast<uint64_t>((bytes + operation.piece_bytes - 1) / operation.piece_bytes);
   operation.first_piece = next_piece_;
@@ -130,8 +131,7 @@ void HostGroup::plan_pieces(HostOperation& operation) {
 void HostGroup::ensure_staging() {
   HostBlock& own = block(rank_);
   if (own.staging_offset.load(std::memory_order_relaxed) != 0) return;
-  own.staging_offset.store(
-      static_cast<uint64_t>(context_->memory()->allocate_offset(ring_piece_bytes_ * static_cast<int64_t>(kPieces))));
+  own.staging_offset.store(static_cast<uint64_t>(context_->memory()->allocate_offset(staging_.bytes())));
 }
 
 bool HostGroup::run_staged(HostOperation& operation) {
@@ -156,11 +156,10 @@ bool HostGroup::run_staged(HostOperation& operation) {
 bool HostGroup::can_stage(const HostOperation& operation) {
   if (operation.staged == operation.pieces) return false;
   const uint64_t piece = operation.first_piece + operation.staged;
-  if (piece < kPieces) return true;
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    if (static_cast<int>(i) == rank_ || seen_consumed_[i] + kPieces > piece) continue;
+    if (static_cast<int>(i) == rank_ || seen_consumed_[i] + staging_.pieces > piece) continue;
     seen_consumed_[i] = blocks_[i]->consumed.load();
-    if (seen_consumed_[i] + kPieces <= piece) return false;
+    if (seen_consumed_[i] + staging_.pieces <= piece) return false;
   }
   return true;
 }
@@ -179,7 +178,7 @@ bool HostGroup::can_consume(const HostOperation& operation) {
 
 char* HostGroup::staging_piece(int index, uint64_t ring_piece) const {
   const auto base = static_cast<int64_t>(block(index).staging_offset.load(std::memory_order_relaxed));
-  const int64_t offset = base + static_cast<int64_t>(ring_piece % kPieces) * ring_piece_bytes_;
+  const int64_t offset = base + static_cast<int64_t>(ring_piece % staging_.pieces) * staging_.piece_bytes;
   return static_cast<char*>(context_->memory()->at({members_[static_cast<size_t>(index)], offset}));
 }
 

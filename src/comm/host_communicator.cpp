@@ -208,7 +208,7 @@ std::shared_ptr<HostCommunicator> HostCommunicator::subgroup(std::span<const int
     members.push_back(group_->members()[static_cast<size_t>(member)]);
     offsets.push_back(entry.block_offset);
   }
-  auto group = std::make_shared<HostGroup>(context_, std::move(members), std::move(offsets), group_->staging_bytes());
+  auto group = std::make_shared<HostGroup>(context_, std::move(members), std::move(offsets), group_->staging().bytes());
   return std::make_shared<HostCommunicator>(context_, std::move(group));
 }
 

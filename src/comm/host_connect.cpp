@@ -16,7 +16,9 @@ namespace {
 constexpr int kProtocol = 1;
 /// All segments together, mapped into each process; user address spaces have 2^47 bytes.
 constexpr int64_t kMappableBytes = int64_t{1} << 46;
-constexpr int64_t kDefaultStagingBytes = 1 << 20;
+/// Deeper when ranks share cores: each goes further before the next one must have the core.
+constexpr int64_t kStagingBytes = 2 << 20;
+constexpr int64_t kCrowdedStagingBytes = 4 << 20;
 constexpr int64_t kSmallestSegment = 8 << 20;
 
 /// What a rank tells its peers. Text lines, because a rendezvous may go through anything.
@@ -113,7 +115,9 @@ class Connector {
     own_ = {};
     own_.host = host_identity();
     own_.process = this_process();
-    own_.staging_bytes = options_.staging_bytes > 0 ? options_.staging_bytes : kDefaultStagingBytes;
+    own_.staging_bytes = options_.staging_bytes > 0   ? options_.staging_bytes
+                         : size_ > usable_cpu_count() ? kCrowdedStagingBytes
+                                                      : kStagingBytes;
     own_.block_offset = HostRankHeader::kReservedBytes;
     int64_t bytes = options_.segment_bytes > 0 ? options_.segment_bytes : memory_facts().total_bytes;
     bytes = std::clamp(bytes, kSmallestSegment + block_bytes(), kMappableBytes / size_);

@@ -10,13 +10,20 @@
 namespace deepscale {
 namespace {
 
+using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// One look costs about 100 ns, one yield about 1 us when nobody else wants the core.
-constexpr int kSpins = 500;
-constexpr int kYields = 20;
-constexpr int kYieldsWhenCrowded = 40;
+// A wait spins, then yields, then sleeps. One look costs about 100 ns, one yield less than 1 us when nobody else wants
+// the core. A yield that takes longer has lent the core to somebody, perhaps to the peer for whom we wait: then
+// spinning only keeps the peer from running, so the next waits leave it out, and a few such yields end in sleep.
+constexpr int kSpins = 100;
+constexpr microseconds kLinger{200};
+constexpr microseconds kLentCore{4};
+constexpr int kLentYields = 2;
+constexpr int kLentYieldsWhenCrowded = 4;
+constexpr int kContentionStep = 8;
+constexpr int kContentionLimit = 64;
 constexpr milliseconds kFirstSlice{10};
 constexpr milliseconds kLongestSlice{50};
 
@@ -37,11 +44,18 @@ class Sleeper {
 /// How long and how a wait has been without progress.
 struct HostContext::Idle {
   int looks = 0;
+  int lent_yields = 0;
+  steady_clock::time_point lingering_since;
+  bool sleepy = false;
   bool announced = false;
   milliseconds slice = kFirstSlice;
   steady_clock::time_point since;
 
-  void reset() { *this = Idle{0, announced, kFirstSlice, {}}; }
+  void reset() {
+    const bool kept = announced;
+    *this = {};
+    announced = kept;
+  }
 };
 
 HostContext::HostContext(std::shared_ptr<HostMemory> memory, const HostOptions& options)
@@ -49,9 +63,7 @@ HostContext::HostContext(std::shared_ptr<HostMemory> memory, const HostOptions& 
   for (int rank = 0; rank < memory_->size(); ++rank) {
     headers_.push_back(static_cast<HostRankHeader*>(memory_->at({rank, 0})));
   }
-  const bool crowded = memory_->size() > usable_cpu_count();
-  spins_ = crowded ? 0 : kSpins;
-  yields_ = spins_ + (crowded ? kYieldsWhenCrowded : kYields);
+  crowded_ = memory_->size() > usable_cpu_count();
 }
 
 bool HostContext::owns_process() const {
@@ -118,20 +130,37 @@ void HostContext::wait(HostGroup& group, const HostOperation& operation, HostUnt
       continue;
     }
     if (group.reached(operation, until)) break;
-    ++idle.looks;
-    if (idle.looks > yields_) {
+    if (idle.sleepy) {
       sleep(lock, group, operation, until, idle);
-      continue;
-    }
-    lock.unlock();
-    if (idle.looks <= spins_) {
-      spin_pause();
     } else {
-      yield_core();
+      linger(lock, idle);
     }
-    lock.lock();
   }
   if (idle.announced) header(rank()).waiting.store({});
+}
+
+void HostContext::linger(std::unique_lock<std::mutex>& lock, Idle& idle) {
+  if (!crowded_ && contention_ == 0 && idle.looks++ < kSpins) {
+    lock.unlock();
+    spin_pause();
+    lock.lock();
+    return;
+  }
+  const auto before = steady_clock::now();
+  if (idle.lingering_since == steady_clock::time_point()) {
+    idle.lingering_since = before;
+    if (contention_ > 0) --contention_;
+  }
+  lock.unlock();
+  yield_core();
+  lock.lock();
+  const auto after = steady_clock::now();
+  if (after - before > kLentCore) {
+    ++idle.lent_yields;
+    contention_ = std::min(contention_ + kContentionStep, kContentionLimit);
+  }
+  idle.sleepy =
+      idle.lent_yields >= (crowded_ ? kLentYieldsWhenCrowded : kLentYields) || after - idle.lingering_since > kLinger;
 }
 
 void HostContext::sleep(std::unique_lock<std::mutex>& lock, HostGroup& group, const HostOperation& operation,

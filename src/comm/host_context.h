@@ -62,6 +62,7 @@ class HostContext {
   struct Idle;
 
   bool progress();
+  void linger(std::unique_lock<std::mutex>& lock, Idle& idle);
   void sleep(std::unique_lock<std::mutex>& lock, HostGroup& group, const HostOperation& operation, HostUntil until,
              Idle& idle);
   void check_peers(HostGroup& group, const HostOperation& operation, HostUntil until, const Idle& idle);
@@ -72,10 +73,10 @@ class HostContext {
   const HostOptions options_;
   const int64_t pid_;
   std::vector<HostRankHeader*> headers_;  // by rank
-  int spins_ = 0;                         // looks before yielding
-  int yields_ = 0;                        // yields before sleeping
+  bool crowded_ = false;                  // more ranks than CPUs
   std::mutex mutex_;
   std::vector<HostGroup*> active_;  // guarded by mutex_
+  int contention_ = 0;              // guarded by mutex_; recent waits in which somebody else wanted the core
 };
 
 }  // namespace deepscale

@@ -18,7 +18,7 @@
 //   and
 //           stores the result in all of them, so its output is complete when every peer is done. Everything else only
 //           reads peers' inputs: complete when this rank is done.
-//   staged  otherwise: every rank copies its input piece by piece into its staging area, a ring of kPieces pieces, and
+//   staged  otherwise: every rank copies its input piece by piece into its staging area, a ring of pieces, and
 //           takes what it needs from its peers' pieces. `staged` counts the pieces written, `consumed` the pieces taken
 //           from the peers; piece k may be overwritten when every peer's `consumed` has passed it. Both count over all
 //           staged operations of the group.
@@ -53,8 +53,24 @@ namespace deepscale {
 inline constexpr int64_t kInlineBytes = 4096;
 inline constexpr uint64_t kSlots = 32;
 inline constexpr uint64_t kChannelSlots = 8;
-/// Pieces in a staging ring.
-inline constexpr uint64_t kPieces = 4;
+
+/// A staging ring: as many pieces as fit, each small enough to stay in a core's cache between its writer and its
+/// readers.
+struct StagingShape {
+  static constexpr int64_t kLargestPiece = 256 << 10;
+  static constexpr int64_t kFewestPieces = 4;
+
+  int64_t piece_bytes = 0;
+  uint64_t pieces = 0;
+
+  /// staging_bytes >= 256.
+  static constexpr StagingShape of(int64_t staging_bytes) {
+    int64_t piece = staging_bytes / kFewestPieces / 64 * 64;
+    if (piece > kLargestPiece) piece = kLargestPiece;
+    return {piece, static_cast<uint64_t>(staging_bytes / piece)};
+  }
+  [[nodiscard]] int64_t bytes() const { return piece_bytes * static_cast<int64_t>(pieces); }
+};
 
 using SharedCounter = std::atomic<uint64_t>;
 static_assert(SharedCounter::is_always_lock_free && sizeof(SharedCounter) == 8);

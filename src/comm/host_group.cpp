@@ -58,8 +58,7 @@ HostGroup::HostGroup(std::shared_ptr<HostContext> context, std::vector<int> memb
                      int64_t staging_bytes)
     : context_(std::move(context)),
       members_(std::move(members)),
-      staging_bytes_(staging_bytes),
-      ring_piece_bytes_(staging_bytes / static_cast<int64_t>(kPieces) / 64 * 64),
+      staging_(StagingShape::of(std::max(staging_bytes, int64_t{256} * static_cast<int64_t>(members_.size())))),
       own_block_offset_([&] {
         const auto self = std::find(members_.begin(), members_.end(), context_->rank());
         return block_offsets[static_cast<size_t>(self - members_.begin())];
@@ -297,7 +296,7 @@ std::vector<int> HostGroup::late(const HostOperation& operation, HostUntil until
       const uint64_t next = head.first_piece + head.staged;
       is_late = (takes_part(head, index) && head.consumed < head.pieces &&
                  peer.staged.load() <= head.first_piece + head.consumed) ||
-                (head.staged < head.pieces && peer.consumed.load() + kPieces <= next);
+                (head.staged < head.pieces && peer.consumed.load() + staging_.pieces <= next);
     }
     if (is_late) late.push_back(index);
   }

@@ -78,7 +78,7 @@ class HostGroup {
   [[nodiscard]] int size() const { return static_cast<int>(members_.size()); }
   [[nodiscard]] const std::vector<int>& members() const { return members_; }
   [[nodiscard]] const std::shared_ptr<HostContext>& context() const { return context_; }
-  [[nodiscard]] int64_t staging_bytes() const { return staging_bytes_; }
+  [[nodiscard]] const StagingShape& staging() const { return staging_; }
   [[nodiscard]] std::atomic<int64_t>& bytes_moved() { return bytes_moved_; }
   [[nodiscard]] HostBlock& block(int index) const { return *blocks_[static_cast<size_t>(index)]; }
   /// Wakes the other members.
@@ -129,8 +129,7 @@ class HostGroup {
   const std::vector<int> members_;
   std::vector<int> others_;
   int rank_ = 0;  // index in members_
-  const int64_t staging_bytes_;
-  const int64_t ring_piece_bytes_;
+  const StagingShape staging_;
   const int64_t own_block_offset_;
   std::vector<HostBlock*> blocks_;
   std::unique_ptr<HostChannels> channels_;
