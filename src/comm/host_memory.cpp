@@ -3,12 +3,14 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 
 HostMemory::HostMemory(int rank, std::vector<std::shared_ptr<SharedMemory>> segments, int64_t reserved_bytes)
     : rank_(rank),
       reserved_bytes_(reserved_bytes),
+      pid_(this_process_id()),
       segments_(std::move(segments)),
       allocator_(reserved_bytes, segments_[static_cast<size_t>(rank)]->bytes()) {}
 
@@ -23,6 +25,9 @@ std::shared_ptr<void> HostMemory::allocate(int64_t bytes) {
 
 int64_t HostMemory::allocate_offset(int64_t bytes) {
   DS_CHECK_AS(IoError, bytes >= 0, "cannot allocate {} bytes of shared memory: the size must not be negative", bytes);
+  DS_CHECK_AS(IoError, this_process_id() == pid_,
+              "process {} cannot allocate shared memory: it is a fork of rank {} (process {}); connect again there",
+              this_process_id(), rank_, pid_);
   SharedMemory& segment = *segments_[static_cast<size_t>(rank_)];
   HostAllocator::Block block;
   {
@@ -90,7 +95,7 @@ void HostMemory::free_when(std::vector<int64_t> offsets, std::function<bool()> r
 }
 
 void HostMemory::free_locked(int64_t offset) {
-  if (offset < reserved_bytes_) return;  // not ours to reuse
+  if (offset < reserved_bytes_ || this_process_id() != pid_) return;  // not ours to reuse
   if (const auto pages = allocator_.give(offset)) {
     segments_[static_cast<size_t>(rank_)]->decommit(pages->offset, pages->bytes);
   }

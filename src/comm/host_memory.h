@@ -63,6 +63,7 @@ class HostMemory : public std::enable_shared_from_this<HostMemory> {
 
   const int rank_;
   const int64_t reserved_bytes_;
+  const int64_t pid_;  // a child after fork() has a copy of the books, but not of the memory
   const std::vector<std::shared_ptr<SharedMemory>> segments_;
   mutable std::mutex mutex_;
   HostAllocator allocator_;         // guarded by mutex_

@@ -1,6 +1,8 @@
 #include "comm/host_memory.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -129,6 +131,27 @@ TEST(HostMemory, DeferredBlocksAreFreedWhenTheirTimeHasCome) {
   ready = true;
   EXPECT_NE(memory->allocate(1), nullptr);
   EXPECT_EQ(memory->allocated_bytes(), 0);
+}
+
+TEST(HostMemory, AForkedChildLeavesTheParentsMemoryAlone) {
+  const auto memory = make_memory(64 << 20);
+  auto block = memory->allocate(8 << 20);
+  char* const data = static_cast<char*>(block.get());
+  data[4 << 20] = 'x';
+  const pid_t child = fork();
+  if (child == 0) {
+    block.reset();
+    try {
+      std::ignore = memory->allocate(10);
+    } catch (const IoError&) {
+      _exit(0);
+    }
+    _exit(1);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(data[4 << 20], 'x');
 }
 
 TEST(HostMemory, ThreadsMayAllocateAtOnce) {

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kPage = 4096;
 constexpr int64_t kHugePage = 2 << 20;
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which old headers lack
 /// Commits below this are not checked against the machine's free memory: reading that takes longer than they do.
 constexpr int64_t kCheckedCommit = 16 << 20;
 /// Kept free for everybody else when a large commit is checked.
@@ -31,7 +32,19 @@ std::string random_name() {
 }
 
 char* map(int handle, int64_t bytes) {
-  void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, handle, 0);
+  // Addresses and offsets must agree modulo the huge page, or no huge page can be mapped: reserve more, then place it.
+  const auto length = static_cast<size_t>(bytes);
+  const size_t reserved = length + kHugePage;
+  void* const room = mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* data = MAP_FAILED;
+  if (room != MAP_FAILED) {
+    char* const begin = static_cast<char*>(room);
+    const size_t lead = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+    data = mmap(begin + lead, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, handle, 0);
+    const size_t used = data == MAP_FAILED ? 0 : length;
+    if (lead > 0) munmap(begin, lead);
+    munmap(begin + lead + used, reserved - lead - used);
+  }
   DS_CHECK_AS(
       IoError, data != MAP_FAILED,
       "cannot map {} bytes of shared memory: {}; raise the address space limit (ulimit -v) or use smaller segments",
@@ -123,12 +136,23 @@ void SharedMemory::commit(int64_t offset, int64_t bytes) {
         "more ranks, or raise the memory limit",
         bytes >> 20, facts.available_bytes >> 20, facts.total_bytes >> 20);
   }
-  // Huge pages where the system offers them for shared memory: fewer faults here and in every peer.
-  if (bytes >= kHugePage) madvise(data_ + offset, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  int status = 0;
-  do {
-    status = fallocate(static_cast<int>(handle_), FALLOC_FL_KEEP_SIZE, offset, bytes);
-  } while (status != 0 && errno == EINTR);
+  // Huge pages where the system offers them for shared memory: fewer faults here and in every peer. Only for whole
+  // ones, so that no more memory is taken than was asked for.
+  const int64_t huge_begin = (offset + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t huge_bytes = (offset + bytes) / kHugePage * kHugePage - huge_begin;
+  if (huge_bytes > 0) madvise(data_ + huge_begin, static_cast<size_t>(huge_bytes), MADV_HUGEPAGE);
+  const auto again = [](auto take) {
+    int status = 0;
+    do {
+      status = take();
+    } while (status != 0 && errno == EINTR);
+    return status;
+  };
+  // fallocate() knows nothing of the advice, so faulting in comes first; kernels before 5.14 do not have it.
+  int status = again([&] { return madvise(data_ + offset, static_cast<size_t>(bytes), kPopulateWrite); });
+  if (status != 0 && errno == EINVAL) {
+    status = again([&] { return fallocate(static_cast<int>(handle_), FALLOC_FL_KEEP_SIZE, offset, bytes); });
+  }
   DS_CHECK_AS(
       IoError, status == 0,
       "cannot take {} bytes of shared memory: {}; use a smaller model, batch or bucket, more ranks, or raise the "
