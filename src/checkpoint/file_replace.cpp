@@ -1,0 +1,45 @@
+#include "checkpoint/file_replace.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "base/error.h"
+#include "platform/files.h"
+
+namespace deepscale {
+namespace {
+
+/// Removes a file that was not finished.
+class Unfinished {
+ public:
+  explicit Unfinished(std::string path) : path_(std::move(path)) {}
+  Unfinished(const Unfinished&) = delete;
+  Unfinished& operator=(const Unfinished&) = delete;
+  ~Unfinished() {
+    if (!path_.empty()) remove_file(path_);
+  }
+  void finish() { path_.clear(); }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace
+
+void replace_file(const std::string& path, const std::function<void(std::ostream& out)>& write) {
+  const std::string work = path + ".tmp";
+  errno = 0;
+  std::ofstream out(work, std::ios::binary | std::ios::trunc);
+  DS_CHECK_AS(IoError, out.good(), "cannot create {}: {}", work, std::strerror(errno));
+  Unfinished unfinished(work);
+  write(out);
+  out.flush();
+  out.close();
+  DS_CHECK_AS(IoError, out.good(), "cannot write {}: {}", work,
+              errno != 0 ? std::strerror(errno) : "the disk may be full");
+  rename_file(work, path);
+  unfinished.finish();
+}
+
+}  // namespace deepscale

@@ -1,0 +1,70 @@
+// The safetensors format: named tensors in one file that can be read without running code and without surprises.
+//
+//   bytes 0..7     header length N, little endian
+//   bytes 8..8+N   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...,
+//                  "__metadata__": {"key": "text"}}, padded with spaces
+//   rest           the tensors' bytes, little endian, row-major; offsets count from here, without holes or overlaps
+// Everything a header says is checked against the file's size before it is used. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/dtype.h"
+
+namespace deepscale {
+
+struct SafetensorsEntry {
+  std::string name;
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;
+  int64_t begin = 0;  ///< byte range in the data part
+  int64_t end = 0;
+};
+
+struct SafetensorsHeader {
+  std::vector<SafetensorsEntry> entries;  ///< in the order of their bytes
+  std::map<std::string, std::string> metadata;
+};
+
+/// data_bytes: size of the data part. file: for messages. Throws CheckpointError that names the file and the tensor.
+SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t data_bytes, const std::string& file);
+
+/// An open file, its header checked. Threads: one at a time.
+class SafetensorsFile {
+ public:
+  /// Throws CheckpointError for a file that is missing, cut or damaged.
+  static SafetensorsFile open(const std::string& path);
+
+  [[nodiscard]] const SafetensorsHeader& header() const { return header_; }
+  /// Null when there is no such tensor.
+  [[nodiscard]] const SafetensorsEntry* find(std::string_view name) const;
+  /// destination: end - begin bytes. Throws CheckpointError when the file cannot be read.
+  void read(const SafetensorsEntry& entry, void* destination);
+
+ private:
+  SafetensorsFile(std::string path, std::ifstream stream) : path_(std::move(path)), stream_(std::move(stream)) {}
+
+  std::string path_;
+  std::ifstream stream_;
+  SafetensorsHeader header_;
+  int64_t data_begin_ = 0;
+};
+
+/// A tensor to be written: `data` holds its bytes, row-major.
+struct SafetensorsItem {
+  std::string name;
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+};
+
+/// Writes beside the path and renames, so a reader never sees half a file. Throws IoError.
+void write_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace deepscale

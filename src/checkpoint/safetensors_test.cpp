@@ -1,0 +1,126 @@
+// The format's rules, every kind of damage, and files as they stand on disk.
+#include "checkpoint/safetensors.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "deepscale/error.h"
+#include "platform/files.h"
+
+namespace deepscale {
+namespace {
+
+class Safetensors : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "safetensors_test_" + std::to_string(::getpid());
+    make_directories(folder_);
+  }
+  void TearDown() override {
+    for (const auto& name : list_directory(folder_)) remove_file(path(name));
+    remove_file(folder_);
+  }
+
+  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+
+  std::string write_bytes(const std::string& name, const std::string& bytes) const {
+    std::ofstream(path(name), std::ios::binary) << bytes;
+    return path(name);
+  }
+
+  static std::string with_header(const std::string& json, const std::string& data) {
+    uint64_t length = json.size();
+    std::string bytes(8, '\0');
+    std::memcpy(bytes.data(), &length, 8);
+    return bytes + json + data;
+  }
+
+  void expect_error(const std::string& bytes, const std::string& part) const {
+    const std::string file = write_bytes("bad.safetensors", bytes);
+    try {
+      SafetensorsFile::open(file);
+      ADD_FAILURE() << "no error; expected " << part;
+    } catch (const CheckpointError& error) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find(file), std::string::npos) << error.what();
+    }
+  }
+
+  std::string folder_;
+};
+
+TEST_F(Safetensors, WhatIsWrittenIsRead) {
+  const std::vector<float> matrix = {1, 2, 3, 4, 5, 6};
+  const std::vector<uint16_t> half = {7, 8};
+  write_safetensors(path("a"),
+                    {{"m", DType::kFloat32, {2, 3}, matrix.data()},
+                     {"empty", DType::kFloat32, {0, 4}, nullptr},
+                     {"h", DType::kBFloat16, {2}, half.data()}},
+                    {{"made by", "a test"}});
+  EXPECT_FALSE(file_size(path("a.tmp")).has_value());
+  SafetensorsFile file = SafetensorsFile::open(path("a"));
+  EXPECT_EQ(file.header().metadata.at("made by"), "a test");
+  ASSERT_NE(file.find("m"), nullptr);
+  EXPECT_EQ(file.find("m")->shape, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(file.find("missing"), nullptr);
+  std::vector<float> back(6);
+  file.read(*file.find("m"), back.data());
+  EXPECT_EQ(back, matrix);
+  std::vector<uint16_t> half_back(2);
+  file.read(*file.find("h"), half_back.data());
+  EXPECT_EQ(half_back, half);
+}
+
+TEST_F(Safetensors, AFileCutAtAnyByteIsRefused) {
+  const std::vector<float> values = {1, 2, 3};
+  write_safetensors(path("whole"), {{"v", DType::kFloat32, {3}, values.data()}});
+  std::ifstream in(path("whole"), std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  for (size_t length = 0; length < bytes.size(); ++length) {
+    SCOPED_TRACE(length);
+    const std::string file = write_bytes("cut", bytes.substr(0, length));
+    EXPECT_THROW(SafetensorsFile::open(file), CheckpointError);
+  }
+}
+
+TEST_F(Safetensors, HeadersThatLieAreRefused) {
+  const std::string four(4, 'x');
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":[1],"data_offsets":[0,400]}})", four), "not inside the file");
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", four), "not inside the file");
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", four), "need 8");
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", four), "impossible shape");
+  expect_error(
+      with_header(R"({"v":{"dtype":"F32","shape":[4611686018427387904,4611686018427387904],"data_offsets":[0,4]}})",
+                  four),
+      "impossible shape");
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,4]}})", four),
+               "impossible shape");
+  expect_error(with_header(R"({"v":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}})", four), "dtype \"Q4\"");
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":1,"data_offsets":[0,4]}})", four), "not a list");
+  expect_error(with_header(R"({"v":{"shape":[1],"data_offsets":[0,4]}})", four), "needs dtype");
+  expect_error(with_header(R"({"v":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})", four), "hole");
+  expect_error(with_header(R"({"v":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", four), "its tensors have 2");
+  expect_error(with_header(R"({"v":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},
+                               "w":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
+                           four),
+               "overlap");
+  expect_error(with_header(R"({"v":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+                               "v":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+                           four),
+               "damaged");
+  expect_error(with_header(R"({"__metadata__": 3})", ""), "__metadata__");
+  expect_error(with_header("[1]", ""), "no object");
+  expect_error(with_header(std::string(500, '['), ""), "damaged");
+  expect_error(std::string("\xff\xff\xff\xff\xff\xff\xff\x7f", 8), "cannot hold the header");
+}
+
+TEST_F(Safetensors, MissingFilesAndFoldersAreNamed) {
+  EXPECT_THROW(SafetensorsFile::open(path("none")), CheckpointError);
+  EXPECT_THROW(write_safetensors(path("no/such/folder/a"), {}), IoError);
+}
+
+}  // namespace
+}  // namespace deepscale

@@ -1,0 +1,23 @@
+// Files and folders by name. Not std::filesystem: libtorch exports that library's functions as they were in an older
+// compiler, they take precedence in programs that link torch, and some of them crash on today's objects.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace deepscale {
+
+/// Makes a folder and those above it. Throws IoError naming the one that cannot be made.
+void make_directories(const std::string& path);
+/// Bytes of a regular file; nothing when there is none.
+[[nodiscard]] std::optional<int64_t> file_size(const std::string& path);
+/// Renames a file, replacing `to`. Throws IoError.
+void rename_file(const std::string& from, const std::string& to);
+/// Removes a file or an empty folder; false when there is none or it cannot be removed.
+bool remove_file(const std::string& path);
+/// Names inside a folder, sorted, without "." and ".."; empty when there is no such folder.
+[[nodiscard]] std::vector<std::string> list_directory(const std::string& path);
+
+}  // namespace deepscale

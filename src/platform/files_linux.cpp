@@ -1,0 +1,56 @@
+#include <dirent.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "base/error.h"
+#include "platform/files.h"
+
+namespace deepscale {
+
+void make_directories(const std::string& path) {
+  for (size_t end = path.find('/', 1); !path.empty(); end = path.find('/', end + 1)) {
+    const std::string part = path.substr(0, end);
+    struct stat status {};
+    const bool made = ::mkdir(part.c_str(), 0777) == 0;
+    const int reason = errno;
+    DS_CHECK_AS(IoError, made || (::stat(part.c_str(), &status) == 0 && S_ISDIR(status.st_mode)),
+                "cannot make the folder {}: {}", part, std::strerror(reason));
+    if (end == std::string::npos) return;
+  }
+}
+
+std::optional<int64_t> file_size(const std::string& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return std::nullopt;
+  return static_cast<int64_t>(status.st_size);
+}
+
+void rename_file(const std::string& from, const std::string& to) {
+  DS_CHECK_AS(IoError, std::rename(from.c_str(), to.c_str()) == 0, "cannot rename {} to {}: {}", from, to,
+              std::strerror(errno));
+}
+
+bool remove_file(const std::string& path) {
+  return std::remove(path.c_str()) == 0;
+}
+
+std::vector<std::string> list_directory(const std::string& path) {
+  std::vector<std::string> names;
+  const auto close = [](DIR* folder) { ::closedir(folder); };
+  const std::unique_ptr<DIR, decltype(close)> folder(::opendir(path.c_str()), close);
+  if (folder == nullptr) return names;
+  while (const dirent* entry = ::readdir(folder.get())) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace deepscale
