@@ -10,6 +10,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
@@ -24,6 +25,10 @@ namespace {
 
 using Body = std::function<void(const Communicator&)>;
 
+/// torch's flight recorder is one object per process and fills a map without a lock: off, before it is made, because
+/// ranks are threads here.
+const bool kNoFlightRecorder = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1) == 0;
+
 GlooOptions quick_gloo(std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
   GlooOptions options;
   options.timeout = timeout;
@@ -33,6 +38,7 @@ GlooOptions quick_gloo(std::chrono::milliseconds timeout = std::chrono::seconds(
 
 void run_gloo(int ranks, HostUse host_use, const Body& body,
               std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
+  ASSERT_TRUE(kNoFlightRecorder);
   const auto store = TorchStore::in_memory();
   run_rank_threads(ranks, [&](int rank) {
     body(make_torch_communicator(make_gloo_group(store, rank, ranks, quick_gloo(timeout)), host_use));

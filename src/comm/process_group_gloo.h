@@ -45,7 +45,8 @@ struct GlooOptions {
   std::string interface;  ///< network interface; wins over address
   std::string address;    ///< this machine's address towards its peers; empty: what its host name resolves to
 };
-/// Collective over `size` ranks that see one store. Serves CPU tensors.
+/// Collective over `size` ranks that see one store. Serves CPU tensors. When ranks are threads of one process, set
+/// TORCH_FR_BUFFER_SIZE=0 before the first group: torch's flight recorder (2.11) is not safe among them.
 std::unique_ptr<ProcessGroup> make_gloo_group(const std::shared_ptr<TorchStore>& store, int rank, int size,
                                               const GlooOptions& options = {});
 
