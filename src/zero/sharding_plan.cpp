@@ -17,7 +17,11 @@ ShardingPlan plan_for_stage(int stage, const PlanGroups& groups) {
           stage >= 3 ? groups.node : self};
 }
 
-ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups) { return plan_for_stage(3, groups); }
+ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups) {
+  ShardingPlan plan = plan_for_stage(3, groups);
+  plan.releases = true;
+  return plan;
+}
 
 ShardingPlan plan_for_persistent(int stage, const PlanGroups& groups) {
   return plan_for_stage(stage > 2 ? 2 : stage, groups);

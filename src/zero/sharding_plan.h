@@ -35,10 +35,11 @@ struct ShardingPlan {
   Communicator optimizer;  ///< settle: grads -> optimizer; publish: optimizer -> params
   Communicator replicas;   ///< settle, second half: all-reduce
   Communicator node;       ///< hpZ
+  bool releases = false;   ///< released between uses even by a single rank: param.data then looks as it does on many
 
   /// Gradients leave the rank in every micro-batch (a sharded gradient) instead of once per boundary.
   [[nodiscard]] bool reduces_each_micro_batch() const { return !grads.is_self(); }
-  [[nodiscard]] bool shards_params() const { return !params.is_self(); }
+  [[nodiscard]] bool shards_params() const { return releases || !params.is_self(); }
   [[nodiscard]] int shards() const { return optimizer.size(); }
   [[nodiscard]] int shard_rank() const { return optimizer.rank(); }
 };

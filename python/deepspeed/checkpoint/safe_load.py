@@ -46,8 +46,7 @@ def load_file(path: str) -> dict:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"checkpoint file {path}: {_why(error)}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint file {path} is cut off or damaged ({type(error).__name__}: {str(error).splitlines()[0]}): "
-                              "restore it, or load another tag") from error
+        raise CheckpointError(f"checkpoint file {path}: {_damaged(error)}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"checkpoint file {path} holds {type(loaded).__name__} where a dictionary is expected")
     return loaded
@@ -65,4 +64,9 @@ def _why(error: Exception) -> str:
             name = text.split(marker, 1)[1].split()[0]
             return (f"it contains an object of type {name}, which is not loaded from files because that could run code; if you trust "
                     f"the file, call torch.serialization.add_safe_globals([{name.rpartition('.')[2]}]) before loading")
-    return f"it is cut off or damaged ({text.splitlines()[0] if text else type(error).__name__}): restore it, or load another tag"
+    return _damaged(error)
+
+
+def _damaged(error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"it is cut off or damaged ({first}): restore it, or load another tag"

@@ -268,17 +268,21 @@ def _shape_of(_index: int, param: Any) -> torch.Size:
     return getattr(param, "ds_shape", param.shape)
 
 
-def _private(value: Any) -> Any:
-    """Tensors that are views into larger buffers are copied: torch.save writes whole storages."""
+def _private(value: Any, copies: dict | None = None) -> Any:
+    """Tensors that are views into larger buffers are copied, because torch.save writes whole storages. What was shared stays shared."""
+    copies = {} if copies is None else copies
     if isinstance(value, Tensor):
         plain = value.detach()
-        whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-        return plain if whole and not isinstance(value, torch.nn.Parameter) else plain.clone()
+        if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size():
+            return plain
+        place = (plain.data_ptr(), plain.shape, plain.stride(), plain.dtype)
+        if place not in copies:
+            copies[place] = plain.clone()
+        return copies[place]
+    if isinstance(value, OrderedDict):
+        return OrderedDict((key, _private(item, copies)) for key, item in value.items())
     if isinstance(value, dict):
-        return type(value)((key, _private(item)) for key, item in value.items()) if isinstance(value, OrderedDict) else \
-            {key: _private(item) for key, item in value.items()}
+        return {key: _private(item, copies) for key, item in value.items()}
     if isinstance(value, list):
-        return [_private(item) for item in value]
+        return [_private(item, copies) for item in value]
     return value
-
-

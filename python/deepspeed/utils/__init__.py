@@ -4,10 +4,11 @@ from __future__ import annotations
 import importlib
 
 from .logging import log_dist, log_dist_once, logger, set_log_level_from_string
+from .z3_leaf_module import z3_leaf_module  # at once: a later import of the file of this name must not hide the function
 
 _FRAGMENT = [f"safe_{verb}_{scope}_{what}" for verb in ("get", "set") for scope in ("full", "local")
              for what in ("fp32_param", "grad", "optimizer_state")]
-_LEAF = ["set_z3_leaf_modules", "unset_z3_leaf_modules", "get_z3_leaf_modules", "z3_leaf_module", "z3_leaf_parameter",
+_LEAF = ["set_z3_leaf_modules", "unset_z3_leaf_modules", "get_z3_leaf_modules", "z3_leaf_parameter",
          "set_z3_leaf_module", "set_z3_leaf_modules_by_name", "set_z3_leaf_modules_by_suffix"]
 
 # name: the module that defines it
@@ -23,9 +24,9 @@ _HOME: dict[str, str] = {
     "recursive_setattr": "deepspeed.utils.module_utils",
 }
 _SUBMODULES = ("comms_logging", "exceptions", "groups", "init_on_device", "logging", "module_utils", "numa", "nvtx", "tensor_fragment",
-               "timer", "types", "z3_leaf_module", "zero_to_fp32")
+               "timer", "types", "zero_to_fp32")
 
-__all__ = ["log_dist", "log_dist_once", "logger", "set_log_level_from_string", "is_initialized", *_HOME, *_SUBMODULES]
+__all__ = ["z3_leaf_module", "log_dist", "log_dist_once", "logger", "set_log_level_from_string", "is_initialized", *_HOME, *_SUBMODULES]
 
 
 def is_initialized() -> bool:
