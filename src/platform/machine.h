@@ -25,6 +25,9 @@ std::filesystem::path executable_path();
 /// `program` as an executable file: itself when it contains a separator, else the first match in PATH.
 std::optional<std::filesystem::path> find_program(const std::string& program);
 
+/// Whether standard output is a terminal.
+bool output_is_terminal();
+
 /// All environment variables of this process.
 std::map<std::string, std::string> environment_variables();
 
@@ -34,6 +37,13 @@ bool is_readable(const std::filesystem::path& path);
 /// Bytes of main memory, and of the file system behind shared memory (0 when there is none).
 int64_t total_memory_bytes();
 int64_t shared_memory_bytes();
+
+/// Name of the processor and its SIMD features that matter to the kernels, for instance {"avx2", "fma", "avx512f"}.
+struct ProcessorFacts {
+  std::string name;
+  std::vector<std::string> features;
+};
+ProcessorFacts processor_facts();
 
 /// "Linux 6.1.0-13-amd64 x86_64".
 std::string system_description();

@@ -4,7 +4,10 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <sstream>
 #include <string_view>
 
 #include "base/environment.h"
@@ -90,6 +93,10 @@ std::map<std::string, std::string> environment_variables() {
   return variables;
 }
 
+bool output_is_terminal() {
+  return isatty(STDOUT_FILENO) != 0;
+}
+
 bool is_readable(const fs::path& path) {
   return access(path.c_str(), R_OK) == 0;
 }
@@ -104,6 +111,28 @@ int64_t shared_memory_bytes() {
   struct statvfs info = {};
   if (statvfs("/dev/shm", &info) != 0) return 0;
   return static_cast<int64_t>(info.f_blocks) * static_cast<int64_t>(info.f_frsize);
+}
+
+ProcessorFacts processor_facts() {
+  constexpr std::string_view kInteresting[] = {"sse4_2",   "f16c",     "fma",         "avx",         "avx2",
+                                               "avx512f",  "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+                                               "amx_tile", "amx_bf16", "asimd",       "sve",         "bf16"};
+  ProcessorFacts facts;
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line) && !line.empty();) {  // the first processor speaks for all
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const std::string value = colon + 2 <= line.size() ? line.substr(colon + 2) : "";
+    if (line.starts_with("model name")) facts.name = value;
+    if (!line.starts_with("flags") && !line.starts_with("Features")) continue;
+    std::istringstream words(value);
+    for (std::string word; words >> word;) {
+      if (std::find(std::begin(kInteresting), std::end(kInteresting), word) != std::end(kInteresting)) {
+        facts.features.push_back(word);
+      }
+    }
+  }
+  return facts;
 }
 
 std::string system_description() {

@@ -89,6 +89,17 @@ class ProcessTree {
   std::unique_ptr<Impl> impl_;
 };
 
+/// What a short helper program wrote to standard output, and how it ended. Its standard error goes to `error_file`, or
+/// to the parent's when that is empty.
+struct ProcessOutput {
+  ExitStatus status;
+  std::string output;
+};
+
+/// Runs a process to its end and reads its standard output. Throws IoError as ProcessTree::start.
+/// Requires: no ProcessTree exists.
+ProcessOutput run_and_read(const ProcessSpec& spec, const std::string& error_file = "");
+
 /// Runs `body` (which may use one ProcessTree) so that its processes die even when a process of the run is killed with
 /// SIGKILL: two processes guard each other, and each takes the whole tree down when the other one dies.
 /// Stop signals sent to the caller reach the body's ProcessTree. Returns body's result as the code, or the signal that

@@ -191,4 +191,36 @@ pid_t spawn_process(const ProcessSpec& spec, const OutputDescriptors& descriptor
   return child;
 }
 
+ProcessOutput run_and_read(const ProcessSpec& spec, const std::string& error_file) {
+  int ends[2];
+  DS_CHECK_AS(IoError, pipe2(ends, O_CLOEXEC) == 0, "cannot make a pipe: {}", std::strerror(errno));
+  const int error = error_file.empty() ? -1 : open(error_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  const auto close_ours = [&] {
+    close(ends[1]);
+    if (error >= 0) close(error);
+  };
+  pid_t process = -1;
+  try {
+    process = spawn_process(spec, {ends[1], error});
+  } catch (...) {
+    close_ours();
+    close(ends[0]);
+    throw;
+  }
+  close_ours();
+  ProcessOutput result;
+  char buffer[4096];
+  for (ssize_t got = 1; got != 0;) {
+    got = read(ends[0], buffer, sizeof(buffer));
+    if (got > 0) result.output.append(buffer, static_cast<size_t>(got));
+    if (got < 0 && errno != EINTR) break;
+  }
+  close(ends[0]);
+  int wait_status = 0;
+  while (waitpid(process, &wait_status, 0) < 0 && errno == EINTR) {
+  }
+  result.status = exit_status_of(wait_status);
+  return result;
+}
+
 }  // namespace deepscale

@@ -151,6 +151,12 @@ TEST(ProcessTree, KeepsTheLastLinesOfStandardErrorAndPassesAllThrough) {
   std::filesystem::remove(path);
 }
 
+TEST(RunAndRead, GivesTheOutputAndTheStatus) {
+  const ProcessOutput result = run_and_read(shell("seq 1 5000; exit 4"));
+  EXPECT_EQ(result.status.code, 4);
+  EXPECT_EQ(std::count(result.output.begin(), result.output.end(), '\n'), 5000);
+}
+
 TEST(ProcessTree, DeliversStopRequestsAsEvents) {
   in_child([] {
     ProcessTree tree;
