@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Builds everything and runs the C++ tests (ctest) and the Python tests (pytest) on the build, without installing it.
+# Prepares the machine as quickstart.sh does. Exit status 0 only when both pass; can be run again at once.
+#   scripts/test.sh [arguments of pytest]
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT" || exit
+BUILD="$ROOT/build/release"
+
+build() {
+  if [ -n "$DRY_RUN" ]; then
+    say "   would build in build/release"
+    return 0
+  fi
+  logged configure.log 300 cmake --preset release -DDEEPSCALE_PYTHON="$VENV/bin/python" || return
+  say "   compiling with $(build_jobs) jobs; progress: $LOGS/build.log"
+  logged build.log 3600 cmake --build --preset release -j "$(build_jobs)"
+}
+
+cpp_tests() { timeout --kill-after=30 1500 ctest --preset release </dev/null; }
+
+python_tests() {
+  local status=0
+  PYTHONPATH="$BUILD/python" PATH="$BUILD/bin:$VENV/bin:$PATH" DEEPSCALE_PYTHON="$VENV/bin/python" \
+    timeout --kill-after=30 1800 "$VENV/bin/python" -m pytest -q -rs tests/python "$@" </dev/null || status=$?
+  if [ $status -eq 5 ]; then
+    say "   pytest found no tests"
+    status=0
+  fi
+  return $status
+}
+
+phase "system packages" system_packages
+phase "Python environment" python_environment
+phase "build" build
+[ -n "$DRY_RUN" ] && exit 0
+failed=0
+phase "C++ tests" cpp_tests || failed=1
+phase "Python tests" python_tests "$@" || failed=1
+exit $failed
