@@ -131,15 +131,6 @@ double reduced_value(DType dtype, ReduceOp op, int size, int64_t index) {
   return get(cell.data(), dtype, 0);
 }
 
-void expect_value(const char* data, DType dtype, int64_t index, double expected, const std::string& what) {
-  const double found = get(data, dtype, index);
-  if (dtype == DType::kFloat64) {
-    ASSERT_NEAR(found, expected, 1e-6 * (1 + std::abs(expected))) << what << " at " << index;
-  } else {
-    ASSERT_EQ(found, expected) << what << " at " << index;
-  }
-}
-
 struct Case {
   DType dtype;
   ReduceOp op;
@@ -147,19 +138,27 @@ struct Case {
   Place place;
 };
 
-std::string describe(const char* name, const Case& test, int size) {
-  return fmt::format("{} {} {} count {} {} ranks {}", name, name_of(test.dtype), name_of(test.op), test.count, size,
-                     test.place == Place::kShared ? "shared" : "foreign");
+/// Compares `count` elements of data with what `expected` gives for 0..count-1.
+template <typename Expected>
+void expect_values(const char* data, const Case& test, int64_t count, const std::string& what,
+                   const Expected& expected) {
+  for (int64_t i = 0; i < count; ++i) {
+    const double found = get(data, test.dtype, i);
+    const double wanted = expected(i);
+    const double tolerance = test.dtype == DType::kFloat64 ? 1e-6 * (1 + std::abs(wanted)) : 0;
+    if (std::abs(found - wanted) <= tolerance) continue;
+    FAIL() << what << " " << name_of(test.dtype) << " " << name_of(test.op) << " count " << test.count
+           << (test.place == Place::kShared ? " shared" : " foreign") << ", element " << i << ": found " << found
+           << ", expected " << wanted;
+  }
 }
 
 void check_all_reduce(HostCommunicator& comm, const Case& test) {
   const Buffer data(comm, test.count * size_of(test.dtype), test.place);
   fill(data.data(), test.dtype, comm.rank(), test.count);
   comm.all_reduce(data.data(), test.count, test.dtype, test.op, "x").wait_released();
-  const std::string what = describe("all_reduce", test, comm.size());
-  for (int64_t i = 0; i < test.count; ++i) {
-    expect_value(data.data(), test.dtype, i, reduced_value(test.dtype, test.op, comm.size(), i), what);
-  }
+  expect_values(data.data(), test, test.count, "all_reduce",
+                [&](int64_t i) { return reduced_value(test.dtype, test.op, comm.size(), i); });
 }
 
 void check_reduce_scatter(HostCommunicator& comm, const Case& test, bool in_place) {
@@ -169,15 +168,13 @@ void check_reduce_scatter(HostCommunicator& comm, const Case& test, bool in_plac
   fill(input.data(), test.dtype, comm.rank(), comm.size() * test.count);
   char* const output = in_place ? input.data() + comm.rank() * slice : separate.data();
   comm.reduce_scatter(input.data(), output, test.count, test.dtype, test.op, "x").wait_released();
-  const std::string what = describe("reduce_scatter", test, comm.size());
-  for (int64_t i = 0; i < test.count; ++i) {
-    const int64_t index = comm.rank() * test.count + i;
-    expect_value(output, test.dtype, i, reduced_value(test.dtype, test.op, comm.size(), index), what);
-  }
-  for (int64_t i = 0; i < comm.size() * test.count; ++i) {
-    if (in_place && i / std::max<int64_t>(1, test.count) == comm.rank()) continue;
-    expect_value(input.data(), test.dtype, i, input_value(test.dtype, comm.rank(), i), what + " input");
-  }
+  const int64_t first = comm.rank() * test.count;
+  const auto reduced = [&](int64_t i) { return reduced_value(test.dtype, test.op, comm.size(), first + i); };
+  expect_values(output, test, test.count, "reduce_scatter", reduced);
+  expect_values(input.data(), test, comm.size() * test.count, "input of reduce_scatter", [&](int64_t i) {
+    const bool written = in_place && i >= first && i < first + test.count;
+    return written ? reduced(i - first) : input_value(test.dtype, comm.rank(), i);
+  });
 }
 
 void check_all_gather(HostCommunicator& comm, const Case& test, bool in_place) {
@@ -188,10 +185,8 @@ void check_all_gather(HostCommunicator& comm, const Case& test, bool in_place) {
   fill(input, test.dtype, comm.rank(), test.count);
   comm.all_gather(input, output.data(), test.count, test.dtype, "x").wait_released();
   for (int peer = 0; peer < comm.size(); ++peer) {
-    for (int64_t i = 0; i < test.count; ++i) {
-      expect_value(output.data(), test.dtype, peer * test.count + i, input_value(test.dtype, peer, i),
-                   describe("all_gather", test, comm.size()));
-    }
+    expect_values(output.data() + peer * slice, test, test.count, "all_gather",
+                  [&](int64_t i) { return input_value(test.dtype, peer, i); });
   }
 }
 
@@ -200,30 +195,25 @@ void check_broadcast(HostCommunicator& comm, const Case& test) {
     const Buffer data(comm, test.count * size_of(test.dtype), test.place);
     fill(data.data(), test.dtype, comm.rank(), test.count);
     comm.broadcast(data.data(), test.count, test.dtype, root, "x").wait_released();
-    for (int64_t i = 0; i < test.count; ++i) {
-      expect_value(data.data(), test.dtype, i, input_value(test.dtype, root, i),
-                   describe("broadcast", test, comm.size()));
-    }
+    expect_values(data.data(), test, test.count, "broadcast",
+                  [&](int64_t i) { return input_value(test.dtype, root, i); });
   }
 }
 
 void check_all_to_all(HostCommunicator& comm, const Case& test) {
-  const int64_t bytes = comm.size() * test.count * size_of(test.dtype);
-  const Buffer input(comm, bytes, test.place);
-  const Buffer output(comm, bytes, test.place);
+  const int64_t slice = test.count * size_of(test.dtype);
+  const Buffer input(comm, comm.size() * slice, test.place);
+  const Buffer output(comm, comm.size() * slice, test.place);
   fill(input.data(), test.dtype, comm.rank(), comm.size() * test.count);
   comm.all_to_all(input.data(), output.data(), test.count, test.dtype, "x").wait_released();
   for (int peer = 0; peer < comm.size(); ++peer) {
-    for (int64_t i = 0; i < test.count; ++i) {
-      expect_value(output.data(), test.dtype, peer * test.count + i,
-                   input_value(test.dtype, peer, comm.rank() * test.count + i),
-                   describe("all_to_all", test, comm.size()));
-    }
+    expect_values(output.data() + peer * slice, test, test.count, "all_to_all",
+                  [&](int64_t i) { return input_value(test.dtype, peer, comm.rank() * test.count + i); });
   }
 }
 
 /// Sizes from nothing to several pieces, most of them awkward.
-constexpr int64_t kCounts[] = {0, 1, 3, 67, 1021, 4099, 10007};
+constexpr int64_t kCounts[] = {0, 1, 67, 1021, 10007};
 
 class Collectives : public testing::TestWithParam<int> {};
 
@@ -234,7 +224,7 @@ TEST_P(Collectives, ReductionsOfEveryTypeAndOperatorMatchTheReference) {
         for (const DType dtype : kAllTypes) {
           for (const ReduceOp op : kAllOps) {
             if (dtype == DType::kBool && (op == ReduceOp::kAvg || op == ReduceOp::kSum)) continue;
-            for (const int64_t count : {int64_t{67}, int64_t{4099}}) {
+            for (const int64_t count : {int64_t{67}, int64_t{2503}}) {
               for (const Place place : {Place::kShared, Place::kForeign}) {
                 check_all_reduce(*comm, {dtype, op, count, place});
                 check_reduce_scatter(*comm, {dtype, op, count, place}, /*in_place=*/false);
@@ -424,8 +414,8 @@ TEST(HostCollectives, StagingIsReusedUnderStressWithoutMixingPiecesUp) {
       3,
       [](const std::shared_ptr<HostCommunicator>& comm) {
         std::mt19937 random(5);  // the same on all ranks
-        for (int round = 0; round < 150; ++round) {
-          const auto count = static_cast<int64_t>(random() % 9000);
+        for (int round = 0; round < 120; ++round) {
+          const auto count = static_cast<int64_t>(random() % 5000);
           const Case test{round % 2 == 0 ? DType::kInt32 : DType::kBFloat16, ReduceOp::kMax, count, Place::kForeign};
           switch (random() % 5) {
             case 0:
