@@ -27,7 +27,8 @@ class OutputWatcher:
         if not outputs:
             return
         divided: set[int] = set()
-        nodes = [t.grad_fn for t in outputs]
+        # The hook of a lone output needs no node; holding its own would be a cycle that keeps the graph until the collector runs.
+        nodes = [t.grad_fn for t in outputs] if len(outputs) > 1 else []
         for index, tensor in enumerate(outputs):
             tensor.register_hook(_hook(self, nodes, index, divided))
 
