@@ -89,7 +89,7 @@ def measure(name: str, python: str, ranks: int, stage: int, layers: int) -> dict
         side.call("train", width=64, layers=2, stage=stage, steps=2)
         time.sleep(0.2)
         base, peak = total(side), 0
-        side.begin("train", width=WIDTH, layers=layers, stage=stage, steps=3)
+        side.begin("train", width=WIDTH, layers=layers, stage=stage, steps=12)
         import threading
 
         answers: list = []
@@ -123,7 +123,7 @@ def compare(name: str, python: str, ranks: int, stage: int, layers: int) -> dict
     share = found["peak"] / allowed
     print(
         f"{name:18} stage {stage}, {ranks} rank(s): peak {found['peak'] / MIB:8.1f} MiB per rank, formula {states / MIB:8.1f}, "
-        f"formula + declared {allowed / MIB:8.1f}, peak / that {share:.3f}",
+        f"declared buffers {(allowed - states) / MIB:7.1f}, peak / (formula + declared) {share:.3f}",
         flush=True,
     )
     return {

@@ -1,0 +1,43 @@
+"""A training step leaves no reference cycle behind: what a step used is free when the step is over.
+
+A cycle through an autograd graph would live until Python's collector happens to run, and the memory with it.
+"""
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from common import single_rank
+from models import batch, config, make_model
+
+
+@pytest.fixture(autouse=True)
+def world_of_one(monkeypatch):
+    single_rank(monkeypatch)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_leaves_nothing_to_the_garbage_collector(stage):
+    import deepspeed
+    engine = deepspeed.initialize(model=make_model(), config=config(stage))[0]
+
+    def step(index: int) -> None:
+        engine.backward(engine(*batch(index)))
+        engine.step()
+
+    for index in range(3):
+        step(index)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        step(3)
+        gc.collect()
+        left = [f"{type(item).__name__}: {item!r:.100}" for item in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    engine.destroy()
+    assert left == []
