@@ -49,8 +49,11 @@ def _rank_main(function_module: str, function_name: str, paths: list[str], rank:
             dist.destroy_process_group()
 
 
-def run_ranks(function: Callable, world: int, arguments: dict | None = None, timeout_s: float = TIMEOUT_S) -> None:
-    """function(**arguments) on `world` ranks. Raises AssertionError with the first failing rank's traceback."""
+def run_ranks(function: Callable, world: int, arguments: dict | None = None, timeout_s: float = TIMEOUT_S,
+              may_leave: tuple[int, ...] = ()) -> None:
+    """function(**arguments) on `world` ranks. Raises AssertionError with the failing ranks' tracebacks.
+
+    Ranks in `may_leave` may end their process without a word."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     port = free_port()
@@ -70,6 +73,7 @@ def run_ranks(function: Callable, world: int, arguments: dict | None = None, tim
                 if problem is not None:
                     deadline = min(deadline, time.monotonic() + 5)  # the others may only be waiting for this rank
             except queue.Empty:
+                finished.update({r: None for r in may_leave if not processes[r].is_alive()})
                 dead = [r for r, p in enumerate(processes) if r not in finished and p.exitcode not in (None, 0)]
                 if dead:
                     finished.update({r: f"rank {r} died with exit code {processes[r].exitcode}" for r in dead})

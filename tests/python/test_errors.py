@@ -173,27 +173,27 @@ def test_features_of_later_are_refused_by_name():
 
 
 def body_a_rank_dies(stage: int):
+    import datetime
+    import time
+
     import deepspeed
     import torch.distributed as dist
-    deepspeed.init_distributed(timeout=__import__("datetime").timedelta(seconds=8))
+    deepspeed.init_distributed(timeout=datetime.timedelta(seconds=10))
     engine = deepspeed.initialize(model=make_model(), config=config(stage))[0]
     train(engine, 1, rank=dist.get_rank())
     loss = engine(*batch(1, dist.get_rank()))
     if dist.get_rank() == 1:
         os._exit(0)  # silently, in the middle of a step
-    with pytest.raises(RuntimeError, match="1"):
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="rank 1"):
         engine.backward(loss)
         engine.step()
-    os._exit(0)
+    assert time.monotonic() - begin < 40
 
 
 @pytest.mark.parametrize("stage", (0, 2, 3))
 def test_a_rank_that_dies_in_mid_step_ends_the_others(stage):
-    import time
-    begin = time.monotonic()
-    with pytest.raises(AssertionError, match="had not finished|died") as caught:  # neither rank reports: both exit
-        run_ranks(body_a_rank_dies, 2, {"stage": stage}, timeout_s=90)
-    assert "rank 0" not in str(caught.value) and time.monotonic() - begin < 80
+    run_ranks(body_a_rank_dies, 2, {"stage": stage}, may_leave=(1,))
 
 
 def test_weights_survive_a_failing_step():

@@ -63,8 +63,8 @@ class ParamSlot:
 
 
 def slot_of(param: torch.Tensor) -> ParamSlot | None:
-    """The slot of a managed parameter, or None."""
-    return param.__dict__.get("_ds_slot") if isinstance(param, nn.Parameter) else None
+    """The slot of a managed parameter, or None. (isinstance of nn.Parameter is slow, and this runs at every access.)"""
+    return param.__dict__.get("_ds_slot")
 
 
 def ensure_slot(param: nn.Parameter) -> ParamSlot:

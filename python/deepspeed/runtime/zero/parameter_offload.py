@@ -55,8 +55,10 @@ class GatheringParameters(dict):
 
     def __getitem__(self, name: str) -> nn.Parameter | None:
         param = dict.__getitem__(self, name)
-        if param is not None and self.offload.running and is_sharded(param):
-            self.offload.on_access(param)
+        if param is not None and self.offload.running:
+            slot = param.__dict__.get("_ds_slot")
+            if slot is not None and slot.unit is not None and not slot.unit.gathered:
+                self.offload.on_access(param)
         return param
 
     def __reduce__(self):
@@ -180,14 +182,12 @@ class DeepSpeedZeRoOffload:
         """A parameter that a forward returns is used by the module around it."""
         if isinstance(output, nn.Parameter) or (isinstance(output, (tuple, list)) and any(isinstance(o, nn.Parameter) for o in output)):
             for param in ([output] if isinstance(output, nn.Parameter) else output):
-                if isinstance(param, nn.Parameter) and is_sharded(param) and self.running:
+                if isinstance(param, nn.Parameter) and is_sharded(param) and self.running and not slot_of(param).unit.gathered:
                     self.on_access(param)
 
     def on_access(self, param: nn.Parameter) -> None:
         """A forward reads `param`: if it is released, the running module takes it over as external."""
         unit = slot_of(param).unit
-        if unit.gathered:
-            return
         owner, inputs = self.running[-1]
         externals_of(owner).by_id[slot_of(param).ds_id] = param
         self._units[owner] = [*self._units[owner], unit]
