@@ -141,8 +141,8 @@ bool HostGroup::run_staged(HostOperation& operation) {
       consume_piece(operation, operation.consumed);
       ++operation.consumed;
       block(rank_).consumed.store(operation.first_piece + operation.consumed);
-    } else if (can_stage(operation)) {
-      stage_piece(operation, operation.staged);
+    } else if (can_write(operation)) {
+      write_piece(operation, operation.staged);
       ++operation.staged;
       block(rank_).staged.store(operation.first_piece + operation.staged);
     } else {
@@ -153,7 +153,7 @@ bool HostGroup::run_staged(HostOperation& operation) {
   }
 }
 
-bool HostGroup::can_stage(const HostOperation& operation) {
+bool HostGroup::can_write(const HostOperation& operation) {
   if (operation.staged == operation.pieces) return false;
   const uint64_t piece = operation.first_piece + operation.staged;
   for (size_t i = 0; i < blocks_.size(); ++i) {
@@ -182,7 +182,7 @@ char* HostGroup::staging_piece(int index, uint64_t ring_piece) const {
   return static_cast<char*>(context_->memory()->at({members_[static_cast<size_t>(index)], offset}));
 }
 
-void HostGroup::stage_piece(const HostOperation& operation, uint64_t piece) {
+void HostGroup::write_piece(const HostOperation& operation, uint64_t piece) {
   const int64_t total = slice_bytes(operation);
   const int64_t begin = static_cast<int64_t>(piece) * operation.piece_bytes;
   const auto bytes = static_cast<size_t>(std::min(operation.piece_bytes, total - begin));

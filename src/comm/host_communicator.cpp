@@ -24,7 +24,7 @@ HostPending& HostPending::operator=(HostPending&& other) noexcept {
 }
 
 HostPending::~HostPending() {
-  if (operation_ == nullptr) return;
+  if (operation_ == nullptr || !group_->context()->owns_process()) return;
   try {
     wait_released();
   } catch (...) {

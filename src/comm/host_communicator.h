@@ -58,7 +58,8 @@ class HostPending {
   void wait();
   /// wait(), then returns when this rank's inputs may be overwritten or freed: no peer reads them any more.
   void wait_released();
-  /// Does what can be done without blocking; true when wait() would return at once. Throws CommError.
+  /// Does what can be done without blocking; true when wait() would return at once. Throws CommError. Does not look for
+  /// peers that have died: only waits do.
   [[nodiscard]] bool test();
   [[nodiscard]] bool empty() const { return operation_ == nullptr; }
 

@@ -82,8 +82,8 @@ HostGroup::HostGroup(std::shared_ptr<HostContext> context, std::vector<int> memb
 }
 
 HostGroup::~HostGroup() {
+  if (!context_->owns_process()) return;  // a forked child: not even the mutex may be touched
   context_->forget(*this);
-  if (!context_->owns_process()) return;
   HostBlock& own = block(rank_);
   std::vector<int64_t> offsets = channels_->offsets();
   if (const uint64_t staging = own.staging_offset.load(); staging != 0)

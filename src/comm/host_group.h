@@ -118,9 +118,9 @@ class HostGroup {
   void push_all_reduce(const HostOperation& operation);
   void plan_pieces(HostOperation& operation);
   bool run_staged(HostOperation& operation);
-  [[nodiscard]] bool can_stage(const HostOperation& operation);
+  [[nodiscard]] bool can_write(const HostOperation& operation);
   [[nodiscard]] bool can_consume(const HostOperation& operation);
-  void stage_piece(const HostOperation& operation, uint64_t piece);
+  void write_piece(const HostOperation& operation, uint64_t piece);
   void consume_piece(const HostOperation& operation, uint64_t piece);
   [[nodiscard]] char* staging_piece(int index, uint64_t ring_piece) const;
   void ensure_staging();

@@ -91,6 +91,40 @@ TEST(HostProcesses, CollectivesWorkBetweenProcessesSharedAndForeign) {
   EXPECT_EQ(processes.join(), (std::vector<int>{0, 0, 0}));
 }
 
+TEST(HostProcesses, WherePeersCannotBeReachedThroughProcTheyMeetByName) {
+  const std::string key = fmt::format("hidden {}", getpid());
+  std::vector<pid_t> children;
+  for (int rank = 0; rank < 2; ++rank) {
+    const pid_t child = fork();
+    if (child != 0) {
+      children.push_back(child);
+      continue;
+    }
+    const HostRendezvous inner = directory_rendezvous(key, rank, 2, std::chrono::seconds(60));
+    const HostRendezvous hiding = [&](std::string text) {
+      const size_t token = text.find("/proc/");
+      if (rank == 1 && token != std::string::npos) text.replace(token, 6, "/hidden/");
+      return inner(text);
+    };
+    const auto connection = HostCommunicator::connect(rank, 2, hiding, test_host_options());
+    int32_t value = rank + 1;
+    if (connection.communicator == nullptr) _exit(2);
+    connection.communicator->all_reduce(&value, 1, DType::kInt32, ReduceOp::kSum).wait();
+    _exit(value == 3 ? 0 : 1);
+  }
+  for (const pid_t child : children) {
+    int status = 1;
+    waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+  }
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    for (const pid_t child : children) {
+      EXPECT_EQ(entry.path().filename().string().find(fmt::format("deepscale-{:x}-", child)), std::string::npos)
+          << "names are removed once the peers have met";
+    }
+  }
+}
+
 TEST(HostProcesses, PeersReadEachOthersMemoryOneSidedly) {
   Processes processes(2, [](const std::shared_ptr<HostCommunicator>& comm) {
     const Buffer shard(*comm, 1 << 20, Place::kShared);

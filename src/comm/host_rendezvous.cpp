@@ -57,12 +57,45 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::steady_clock;
 
+fs::path rendezvous_root() {
+  std::error_code ignored;
+  return fs::is_directory("/dev/shm", ignored) ? "/dev/shm" : fs::temp_directory_path();
+}
+
+std::string folder_prefix() {
+  return fmt::format("deepscale-{}-", this_user_id());
+}
+
 fs::path rendezvous_folder(const std::string& key) {
   uint64_t fingerprint = 14695981039346656037ull;
   for (const char byte : key) fingerprint = (fingerprint ^ static_cast<unsigned char>(byte)) * 1099511628211ull;
+  return rendezvous_root() / fmt::format("{}{:016x}", folder_prefix(), fingerprint);
+}
+
+/// The process that wrote a part; pid 0 when the file is none.
+ProcessIdentity read_writer(std::istream& file) {
+  ProcessIdentity writer;
+  if (!(file >> writer.pid >> writer.start_time) || file.get() != '\n') return {};
+  return writer;
+}
+
+/// Removes folders that killed runs have left: those that hold parts, all of them by processes that are gone.
+void remove_leftovers(const fs::path& spared) {
   std::error_code ignored;
-  const fs::path root = fs::is_directory("/dev/shm", ignored) ? "/dev/shm" : fs::temp_directory_path();
-  return root / fmt::format("deepscale-{}-{:016x}", this_user_id(), fingerprint);
+  for (const auto& entry : fs::directory_iterator(rendezvous_root(), ignored)) {
+    if (!entry.path().filename().string().starts_with(folder_prefix()) || !entry.is_directory(ignored) ||
+        entry.path() == spared) {
+      continue;
+    }
+    bool abandoned = false;
+    for (const auto& part : fs::directory_iterator(entry.path(), ignored)) {
+      std::ifstream file(part.path(), std::ios::binary);
+      const ProcessIdentity writer = read_writer(file);
+      abandoned = writer.pid != 0 && !is_alive(writer);
+      if (!abandoned) break;
+    }
+    if (abandoned) fs::remove_all(entry.path(), ignored);
+  }
 }
 
 /// The files of one rank's part in the exchanges: "<round>.<rank>", with the writer's identity in front. Round 0
@@ -93,12 +126,13 @@ class FolderRendezvous {
     DS_CHECK_AS(IoError, make_private_folder(folder_),
                 "cannot use {} for the rendezvous: it must be a folder of this user that nobody else may write to",
                 folder_.string());
+    if (round_ == 0 && rank_ == 0) remove_leftovers(folder_);
     if (round_ == 0) fs::remove(folder_ / fmt::format("end.{}", rank_), ignored);
     write(fmt::format("{}.{}", round_, rank_), part);
     const auto deadline = steady_clock::now() + timeout_;
     std::vector<std::string> parts;
     for (int rank = 0; rank < size_; ++rank) {
-      parts.push_back(wait_for(rank, deadline));
+      parts.push_back(wait_for(rank, part, deadline));
     }
     // Everybody who is in this round has read the whole of the last one.
     if (round_ > 0) fs::remove(folder_ / fmt::format("{}.{}", round_ - 1, rank_), ignored);
@@ -107,7 +141,7 @@ class FolderRendezvous {
   }
 
  private:
-  std::string wait_for(int rank, steady_clock::time_point deadline) {
+  std::string wait_for(int rank, const std::string& own_part, steady_clock::time_point deadline) {
     const std::string name = fmt::format("{}.{}", round_, rank);
     for (int look = 0;; ++look) {
       if (auto part = read(name, rank)) return *part;
@@ -115,11 +149,16 @@ class FolderRendezvous {
                   "rank {} did not come to the rendezvous \"{}\" within {} ms: is it running, with the same key and as "
                   "the same user?",
                   rank, key_, timeout_.count());
+      // Another run may have taken the folder for a leftover at the moment at which we came back to it.
+      const std::string own_name = fmt::format("{}.{}", round_, rank_);
+      std::error_code ignored;
+      if (look % 64 == 63 && !fs::exists(folder_ / own_name, ignored)) write(own_name, own_part);
       std::this_thread::sleep_for(std::chrono::microseconds(look < 100 ? 200 : 2000));
     }
   }
 
   void write(const std::string& name, const std::string& part) {
+    make_private_folder(folder_);
     const fs::path temporary = folder_ / fmt::format("{}.{}.new", name, self_.pid);
     {
       std::ofstream file(temporary, std::ios::binary);
@@ -132,8 +171,8 @@ class FolderRendezvous {
   /// Nothing when the file is not there, or is not of this run.
   [[nodiscard]] std::optional<std::string> read(const std::string& name, int rank) {
     std::ifstream file(folder_ / name, std::ios::binary);
-    ProcessIdentity writer;
-    if (!(file >> writer.pid >> writer.start_time) || file.get() != '\n') return std::nullopt;
+    const ProcessIdentity writer = read_writer(file);
+    if (writer.pid == 0) return std::nullopt;
     ProcessIdentity& known = writers_[static_cast<size_t>(rank)];
     if (known.pid != 0 ? writer != known : !is_alive(writer)) return std::nullopt;
     known = writer;

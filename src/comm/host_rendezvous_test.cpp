@@ -1,7 +1,10 @@
 #include "comm/host_rendezvous.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -15,6 +18,23 @@ namespace {
 
 std::string unique_key(const char* name) {
   return fmt::format("{} {}", name, this_process_id());
+}
+
+/// Rendezvous folders with something that this process has written.
+int folders_of(int64_t pid) {
+  int count = 0;
+  std::error_code ignored;  // other programs' folders come and go
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", ignored)) {
+    if (!entry.path().filename().string().starts_with("deepscale-")) continue;
+    for (const auto& part : std::filesystem::directory_iterator(entry.path(), ignored)) {
+      int64_t writer = 0;
+      std::ifstream(part.path()) >> writer;
+      if (writer != pid) continue;
+      ++count;
+      break;
+    }
+  }
+  return count;
 }
 
 TEST(ThreadRendezvous, GivesEveryPartToEverybodyRoundAfterRound) {
@@ -55,13 +75,38 @@ TEST(DirectoryRendezvous, CarriesAnyBytesAndLeavesNothingBehind) {
         ASSERT_EQ(parts[static_cast<size_t>(peer)], odd + std::to_string(peer * round));
     }
   });
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    EXPECT_FALSE(entry.is_directory() && std::filesystem::is_empty(entry.path()) &&
-                 entry.path().filename().string().starts_with("deepscale-"))
-        << entry.path();
-  }
+  EXPECT_EQ(folders_of(this_process_id()), 0);
   // The folder has gone, so the same key starts anew.
   run_rank_threads(2, [&](int rank) { EXPECT_EQ(directory_rendezvous(key, rank, 2)("z").size(), 2u); });
+}
+
+TEST(DirectoryRendezvous, WhatAKilledRunLeftIsIgnoredAndRemoved) {
+  const std::string key = unique_key("killed");
+  const std::string other_key = unique_key("killed too");
+  const pid_t child = fork();
+  if (child == 0) {
+    // Two runs in which the peer never came, ended without destructors.
+    for (const std::string& name : {key, other_key}) {
+      const HostRendezvous exchange = directory_rendezvous(name, 1, 2, std::chrono::milliseconds(20));
+      try {
+        exchange("stale");
+      } catch (const CommError&) {
+        if (name == other_key) _exit(0);
+        new HostRendezvous(exchange);  // lives on
+      }
+    }
+    _exit(1);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  ASSERT_EQ(status, 0);
+  ASSERT_EQ(folders_of(child), 2);
+  run_rank_threads(2, [&](int rank) {
+    const auto parts = directory_rendezvous(key, rank, 2)(fmt::format("fresh {}", rank));
+    EXPECT_EQ(parts[0], "fresh 0");
+    EXPECT_EQ(parts[1], "fresh 1");
+  });
+  EXPECT_EQ(folders_of(child), 0);
 }
 
 TEST(DirectoryRendezvous, APeerThatDoesNotComeIsNamed) {

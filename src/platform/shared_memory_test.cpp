@@ -64,9 +64,10 @@ TEST(SharedMemory, ATerabyteCostsNothingAndDecommittedPagesReadAsZero) {
 }
 
 TEST(SharedMemory, MoreThanTheMachineHasIsAnErrorThatSaysWhatToChange) {
-  SharedMemory memory = SharedMemory::create(int64_t{1} << 45);
+  const int64_t too_much = (memory_facts().total_bytes * 2) >> 20 << 20;
+  SharedMemory memory = SharedMemory::create(too_much);
   try {
-    memory.commit(0, int64_t{1} << 44);
+    memory.commit(0, too_much);
     FAIL();
   } catch (const IoError& error) {
     EXPECT_NE(std::string(error.what()).find("memory limit"), std::string::npos) << error.what();
