@@ -2,7 +2,8 @@
 
 Formula for P parameters on N ranks, bytes: weights 2P, gradients 2P, master copy and two moments 12P, each divided by N
 where the stage shards it: 16P, 4P+12P/N, 2P+14P/N, 16P/N. Declared buffers: what the engine says it holds beyond that
-(its memory_bytes()["buckets"]), and one gathered layer with its gradient. Opponent: real DeepSpeed 0.19.8, same settings.
+(its memory_bytes()["buckets"]), and one gathered layer with its gradient. Opponent: real DeepSpeed 0.19.8, same settings;
+it declares nothing, so that its rows show peak / (formula + one layer).
 
 Accounting: Pss_Anon + Pss_Shmem of /proc/PID/smaps_rollup, sampled from outside every few milliseconds over initialisation
 and training. Shards of CPU ranks lie in memory that all ranks map: a proportional share counts every page once, where the
@@ -155,13 +156,15 @@ def main() -> None:
                 rows.append(compare("DeepSpeed 0.19.8", args.reference, ranks, stage, layers))
     rows = [row for row in rows if row]
     worst = {side: max((row["share"] for row in rows if row["side"] == side), default=None) for side in ("ours", "DeepSpeed 0.19.8")}
+    peaks = {(row["side"], row["stage"], row["ranks"]): row["peak_bytes"] for row in rows}
+    ratios = [peak / peaks["ours", *case] for (side, *case), peak in peaks.items() if side != "ours" and ("ours", *case) in peaks]
     harness.result(
         "memory",
         ours=worst["ours"],
         opponent=worst["DeepSpeed 0.19.8"],
-        ratio=worst["DeepSpeed 0.19.8"] / worst["ours"] if all(worst.values()) else None,
+        ratio=min(ratios, default=None),
         limit_share=1 / worst["ours"] if worst["ours"] else None,
-        unit="largest peak / (formula + declared buffers)",
+        unit="largest peak / (formula + declared buffers); ratio: smallest DeepSpeed peak / our peak of one case",
         met=worst["ours"] <= 1.05 if worst["ours"] else None,
         cases=rows,
     )
