@@ -36,7 +36,8 @@ if(TARGET deepscale)
   else()
     set_target_properties(deepscale PROPERTIES INSTALL_RPATH "$ORIGIN;${TorchWheel_DIR_ROOT}/lib")
   endif()
-  install(TARGETS deepscale EXPORT DeepScaleTargets LIBRARY DESTINATION "${library_folder}")
+  install(TARGETS deepscale EXPORT DeepScaleTargets LIBRARY DESTINATION "${library_folder}"
+    INCLUDES DESTINATION "${prefix}include")
   install(EXPORT DeepScaleTargets NAMESPACE DeepScale:: DESTINATION "${package_folder}")
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${prefix}include" FILES_MATCHING PATTERN "*.h")
   configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/DeepScaleConfig.cmake.in"
