@@ -103,8 +103,11 @@ def two_ranks(python: str, script: Path, extra: dict[str, str] | None = None):
 
 def launcher_run(python: str, program: str, arguments: list[str]):
     def run() -> float:
-        port = ["--master_port", str(harness.free_port())]
-        return wall([[str(Path(python).parent / program), *arguments[:2], *port, *arguments[2:]]], [environment(python)])
+        variables = environment(python)
+        command = shutil.which(program, path=variables["PATH"])
+        if command is None:
+            raise harness.SideFailed(f"no {program} beside {python} or on PATH")
+        return wall([[command, *arguments[:2], "--master_port", str(harness.free_port()), *arguments[2:]]], [variables])
 
     return run
 

@@ -2,7 +2,8 @@
 
 The tokenizer and the token arrays are made once and kept in a cache folder named after a hash of the text and the
 vocabulary size. One process per machine makes them in a temporary folder that is renamed when complete; the others wait
-for that name to appear, so a half-written cache is never read.
+for that name to appear, so a half-written cache is never read. A cache folder holds tokenizer.json, train.npy and
+held_out.npy (1-D, uint16; uint32 for more than 65536 tokens); the C++ example reads the same files.
 """
 
 from __future__ import annotations
