@@ -39,6 +39,18 @@ int innermost(const std::string& parameter, const std::vector<std::string>& unit
   return best;
 }
 
+void list_entries(const torch::nn::Module& model, ModelParams& made) {
+  for (const auto& part : model.named_modules()) {
+    const std::string prefix = part.key().empty() ? "" : part.key() + ".";
+    for (const auto& param : part.value()->named_parameters(/*recurse=*/false)) {
+      made.entries.push_back({prefix + param.key(), made.index_of(prefix + param.key()), {}});
+    }
+    for (const auto& buffer : part.value()->named_buffers(/*recurse=*/false)) {
+      if (buffer.value().defined()) made.entries.push_back({prefix + buffer.key(), -1, buffer.value()});
+    }
+  }
+}
+
 }  // namespace
 
 int ModelParams::index_of(const std::string& name) const {
@@ -59,7 +71,7 @@ ModelParams inspect_model(const torch::nn::Module& model, const std::vector<AnyU
     const auto [place, fresh] =
         known.emplace(entry.value().unsafeGetTensorImpl(), static_cast<int>(made.params.size()));
     if (fresh) {
-      made.params.push_back({entry.key(), entry.value(), unit});
+      made.params.push_back({entry.key(), entry.value(), entry.value().sizes().vec(), unit});
     } else {
       made.aliases.emplace_back(entry.key(), made.params[place->second].name);
     }
@@ -71,6 +83,7 @@ ModelParams inspect_model(const torch::nn::Module& model, const std::vector<AnyU
     if (std::find(part.begin(), part.end(), place->second) == part.end()) part.push_back(place->second);
   }
   for (const int index : used_outside) made.params[index].unit = -1;
+  list_entries(model, made);
   return made;
 }
 

@@ -16,7 +16,13 @@ struct ModelParams {
   struct Param {
     std::string name;  ///< the first of its names, in the module's order
     at::Tensor tensor;
-    int unit = -1;  ///< position of the unit that contains it first; -1: used outside units, or in none
+    std::vector<int64_t> shape;  ///< also while the tensor is sharded and shows none
+    int unit = -1;               ///< position of the unit that contains it first; -1: used outside units, or in none
+  };
+  struct Entry {
+    std::string name;
+    int param = -1;     ///< position in params, or -1
+    at::Tensor buffer;  ///< otherwise
   };
   struct UnitPart {
     std::string name;
@@ -26,6 +32,7 @@ struct ModelParams {
   std::vector<Param> params;
   std::vector<std::pair<std::string, std::string>> aliases;  ///< (other name, name in params), in the module's order
   std::vector<UnitPart> units;
+  std::vector<Entry> entries;  ///< all names of parameters and buffers, in the order of Python's state_dict()
 
   [[nodiscard]] int index_of(const std::string& name) const;  ///< also by alias; -1 when there is none
 };

@@ -31,6 +31,11 @@ class ModuleEngine::Impl {
   void apply_rates(const std::vector<GroupRate>& rates);
   [[nodiscard]] std::string description() const;
 
+  // module_checkpoint_save.cpp, module_checkpoint_load.cpp. Collective.
+  void save(const std::string& directory, const SaveOptions& options);
+  void save_weights(const std::string& path);
+  std::optional<LoadedCheckpoint> load(const std::string& directory, const LoadOptions& options);
+
   std::shared_ptr<torch::nn::Module> model;
   Config config;
   Communicator world;
@@ -50,6 +55,8 @@ class ModuleEngine::Impl {
 
  private:
   class GatherHook;
+  class Saver;
+  class Loader;
 
   void cast_buffers();
   void broadcast_buffers();

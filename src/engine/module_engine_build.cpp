@@ -157,7 +157,7 @@ void ModuleEngine::Impl::make_optimizer(const std::vector<ParameterGroup>& reque
   std::vector<GroupCandidate> candidates;
   std::vector<int> positions;
   for (size_t p = 0; p < params.params.size(); ++p) {
-    const auto& [name, tensor, unit] = params.params[p];
+    const auto& [name, tensor, shape, unit] = params.params[p];
     if (!tensor.requires_grad() || tensor.numel() == 0) continue;
     candidates.push_back({name, tensor.dim()});
     positions.push_back(static_cast<int>(p));
@@ -181,7 +181,7 @@ std::vector<std::shared_ptr<ParamUnit>> ModuleEngine::Impl::shard_parameters() {
   int64_t left = config->zero.stage3_model_persistence_threshold;
   std::map<std::pair<int, at::ScalarType>, std::vector<int>> parts;
   for (size_t p = 0; p < params.params.size(); ++p) {
-    const auto& [name, tensor, unit] = params.params[p];
+    const auto& [name, tensor, shape, unit] = params.params[p];
     const int64_t numel = tensor.numel();
     const bool small = numel <= config->zero.stage3_param_persistence_threshold && numel <= left;
     if (small) left -= numel;
@@ -205,7 +205,7 @@ void ModuleEngine::Impl::make_engine(const std::vector<AnyUnit>& units) {
   }
   std::vector<EngineParam> listed;
   for (size_t p = 0; p < params.params.size(); ++p) {
-    auto& [name, tensor, unit] = params.params[p];
+    auto& [name, tensor, shape, unit] = params.params[p];
     const at::ScalarType dtype = training_dtype(tensor, config.options());
     if (owners[p] == nullptr && tensor.scalar_type() != dtype) tensor.set_data(tensor.to(dtype));
     listed.push_back({name, tensor, group_of[p], owners[p]});

@@ -47,7 +47,7 @@ void read_adam(ParamReader& params, bool always_decoupled, ConfiguredOptimizer& 
   hyper["eps"] = params.number("eps", 1e-8);
   hyper["weight_decay"] = params.number("weight_decay", by_torch && made.native.decoupled ? 0.01 : 0.0);
   made.has_betas = true;
-  made.state_class = "FusedAdam";
+  made.state_class = !by_torch ? "FusedAdam" : made.native.decoupled ? "AdamW" : "Adam";
 }
 
 void read_lamb(ParamReader& params, ConfiguredOptimizer& made, GroupHyper& hyper) {
@@ -166,6 +166,9 @@ ConfiguredOptimizer configure_optimizer(const Options& options, const std::vecto
   const std::string type = lower(*options.optimizer.type);
   GroupHyper hyper, rest;
   read_params(options.optimizer, type, made, hyper, rest);
+  if (type == "adagrad" && options.zero.optimizer_device() != OffloadDevice::kNone) {
+    made.state_class = "DeepSpeedCPUAdagrad";
+  }
   DS_CHECK_AS(ConfigError, type != "lamb" || !options.fp16.enabled || options.fp16.loss_scale == 0,
               "optimizer.type Lamb with fp16 needs dynamic loss scaling: set fp16.loss_scale to 0");
 

@@ -1,0 +1,22 @@
+// What saving and loading share: which parameters stand in which group of the files, and how states are called there.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/module_engine.h"
+#include "zero/sharding_plan_files.h"
+
+namespace deepscale {
+
+/// Positions of parameters in each group of the files that this configuration writes.
+std::vector<std::vector<int>> file_groups(const ConfiguredOptimizer& optimizer, const ModelParams& params,
+                                          const ZeroOptions& zero, int ranks);
+
+/// The optimizer group whose settings hold for a parameter.
+int optimizer_group_of(const ConfiguredOptimizer& optimizer, int param);
+
+/// The name of a state in files of the Python class that computes the same update.
+std::string state_name_in_files(const ConfiguredOptimizer& optimizer, int group, const std::string& state);
+
+}  // namespace deepscale

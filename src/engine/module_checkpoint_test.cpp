@@ -1,0 +1,279 @@
+// Checkpoints of the public C++ API over ranks as threads: a resumed run goes on with the same bits, any stage reads
+// any other's files, and damaged or missing files end in an error that names them and leave the engine as it was.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <fstream>
+#include <sstream>
+
+#include "comm/run_ranks.h"
+#include "engine/module_test_support.h"
+#include "platform/files.h"
+
+namespace deepscale {
+namespace {
+
+std::string config_text(const std::string& level, const std::string& more = "",
+                        const std::string& optimizer = "AdamW") {
+  return R"({"train_micro_batch_size_per_gpu": 4, "gradient_clipping": 0.5, )" + more + R"("optimizer": {"type": ")" +
+         optimizer + R"(", "params": {"lr": 0.004}},
+             "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 7, "warmup_type": "linear"}},
+             "zero_optimization": {"stage": )" +
+         level + R"(, "stage3_param_persistence_threshold": 100,
+             "sub_group_size": 3000}})";
+}
+
+class Checkpoint : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    static std::atomic<int> counter{0};
+    folder_ =
+        ::testing::TempDir() + "module_checkpoint_" + std::to_string(::getpid()) + "_" + std::to_string(counter++);
+    make_directories(folder_);
+  }
+  void TearDown() override {
+    for (const auto& tag : list_directory(folder_)) {
+      for (const auto& file : list_directory(folder_ + "/" + tag)) remove_file(folder_ + "/" + tag + "/" + file);
+      remove_file(folder_ + "/" + tag);
+    }
+    remove_file(folder_);
+  }
+  std::string folder_;
+};
+
+struct Trainer {
+  Trainer(const std::string& config, const Communicator& world, std::vector<ParameterGroup> groups = {})
+      : model(std::make_shared<NetImpl>()) {
+    model->layers[2]->linear->bias.set_requires_grad(false);
+    engine = initialize(model, config, {.communicator = world, .units = model->units(), .groups = std::move(groups)});
+  }
+
+  /// Losses of steps first .. last-1.
+  std::vector<double> train(int first, int last) {
+    std::vector<double> losses;
+    const auto dtype = model->scale.scalar_type();
+    for (int step = first; step < last; ++step) {
+      const at::Tensor input = pattern({4, kWidth}, 100 + step * 4 + engine->communicator().rank());
+      const at::Tensor loss = engine->forward<NetImpl>(input.to(dtype)).to(at::kFloat).sub(input).pow(2).mean();
+      losses.push_back(engine->backward(loss).item<double>());
+      engine->step();
+    }
+    return losses;
+  }
+
+  std::map<std::string, at::Tensor> weights() {
+    std::map<std::string, at::Tensor> all;
+    for (const auto& param : model->named_parameters()) all[param.key()] = engine->full_parameter(param.key());
+    return all;
+  }
+
+  std::shared_ptr<NetImpl> model;
+  std::unique_ptr<ModuleEngine> engine;
+};
+
+void on_ranks(int ranks, const std::function<void(const Communicator&)>& body) {
+  run_ranks(ranks, [&](const std::shared_ptr<HostCommunicator>& host) { body(Communicator::host(host)); });
+}
+
+void expect_same(const std::map<std::string, at::Tensor>& expected, const std::map<std::string, at::Tensor>& actual) {
+  for (const auto& [name, weight] : expected) EXPECT_TRUE(at::equal(weight, actual.at(name))) << name;
+}
+
+TEST_F(Checkpoint, AResumedRunGoesOnWithTheSameBits) {
+  const std::string fp16 = R"("fp16": {"enabled": true, "loss_scale": 64},)";
+  for (const std::string& more : {std::string(), std::string(R"("bf16": {"enabled": true},)"), fp16}) {
+    for (const std::string level : {"0", "1", "2", "3"}) {
+      SCOPED_TRACE(more + level);
+      const std::string folder = folder_ + "/" + (more.empty() ? "fp32" : more.substr(1, 4)) + level;
+      on_ranks(2, [&](const Communicator& world) {
+        Trainer whole(config_text(level, more), world);
+        whole.train(0, 3);
+        whole.model->offset.fill_(0.125);
+        whole.engine->save_checkpoint(folder, {.client_state = {{"epoch", int64_t{3}}, {"name", "a run"}}});
+        const auto expected = whole.train(3, 5);
+
+        Trainer resumed(config_text(level, more), world);
+        const auto loaded = resumed.engine->load_checkpoint(folder);
+        ASSERT_TRUE(loaded.has_value());
+        EXPECT_EQ(loaded->path, folder + "/global_step3");
+        EXPECT_EQ(std::get<int64_t>(loaded->client_state.at("epoch")), 3);
+        EXPECT_EQ(std::get<std::string>(loaded->client_state.at("name")), "a run");
+        EXPECT_EQ(loaded->client_state.size(), 2u);
+        EXPECT_EQ(resumed.engine->global_steps(), 3);
+        EXPECT_EQ(resumed.engine->global_samples(), 24);
+        EXPECT_EQ(resumed.model->offset[0].item<float>(), 0.125f);
+        EXPECT_EQ(resumed.train(3, 5), expected);
+        EXPECT_EQ(resumed.engine->learning_rates(), whole.engine->learning_rates());
+        expect_same(whole.weights(), resumed.weights());
+      });
+      for (const auto& file : list_directory(folder + "/global_step3")) remove_file(folder + "/global_step3/" + file);
+      remove_file(folder + "/global_step3");
+    }
+  }
+}
+
+TEST_F(Checkpoint, AnyStageAndNumberOfRanksReadsAnyOthersFiles) {
+  for (const std::string from : {"0", "1", "3"}) {
+    const std::string folder = folder_ + "/" + from;
+    std::vector<double> expected;
+    std::map<std::string, at::Tensor> weights;
+    on_ranks(2, [&](const Communicator& world) {
+      Trainer trainer(config_text(from), world);
+      trainer.train(0, 3);
+      trainer.engine->save_checkpoint(folder, {.tag = "t"});
+      const auto saved = trainer.weights();
+      if (world.rank() == 0) weights = saved;
+    });
+    for (const std::string to : {"0", "2", "3"}) {
+      for (const int ranks : {1, 2, 3}) {
+        SCOPED_TRACE(from + " to " + to + " on " + std::to_string(ranks));
+        on_ranks(ranks, [&](const Communicator& world) {
+          Trainer trainer(config_text(to), world);
+          ASSERT_TRUE(trainer.engine->load_checkpoint(folder, {.tag = "t"}).has_value());
+          expect_same(weights, trainer.weights());
+          if (ranks != 2) return;
+          const auto losses = trainer.train(3, 5);
+          if (world.rank() != 0) return;
+          if (expected.empty()) expected = losses;
+          EXPECT_EQ(losses, expected);
+        });
+      }
+    }
+    for (const auto& file : list_directory(folder + "/t")) remove_file(folder + "/t/" + file);
+    remove_file(folder + "/t");
+  }
+}
+
+TEST_F(Checkpoint, EveryOptimizersStatesComeBack) {
+  for (const std::string optimizer : {"Lion", "Adagrad", "SGD", "Lamb", "Muon"}) {
+    for (const std::string level : {"0", "2", "3"}) {
+      SCOPED_TRACE(optimizer + level);
+      on_ranks(2, [&](const Communicator& world) {
+        Trainer whole(config_text(level, "", optimizer), world);
+        whole.train(0, 2);
+        whole.engine->save_checkpoint(folder_, {.tag = "t"});
+        const auto expected = whole.train(2, 4);
+        Trainer resumed(config_text(level, "", optimizer), world);
+        resumed.engine->load_checkpoint(folder_, {.tag = "t"});
+        EXPECT_EQ(resumed.train(2, 4), expected);
+      });
+      for (const auto& file : list_directory(folder_ + "/t")) remove_file(folder_ + "/t/" + file);
+    }
+  }
+}
+
+TEST_F(Checkpoint, GroupsSettingsAndTheLossScaleComeBack) {
+  const std::string fp16 = R"("fp16": {"enabled": true, "initial_scale_power": 6, "hysteresis": 1},)";
+  on_ranks(2, [&](const Communicator& world) {
+    const std::vector<ParameterGroup> groups = {ParameterGroup::named({"scale"}, {{"weight_decay", 0.5}})};
+    Trainer whole(config_text("3", fp16), world, groups);
+    whole.engine->set_learning_rates({0.5, 0.25});
+    whole.train(0, 1);
+    whole.engine->save_checkpoint(folder_);
+    Trainer resumed(config_text("3", R"("fp16": {"enabled": true, "initial_scale_power": 9},)"), world, groups);
+    EXPECT_EQ(resumed.engine->loss_scale(), 512);
+    resumed.engine->load_checkpoint(folder_);
+    EXPECT_EQ(resumed.engine->loss_scale(), 64);
+    EXPECT_EQ(resumed.engine->learning_rates(), whole.engine->learning_rates());
+    Trainer other(config_text("3", fp16), world);
+    EXPECT_THROW(other.engine->load_checkpoint(folder_), CheckpointError);  // one group instead of two
+  });
+}
+
+TEST_F(Checkpoint, WeightsAloneLoadWithoutOptimizerFiles) {
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("2"), world);
+    trainer.train(0, 2);
+    trainer.engine->save_checkpoint(folder_);
+    if (world.rank() == 0) {
+      for (int r = 0; r < 2; ++r) {
+        remove_file(folder_ + "/global_step2/zero_pp_rank_" + std::to_string(r) + "_mp_rank_00_optim_states.pt");
+      }
+    }
+    world.barrier("removed");
+    Trainer fresh(config_text("3"), world);
+    EXPECT_THROW(fresh.engine->load_checkpoint(folder_), CheckpointError);
+    ASSERT_TRUE(fresh.engine->load_checkpoint(folder_, {.module_only = true}).has_value());
+    EXPECT_EQ(fresh.engine->global_steps(), 0);
+    expect_same(trainer.weights(), fresh.weights());
+    fresh.engine->save_weights(folder_ + "/weights.safetensors");
+    world.barrier("saved");
+    const auto model = std::make_shared<NetImpl>();
+    load_weights(*model, folder_ + "/weights.safetensors");
+    EXPECT_TRUE(at::equal(model->scale, fresh.engine->full_parameter("scale")));
+    EXPECT_TRUE(at::equal(model->head->weight, fresh.engine->full_parameter("head.weight")));
+  });
+}
+
+std::string read_all(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+TEST_F(Checkpoint, CutAndMissingFilesAreNamedAndChangeNothing) {
+  for (const std::string level : {"2", "3"}) {
+    const std::string tag = folder_ + "/global_step2";
+    on_ranks(2, [&](const Communicator& world) {
+      Trainer trainer(config_text(level), world);
+      trainer.train(0, 2);
+      trainer.engine->save_checkpoint(folder_);
+    });
+    for (const auto& name : list_directory(tag)) {
+      const std::string path = tag + "/" + name, bytes = read_all(path);
+      for (const double part : {-1.0, 0.0, 0.4, 0.9, 0.999}) {
+        SCOPED_TRACE(path + " " + std::to_string(part));
+        remove_file(path);
+        if (part >= 0) {
+          std::ofstream(path, std::ios::binary)
+              << bytes.substr(0, static_cast<size_t>(static_cast<double>(bytes.size()) * part));
+        }
+        on_ranks(2, [&](const Communicator& world) {
+          Trainer trainer(config_text(level), world);
+          const auto before = trainer.weights();
+          try {
+            trainer.engine->load_checkpoint(folder_);
+            ADD_FAILURE() << "no error";
+          } catch (const CheckpointError& error) {
+            EXPECT_NE(std::string(error.what()).find(folder_), std::string::npos) << error.what();
+            if (part >= 0) {
+              EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+            }
+          }
+          EXPECT_EQ(trainer.engine->global_steps(), 0);
+          expect_same(before, trainer.weights());
+        });
+      }
+      std::ofstream(path, std::ios::binary) << bytes;
+    }
+    on_ranks(2, [&](const Communicator& world) {  // whole again
+      Trainer trainer(config_text(level), world);
+      EXPECT_TRUE(trainer.engine->load_checkpoint(folder_).has_value());
+    });
+    for (const auto& file : list_directory(tag)) remove_file(tag + "/" + file);
+  }
+}
+
+TEST_F(Checkpoint, AForeignModelADirectoryWithoutCheckpointAndReservedKeysAreRefused) {
+  struct OtherImpl : torch::nn::Module {
+    OtherImpl() : scale(register_parameter("scale", at::ones({3}))) {}
+    at::Tensor scale;
+  };
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("1"), world);
+    trainer.engine->save_checkpoint(folder_, {.tag = "t"});
+    const auto other = initialize(std::make_shared<OtherImpl>(), config_text("1"), {.communicator = world});
+    EXPECT_THROW(other->load_checkpoint(folder_, {.tag = "t"}), CheckpointError);
+    EXPECT_THROW(trainer.engine->load_checkpoint(folder_, {.tag = "none"}), CheckpointError);
+    EXPECT_FALSE(trainer.engine->load_checkpoint(folder_ + "/none").has_value());
+    EXPECT_THROW(trainer.engine->save_checkpoint(folder_, {.client_state = {{"module", int64_t{1}}}}), ConfigError);
+    EXPECT_THROW(trainer.engine->save_checkpoint(""), ConfigError);
+    if (world.rank() == 0) std::ofstream(folder_ + "/file") << "x";
+    world.barrier("made");
+    EXPECT_THROW(trainer.engine->save_checkpoint(folder_ + "/file/inside"), IoError);
+  });
+}
+
+}  // namespace
+}  // namespace deepscale
