@@ -246,12 +246,15 @@ class TorchCommunicator final : public Communicator::Impl {
 
 Communicator TorchCommunicator::subgroup(const std::vector<int>& ranks) {
   const std::vector<at::DeviceType> devices = group_->devices();
-  const bool cpu_only = std::all_of(devices.begin(), devices.end(), [](auto d) { return d == at::kCPU; });
-  if (host_ && cpu_only) return host_->subgroup(ranks);
+  // Gloo calls itself able to serve CUDA tensors; nobody makes a subgroup for that.
+  const bool cpu_suffices =
+      std::all_of(devices.begin(), devices.end(), [&](auto device) { return group_->backend(device) == "gloo"; });
+  if (host_ && cpu_suffices) return host_->subgroup(ranks);
   std::shared_ptr<ProcessGroup> part;
   try {
     part = group_->split(ranks);
   } catch (const std::exception& error) {
+    if (host_) return host_->subgroup(ranks);  // serves CPU tensors, refuses others by name
     ds_throw<UnsupportedError>(
         "subgroup of ranks [{}]: this process group ({}) cannot be split ({}); make the group with "
         "torch.distributed.new_group and wrap it",
