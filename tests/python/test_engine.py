@@ -148,6 +148,28 @@ def test_an_output_behind_another_output_is_divided_once():
     assert all(torch.equal(results[0][1][name], results[1][1][name]) for name in results[0][1])
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("own", [False, True])
+def test_a_step_with_several_outputs_keeps_no_graph_alive(stage, own):
+    import gc
+    import weakref
+
+    import deepspeed
+    engine = deepspeed.initialize(model=make_model(cls=TwoOutputs), config=config(stage, steps=2))[0]
+    gc.collect()
+    gc.disable()
+    try:
+        for step in range(2):
+            loss, hidden = engine(*batch(step))
+            loss.backward() if own else engine.backward(loss)
+            engine.step()
+            alive = [weakref.ref(loss), weakref.ref(hidden)]
+            del loss, hidden
+            assert [ref() for ref in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_unscaled_backward_under_a_loss_scale_is_an_error():
     engine = engine_for(2, fp16={"enabled": True, "initial_scale_power": 8})
     with pytest.raises(RuntimeError, match="Loss scaling is required"):

@@ -219,6 +219,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _finish_backward(self) -> None:
+        self._outputs.forget()
         self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).start()
         self._core.finish_backward()
         self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()

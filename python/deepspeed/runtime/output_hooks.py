@@ -6,48 +6,74 @@ gets a gradient that was divided already.
 """
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
 from deepspeed.runtime.zero.parameter_offload import tensors_of
 
+_KEPT_FORWARDS = 4  # forwards before one backward whose graphs are still known
+
+
+class _Forward:
+    """The outputs of one forward: their nodes (until the backward pass), and which of them were divided."""
+
+    def __init__(self, nodes: list) -> None:
+        self.nodes = nodes
+        self.divided: set[int] = set()
+
 
 class OutputWatcher:
     """Watches the outputs of one engine."""
 
     def __init__(self, engine: Any) -> None:
-        self.engine = engine
+        self._engine = weakref.ref(engine)
         self._active = False  # a backward pass of the user's is under way
+        self._forwards: list[_Forward] = []
 
     def watch(self, output: Any) -> None:
         outputs = [output] if type(output) is Tensor else list(tensors_of(output))
         outputs = [t for t in outputs if t.requires_grad and t.grad_fn is not None]
         if not outputs:
             return
-        divided: set[int] = set()
-        # The hook of a lone output needs no node; holding its own would be a cycle that keeps the graph until the collector runs.
-        nodes = [t.grad_fn for t in outputs] if len(outputs) > 1 else []
+        forward = _Forward([])
+        if len(outputs) > 1 and self._steps() > 1:
+            # Kept here, not by the hooks: a hook that holds its own node is a cycle, which keeps the graph until the collector runs.
+            forward.nodes = [t.grad_fn for t in outputs]
+            self._forwards.append(forward)
+            for old in self._forwards[:-_KEPT_FORWARDS]:
+                old.nodes = []
+            del self._forwards[:-_KEPT_FORWARDS]
         for index, tensor in enumerate(outputs):
-            tensor.register_hook(_hook(self, nodes, index, divided))
+            tensor.register_hook(_hook(self, forward, index))
 
-    def on_gradient(self, grad: Tensor, nodes: list, index: int, divided: set[int]) -> Tensor | None:
-        engine = self.engine
-        if engine._engine_backward_depth > 0 or engine._core is None or grad is None:
+    def forget(self) -> None:
+        """A backward pass is over: its graphs are needed no more."""
+        for forward in self._forwards:
+            forward.nodes = []
+        self._forwards.clear()
+
+    def _steps(self) -> int:
+        config = self._engine()._config
+        return config.gradient_accumulation_steps if config.managed_gradient_accumulation else 1
+
+    def on_gradient(self, grad: Tensor, forward: _Forward, index: int) -> Tensor | None:
+        engine = self._engine()
+        if engine is None or engine._engine_backward_depth > 0 or engine._core is None or grad is None:
             return None
         if not self._active:
-            self._begin(grad)
-            divided.clear()
-        steps = engine._config.gradient_accumulation_steps if engine._config.managed_gradient_accumulation else 1
-        if steps == 1 or index in divided:
+            self._begin(engine, grad)
+            forward.divided.clear()
+        steps = self._steps()
+        if steps == 1 or index in forward.divided:
             return None
-        if len(nodes) > 1:
-            divided.update(_reachable(nodes, index))
+        if forward.nodes:
+            forward.divided.update(_reachable(forward.nodes, index))
         return grad / steps
 
-    def _begin(self, grad: Tensor) -> None:
-        engine = self.engine
+    def _begin(self, engine: Any, grad: Tensor) -> None:
         self._active = True
         engine._unmanaged_backwards += 1
         engine._core.set_boundary(engine._reduces_now())
@@ -56,7 +82,8 @@ class OutputWatcher:
 
     def _end(self) -> None:
         self._active = False
-        engine = self.engine
+        self.forget()
+        engine = self._engine()
         expected, engine._manual_backward_expected = engine._manual_backward_expected, False
         if engine._wrapper.needs_scaler() and not expected:
             engine._core.zero_grad()
@@ -66,10 +93,10 @@ class OutputWatcher:
         engine._finish_backward()
 
 
-def _hook(watcher: OutputWatcher, nodes: list, index: int, divided: set[int]):
+def _hook(watcher: OutputWatcher, forward: _Forward, index: int) -> Callable[[Tensor], Tensor | None]:
 
     def on_gradient(grad: Tensor) -> Tensor | None:
-        return watcher.on_gradient(grad, nodes, index, divided)
+        return watcher.on_gradient(grad, forward, index)
 
     return on_gradient
 
