@@ -33,6 +33,7 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.zero": "deepspeed.runtime.zero",
     "deepspeed.checkpointing": "deepspeed.runtime.activation_checkpointing.checkpointing",
     "deepspeed.accelerator.accelerator": "deepspeed.accelerator",
+    "deepspeed.utils.comms_logging": "deepspeed.comm.comms_logging",
     "deepspeed.pt": {},
     "deepspeed.pt.deepspeed_light": {"DeepSpeedLight": "deepspeed.runtime.engine:DeepSpeedEngine"},
     "deepspeed.pt.deepspeed_lr_schedules": _WARMUP,

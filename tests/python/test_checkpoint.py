@@ -89,6 +89,31 @@ def test_two_ranks_resume_bit_for_bit(stage, tmp_path):
         assert {k: tuple(v.shape) for k, v in state.items()} == {k: tuple(v.shape) for k, v in make_model().state_dict().items()}
 
 
+def body_save(stage: int, path: str, losses: str):
+    import deepspeed
+    import torch.distributed as dist
+    deepspeed.init_distributed()
+    engine = two_groups(1, stage)
+    train(engine, 3, rank=dist.get_rank())
+    engine.save_checkpoint(path)
+    value = engine(*batch(50)).item()
+    if dist.get_rank() == 0:
+        with open(losses, "w") as file:
+            json.dump([value, engine.global_samples], file)
+
+
+@pytest.mark.parametrize("stage", (2, 3))
+def test_another_number_of_ranks_loads_the_same_values(stage, tmp_path):
+    run_ranks(body_save, 2, {"stage": stage, "path": str(tmp_path), "losses": str(tmp_path / "losses.json")})
+    value, samples = json.loads((tmp_path / "losses.json").read_text())
+    engine = two_groups(7, stage)
+    engine.load_checkpoint(tmp_path)
+    assert engine(*batch(50)).item() == pytest.approx(value, abs=1e-6) and engine.global_samples == samples
+    from deepspeed.utils import safe_get_full_optimizer_state
+    assert safe_get_full_optimizer_state(engine.module.up.weight, "exp_avg").abs().sum() > 0 and engine._core.get_step() == 3
+    train(engine, 1)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_optimizer_in_python_resumes_bit_for_bit(stage, tmp_path):
     import deepspeed
@@ -183,6 +208,17 @@ def test_the_default_tag_counts_steps_and_latest_can_be_left_alone(tmp_path):
     assert (tmp_path / "latest").read_text() == "global_step2" and (tmp_path / "global_step3").is_dir()
     engine.load_checkpoint(str(tmp_path), tag="global_step3")
     assert engine.global_steps == 3
+
+
+def test_saving_over_another_checkpoint_leaves_nothing_of_it(tmp_path):
+    for stage, bf16 in ((3, False), (2, True), (1, False), (0, False), (3, False)):
+        engine = engine_for(stage, bf16={"enabled": bf16})
+        (tmp_path / "t").mkdir(exist_ok=True)
+        (tmp_path / "t" / "zero_pp_rank_5_mp_rank_00_optim_states.pt").write_bytes(b"of six ranks")
+        (tmp_path / "t" / "mine.txt").write_text("not a checkpoint file")
+        engine.save_checkpoint(tmp_path, tag="t")
+        assert len(os.listdir(tmp_path / "t")) == (2 if stage == 0 else 3)
+        engine.load_checkpoint(tmp_path, tag="t")
 
 
 def test_arguments_that_make_no_sense(tmp_path):

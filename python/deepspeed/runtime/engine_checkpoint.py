@@ -60,6 +60,8 @@ class CheckpointMethods:
         if self._config.shards_optimizer and self._stepper is not None:
             self._save_optimizer_states(save_dir, directory)
         self.communicator.barrier("save_checkpoint")
+        if self.global_rank == 0:
+            self._remove_leftovers(directory)
         if save_latest and self.global_rank == 0:
             partial = os.path.join(save_dir, "latest.partial")
             with open(partial, "w") as file:
@@ -93,6 +95,17 @@ class CheckpointMethods:
             path = model_file(directory, rank if sharded else None)
             log_dist(f"Saving model checkpoint: {path}", ranks=[0])
             write_file(_private(state), path)
+
+    def _remove_leftovers(self, directory: str) -> None:
+        """Files of an earlier checkpoint under the same tag, by more ranks or in another layout, would be read as part of this one."""
+        ranks, sharded = range(self.dp_world_size), self._config.shards_parameters
+        ours = {model_file(directory, rank) for rank in ranks} if sharded else {model_file(directory, None)}
+        if self._config.shards_optimizer and self._stepper is not None:
+            ours |= {optimizer_file(directory, rank, self.bfloat16_enabled()) for rank in ranks}
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            if name.endswith((MODEL_FILE_SUFFIX, OPTIM_FILE_SUFFIX)) and path not in ours:
+                os.remove(path)
 
     def _placeholders(self, state: dict) -> dict:
         """A model state without values of parameters: they are in the optimizer files, as pieces."""

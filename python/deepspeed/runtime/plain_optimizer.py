@@ -1,6 +1,7 @@
 """Plain fp32 training: the user's torch optimizer stays the visible object, and the core makes its steps."""
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from deepspeed.runtime.base_optimizer import ZeROOptimizer
 def attach_step(optimizer: torch.optim.Optimizer, wrapper: ZeROOptimizer) -> torch.optim.Optimizer:
     """The same object, whose step, zero_grad and state dictionary are now the core's. Class and groups stay its own."""
 
-    def step(closure: Any = None) -> None:
+    def step(self: torch.optim.Optimizer, closure: Any = None) -> None:
         wrapper.step(closure)
-        optimizer.overflow = wrapper.overflow
+        self.overflow = wrapper.overflow
 
-    optimizer.step = step
+    optimizer.step = MethodType(step, optimizer)  # torch's schedulers wrap a method, not a function
     optimizer.zero_grad = wrapper.zero_grad
     optimizer.state_dict = wrapper.state_dict
     optimizer.load_state_dict = wrapper.load_state_dict

@@ -1,0 +1,153 @@
+"""Which optimizer runs and what the client sees of it; options of sharding and placement."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common import run_ranks, single_rank
+from models import batch, config, full_weights, make_model, train, train_plain
+
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def world_of_one(monkeypatch):
+    single_rank(monkeypatch)
+
+
+def engine_for(stage: int, **more):
+    import deepspeed
+    return deepspeed.initialize(model=make_model(), config=config(stage, **more))[0]
+
+
+def test_groups_have_their_own_rates_and_schedules_change_them():
+    import deepspeed
+    model = make_model()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "lr": 1e-2}, {"params": rest, "lr": 0.0}], weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    engine, shown, _, kept = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config(2))
+    before = full_weights(engine.module)
+    train(engine, 2)
+    assert kept is scheduler and shown.param_groups[0]["lr"] == pytest.approx(2.5e-3) and engine.get_lr() == [2.5e-3, 0.0]
+    after = full_weights(engine.module)
+    assert torch.equal(after["norm.weight"], before["norm.weight"]) and not torch.equal(after["up.weight"], before["up.weight"])
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True), lambda p: torch.optim.Adagrad(p, lr=0.05),
+    lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1), lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    lambda p: torch.optim.NAdam(p, lr=1e-3)
+])
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_torch_optimizer_trains_as_it_does_alone(make, stage):
+    import deepspeed
+    plain = make_model()
+    optimizer = make([p for p in plain.parameters() if p.requires_grad])
+    expected = []
+    for step in range(4):
+        loss = plain(*batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    engine = deepspeed.initialize(model=make_model(), optimizer=make, config=config(stage, gradient_clipping=0.0,
+                                                                                    zero_allow_untested_optimizer=True))[0]
+    assert train(engine, 4) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("name,params", [("Adam", {"lr": 1e-3}), ("AdamW", {"lr": 1e-3, "torch_adam": True}), ("Lion", {"lr": 1e-4}),
+                                         ("Adagrad", {"lr": 1e-2}), ("Lamb", {"lr": 1e-3}), ("SGD", {"lr": 1e-2}), ("Muon", {"lr": 1e-3}),
+                                         ("RMSprop", {"lr": 1e-3})])
+@pytest.mark.parametrize("stage", STAGES)
+def test_optimizers_are_made_by_name(name, params, stage):
+    engine = engine_for(stage, optimizer={"type": name, "params": params}, gradient_clipping=0.0)
+    losses = [train(engine, 1)[0] for _ in range(8)]  # the same batch again and again
+    assert losses[-1] < losses[0]
+
+
+def test_the_client_sees_classes_by_stage_and_precision():
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+    bf16 = {"enabled": True}
+    assert type(engine_for(0).optimizer) is FusedAdam
+    assert type(engine_for(0, bf16=bf16).optimizer) is FP16_Optimizer
+    assert type(engine_for(1).optimizer) is DeepSpeedZeroOptimizer
+    assert type(engine_for(1, bf16=bf16, data_types={"grad_accum_dtype": "fp32"}).optimizer) is BF16_Optimizer
+    assert type(engine_for(2, bf16=bf16).optimizer) is DeepSpeedZeroOptimizer
+    assert type(engine_for(3).optimizer) is DeepSpeedZeroOptimizer_Stage3
+    offloaded = engine_for(2, zero_optimization={"stage": 2, "offload_optimizer": {"device": "cpu"}})
+    assert type(offloaded.optimizer.optimizer) is DeepSpeedCPUAdam
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_calling_the_optimizer_directly_steps(stage):
+    reference, engine = engine_for(stage), engine_for(stage)
+    expected = train(reference, 3)
+    losses = []
+    for step in range(3):
+        loss = engine(*batch(step))
+        engine.backward(loss)
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses == expected
+
+
+def test_a_subclass_of_the_optimizers_class_made_at_run_time_works():
+    engine = engine_for(2)
+    inner = engine.optimizer
+
+    class Wrapper:
+
+        def __init__(self, optimizer):
+            self.__class__ = type("Wrapped" + type(optimizer).__name__, (self.__class__, type(optimizer)), {})
+            self._optimizer = optimizer
+
+        def __getattr__(self, name):
+            return getattr(self.__dict__["_optimizer"], name)
+
+    wrapped = Wrapper(inner)
+    assert isinstance(wrapped, type(inner)) and wrapped.param_groups is inner.param_groups and len(wrapped.bit16_groups) == 1
+
+
+def body_options(extra: dict, stage: int, path: str):
+    import deepspeed
+    import torch.distributed as dist
+    deepspeed.init_distributed()
+    world, rank = dist.get_world_size(), dist.get_rank()
+    expected = train_plain(make_model(), 5, world=world)
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 10, **extra}
+    engine = deepspeed.initialize(model=make_model(), config=config(stage, zero_optimization=zero))[0]
+    assert train(engine, 5, rank=rank) == pytest.approx([row[rank] for row in expected], abs=1e-5)
+    engine.save_checkpoint(path)
+    after = train(engine, 2, first=5, rank=rank)
+    engine.load_checkpoint(path)
+    assert train(engine, 2, first=5, rank=rank) == after
+
+
+@pytest.mark.parametrize("world,stage,extra", [
+    (2, 3, {"mics_shard_size": 1}), (4, 3, {"mics_shard_size": 2}), (4, 3, {"zero_hpz_partition_size": 2}),
+    (2, 2, {"offload_optimizer": {"device": "cpu"}}), (2, 3, {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}),
+    (2, 2, {"round_robin_gradients": True}), (2, 3, {"sub_group_size": 50}), (2, 2, {"reduce_bucket_size": 100, "overlap_comm": True}),
+    (2, 1, {"allgather_bucket_size": 100, "overlap_comm": False}), (2, 3, {"stage3_param_persistence_threshold": 0}),
+    (2, 3, {"stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0})
+])
+def test_options_of_sharding_change_no_result(world, stage, extra, tmp_path):
+    run_ranks(body_options, world, {"extra": extra, "stage": stage, "path": str(tmp_path)})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("how", ["config", "function"])
+def test_torch_schedulers_are_stepped_with_the_optimizer(stage, how, recwarn):
+    import deepspeed
+    section = {"scheduler": {"type": "StepLR", "params": {"step_size": 2, "gamma": 0.5}}} if how == "config" else {}
+    given = None if how == "config" else (lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5))
+    engine, _, _, scheduler = deepspeed.initialize(model=make_model(), lr_scheduler=given, config=config(stage, **section))
+    train(engine, 4)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.StepLR) and engine.get_lr() == [pytest.approx(2.5e-3)]
+    assert not [w for w in recwarn if "lr_scheduler.step" in str(w.message)]
