@@ -8,6 +8,9 @@
 
 #include <cstdio>
 #include <numbers>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace {
 
@@ -74,12 +77,17 @@ int run(const std::string& config, const std::string& directory) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
+  std::vector<std::string> arguments;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string_view(argv[i]).substr(0, 12) != "--local_rank")
+      arguments.emplace_back(argv[i]);  // the launcher adds it
+  }
+  if (arguments.empty()) {
     std::fprintf(stderr, "usage: train_mlp ds_config.json [checkpoint directory]\n");
     return 2;
   }
   try {
-    return run(argv[1], argc > 2 ? argv[2] : "");
+    return run(arguments[0], arguments.size() > 1 ? arguments[1] : "");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "train_mlp: %s\n", error.what());
     return 2;

@@ -15,6 +15,12 @@ torch::nn::LayerNorm norm(const GptConfig& config) {
   return torch::nn::LayerNorm(torch::nn::LayerNormOptions({config.d_model}));
 }
 
+/// Like Python's F.linear, which adds the bias before it rounds; LibTorch's LinearImpl::forward rounds twice in 16
+/// bits.
+at::Tensor linear(const torch::nn::Linear& layer, const at::Tensor& x) {
+  return at::linear(x, layer->weight, layer->bias);
+}
+
 /// CRC-32 of zlib, which seeds each parameter's initial values.
 uint32_t crc32(std::string_view text) {
   uint32_t crc = 0xffffffffu;
@@ -53,11 +59,11 @@ AttentionImpl::AttentionImpl(const GptConfig& config)
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x) {
   const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
-  std::vector<at::Tensor> parts = qkv->forward(x).split(width, 2);
+  std::vector<at::Tensor> parts = linear(qkv, x).split(width, 2);
   for (auto& part : parts) part = part.view({batch, time, n_head, width / n_head}).transpose(1, 2);
   const at::Tensor mixed =
       at::scaled_dot_product_attention(parts[0], parts[1], parts[2], {}, /*dropout_p=*/0.0, /*is_causal=*/true);
-  return projection->forward(mixed.transpose(1, 2).reshape({batch, time, width}));
+  return linear(projection, mixed.transpose(1, 2).reshape({batch, time, width}));
 }
 
 MlpImpl::MlpImpl(const GptConfig& config)
@@ -65,7 +71,7 @@ MlpImpl::MlpImpl(const GptConfig& config)
       contract(register_module("contract", torch::nn::Linear(4 * config.d_model, config.d_model))) {}
 
 at::Tensor MlpImpl::forward(const at::Tensor& x) {
-  return contract->forward(at::gelu(expand->forward(x), "tanh"));
+  return linear(contract, at::gelu(linear(expand, x), "tanh"));
 }
 
 BlockImpl::BlockImpl(const GptConfig& config)
