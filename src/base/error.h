@@ -40,9 +40,9 @@ std::string_view nearest_name(std::string_view word, const Range& candidates) {
 
 }  // namespace deepscale
 
-#define DS_CHECK_AS(ErrorType, condition, ...)              \
-  do {                                                      \
-    if (!(condition)) [[unlikely]]                          \
+#define DS_CHECK_AS(ErrorType, condition, ...)                    \
+  do {                                                            \
+    if (!(condition)) [[unlikely]]                                \
       ::deepscale::ds_throw<::deepscale::ErrorType>(__VA_ARGS__); \
   } while (false)
 

@@ -29,9 +29,15 @@ Logger::Logger(int rank) : impl_(std::make_shared<Impl>(rank)) {
   set_level(parse_level(environment("DEEPSCALE_LOG_LEVEL").value_or("warning")));
 }
 
-bool Logger::enabled(LogLevel level) const { return impl_->logger.should_log(to_spdlog(level)); }
-void Logger::set_level(LogLevel level) const { impl_->logger.set_level(to_spdlog(level)); }
-void Logger::write(LogLevel level, const std::string& message) const { impl_->logger.log(to_spdlog(level), message); }
+bool Logger::enabled(LogLevel level) const {
+  return impl_->logger.should_log(to_spdlog(level));
+}
+void Logger::set_level(LogLevel level) const {
+  impl_->logger.set_level(to_spdlog(level));
+}
+void Logger::write(LogLevel level, const std::string& message) const {
+  impl_->logger.log(to_spdlog(level), message);
+}
 
 LogLevel Logger::parse_level(std::string_view name) {
   if (name == "debug") return LogLevel::kDebug;

@@ -1,5 +1,6 @@
 // Rank-aware log of the native core, to standard error, level WARNING by default (DEEPSCALE_LOG_LEVEL changes it).
-// A Logger is a value handle: the engine owns one and hands it down. Threads: all methods may be called from any thread.
+// A Logger is a value handle: the engine owns one and hands it down. Threads: all methods may be called from any
+// thread.
 #pragma once
 
 #include <fmt/core.h>

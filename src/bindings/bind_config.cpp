@@ -7,9 +7,13 @@ namespace {
 
 using Resolved = std::pair<std::string, std::vector<std::string>>;
 
-Resolved resolved(const Config& config) { return {config.to_json(), config.warnings()}; }
+Resolved resolved(const Config& config) {
+  return {config.to_json(), config.warnings()};
+}
 
-ParseMode mode_of(bool check_batch) { return check_batch ? ParseMode::kTraining : ParseMode::kZeroInit; }
+ParseMode mode_of(bool check_batch) {
+  return check_batch ? ParseMode::kTraining : ParseMode::kZeroInit;
+}
 
 }  // namespace
 

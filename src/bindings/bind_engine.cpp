@@ -112,8 +112,11 @@ void load_scaler_state(Engine& engine, const std::map<std::string, double>& stat
 
 std::map<std::string, int64_t> memory_map(const Engine& engine) {
   const Engine::Memory memory = engine.memory_bytes();
-  return {{"parameters", memory.parameters}, {"gradients", memory.gradients}, {"master", memory.master},
-          {"optimizer", memory.optimizer},   {"buckets", memory.buckets}};
+  return {{"parameters", memory.parameters},
+          {"gradients", memory.gradients},
+          {"master", memory.master},
+          {"optimizer", memory.optimizer},
+          {"buckets", memory.buckets}};
 }
 
 void register_steps(py::class_<Engine>& engine) {

@@ -12,8 +12,8 @@ namespace {
 
 void check_cpu(const at::Tensor& tensor, const char* name, int64_t numel) {
   DS_CHECK(tensor.device().is_cpu() && tensor.is_contiguous() && tensor.numel() == numel,
-           "{} must be a contiguous CPU tensor of {} elements, got {} on {}; move it or make it contiguous", name, numel,
-           tensor.numel(), tensor.device().str());
+           "{} must be a contiguous CPU tensor of {} elements, got {} on {}; move it or make it contiguous", name,
+           numel, tensor.numel(), tensor.device().str());
 }
 
 kernels::OptimizerSpan span_of(const at::Tensor& param, const at::Tensor& grad, const std::optional<at::Tensor>& state1,
@@ -48,7 +48,7 @@ void adam(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp
     span.copy_out = copy_out->data_ptr();
     span.copy_dtype = to_dtype(copy_out->scalar_type());
   }
-  kernels::AdamArgs args{static_cast<float>(lr), static_cast<float>(beta1), static_cast<float>(beta2),
+  kernels::AdamArgs args{static_cast<float>(lr),  static_cast<float>(beta1),        static_cast<float>(beta2),
                          static_cast<float>(eps), static_cast<float>(weight_decay), decoupled};
   if (bias_correction) {
     args.bias_correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
@@ -93,9 +93,9 @@ void adagrad(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& 
 
 void lion(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp_avg, double lr, double beta1,
           double beta2, double weight_decay) {
-  kernels::lion_step({static_cast<float>(lr), static_cast<float>(beta1), static_cast<float>(beta2),
-                      static_cast<float>(weight_decay)},
-                     span_of(param, grad, exp_avg, std::nullopt));
+  kernels::lion_step(
+      {static_cast<float>(lr), static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(weight_decay)},
+      span_of(param, grad, exp_avg, std::nullopt));
 }
 
 void sgd(const at::Tensor& param, const at::Tensor& grad, const std::optional<at::Tensor>& momentum_buffer, double lr,

@@ -136,13 +136,15 @@ bool Engine::prepare_step() {
   const bool nonfinite = !std::isfinite(result.norm);
   grad_norm_ = nonfinite ? std::numeric_limits<double>::infinity() : result.norm / scale;
   overflow_ = nonfinite && options_.skip_nonfinite;
-  nonfinite_parameter_ = nonfinite && result.first_nonfinite_index >= 0 ? params_[result.first_nonfinite_index].name : "";
+  nonfinite_parameter_ =
+      nonfinite && result.first_nonfinite_index >= 0 ? params_[result.first_nonfinite_index].name : "";
   const double clip = options_.gradient_clipping;
   const double excess = clip > 0 && !nonfinite ? (result.norm / scale + 1e-6) / clip : 1.0;
   grad_scale_ = 1.0 / (scale * std::max(1.0, excess));
   if (overflow_ && !scaler_.dynamic()) {
-    log_.error("step {}: the gradient of parameter {} is not finite; the update is skipped and weights stay as they are",
-               optimizer_steps_ + skipped_steps_ + 1, nonfinite_parameter_);
+    log_.error(
+        "step {}: the gradient of parameter {} is not finite; the update is skipped and weights stay as they are",
+        optimizer_steps_ + skipped_steps_ + 1, nonfinite_parameter_);
   }
   if (overflow_ || optimizer_->options().kind != OptimizerKind::kExternal) return !overflow_;
   for (size_t u = 0; u < units_.size(); ++u) {

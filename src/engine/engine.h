@@ -1,10 +1,10 @@
 // One training step over registered parameters: composes units, scheduler, reducer, norm, loss scale and optimizer, and
 // computes nothing itself. Knows nothing of modules: Python's engine and the C++ ModuleEngine stand on top of it.
 //
-// Life of a step: pre_forward/post_forward around modules whose parameters are sharded; backward_seed(); autograd runs and
-// the hooks that the engine put on each trainable parameter take its gradient over; finish_backward() after each backward;
-// at a boundary step(). Every call that may wait for other ranks is marked collective.
-// Threads: one thread at a time; autograd's thread counts, and is never active at the same time as the caller's.
+// Life of a step: pre_forward/post_forward around modules whose parameters are sharded; backward_seed(); autograd runs
+// and the hooks that the engine put on each trainable parameter take its gradient over; finish_backward() after each
+// backward; at a boundary step(). Every call that may wait for other ranks is marked collective. Threads: one thread at
+// a time; autograd's thread counts, and is never active at the same time as the caller's.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -41,7 +41,7 @@ struct EngineOptions {
 struct EngineParam {
   std::string name;
   at::Tensor tensor;
-  int group = -1;                    ///< optimizer group, -1: frozen
+  int group = -1;                   ///< optimizer group, -1: frozen
   std::shared_ptr<ParamUnit> unit;  ///< null: the engine buckets it (or leaves it alone when frozen)
 };
 
@@ -61,12 +61,12 @@ class Engine {
   // --- one micro-step
   void set_boundary(bool boundary) { boundary_ = boundary; }
   [[nodiscard]] at::Tensor backward_seed(const at::Tensor& loss, double divide_by);
-  void finish_backward();  // collective
+  void finish_backward();                           // collective
   bool step(const std::vector<GroupHyper>& hyper);  // collective
   void zero_grad();
 
   // --- the same in halves, for outside optimizers
-  bool prepare_step();              // collective
+  bool prepare_step();             // collective
   void finish_step(bool applied);  // collective
   [[nodiscard]] std::vector<Fragment> fragments() { return optimizer_->fragments(); }
 
@@ -87,9 +87,9 @@ class Engine {
 
   // --- full values and local pieces. key: "fp32", "grad" or a state's name. index: position in params.
   [[nodiscard]] std::vector<std::string> state_keys() const { return optimizer_->options().state_names(); }
-  [[nodiscard]] std::optional<at::Tensor> read_full(int index, const std::string& key);    // collective
-  void write_full(int index, const std::string& key, const at::Tensor& value);              // collective for "fp32"
-  [[nodiscard]] std::optional<at::Tensor> read_local(int index, const std::string& key);   // collective for "grad"
+  [[nodiscard]] std::optional<at::Tensor> read_full(int index, const std::string& key);   // collective
+  void write_full(int index, const std::string& key, const at::Tensor& value);            // collective for "fp32"
+  [[nodiscard]] std::optional<at::Tensor> read_local(int index, const std::string& key);  // collective for "grad"
   void write_local(int index, const std::string& key, const at::Tensor& value);
   struct PieceRange {
     int64_t offset = 0, length = 0;

@@ -39,7 +39,9 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
   install_hooks();
 }
 
-Engine::~Engine() { destroy(); }
+Engine::~Engine() {
+  destroy();
+}
 
 void Engine::collect_units() {
   for (size_t p = 0; p < params_.size(); ++p) {
@@ -65,8 +67,8 @@ void Engine::make_buckets() {
   int position = 0;
   const auto close = [&] {
     if (bucket.empty()) return;
-    const std::string name = bucket.size() == 1 ? bucket.front().name
-                                                : fmt::format("{} .. {}", bucket.back().name, bucket.front().name);
+    const std::string name =
+        bucket.size() == 1 ? bucket.front().name : fmt::format("{} .. {}", bucket.back().name, bucket.front().name);
     const at::ScalarType dtype = bucket.front().tensor.scalar_type();
     add_unit(std::make_shared<ParamUnit>(name, std::move(bucket), options_.plan, dtype), position);
     bucket.clear();

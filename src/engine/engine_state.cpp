@@ -127,8 +127,7 @@ std::string Engine::description() const {
   int64_t trainable = 0;
   for (size_t p = 0; p < params_.size(); ++p) {
     const Place& place = places_[p];
-    const int64_t numel =
-        place.unit < 0 ? params_[p].tensor.numel() : units_[place.unit]->layout().numel(place.index);
+    const int64_t numel = place.unit < 0 ? params_[p].tensor.numel() : units_[place.unit]->layout().numel(place.index);
     elements += numel;
     if (params_[p].group >= 0) trainable += numel;
   }
@@ -138,8 +137,8 @@ std::string Engine::description() const {
       "sharded over: parameters {}, gradients {}, optimizer {} ranks; replicas {}\n"
       "this rank: parameters {:.1f} MiB, master {:.1f} MiB, optimizer states {:.1f} MiB",
       elements, trainable, units_.size(), options_.groups.data.description(), options_.plan.params.size(),
-      options_.plan.grads.size(), options_.plan.optimizer.size(), options_.plan.replicas.size(),
-      mib(memory.parameters), mib(memory.master), mib(memory.optimizer));
+      options_.plan.grads.size(), options_.plan.optimizer.size(), options_.plan.replicas.size(), mib(memory.parameters),
+      mib(memory.master), mib(memory.optimizer));
 }
 
 }  // namespace deepscale

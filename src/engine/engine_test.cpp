@@ -19,7 +19,7 @@ constexpr int kSteps = 4;
 constexpr int kBatch = 6;
 const std::vector<int64_t> kWidths = {37, 150, 61, 37};
 
-struct Setup {
+struct Scenario {
   int zero_level = 0;
   int ranks = 2;
   int accumulation = 1;
@@ -29,8 +29,8 @@ struct Setup {
   double clip = 0.5;
   std::string optimizer = "adam";
   LossScaler::Options loss_scale;
-  int mics = 0;            ///< shard group size, 0: the whole world
-  bool poison = false;     ///< NaN in one gradient of step 1
+  int mics = 0;              ///< shard group size, 0: the whole world
+  bool poison = false;       ///< NaN in one gradient of step 1
   bool skip_middle = false;  ///< rank 1 does not use the middle layer
 };
 
@@ -51,20 +51,22 @@ at::Tensor seeded(at::IntArrayRef shape, int64_t seed) {
   return values;
 }
 
-/// Layers of weight and bias with tanh between; the last layer's weight is the first's, transposed (tied); one bias frozen.
+/// Layers of weight and bias with tanh between; the last layer's weight is the first's, transposed (tied); one bias
+/// frozen.
 class Model {
  public:
-  Model(const Setup& setup, const PlanGroups& groups) : setup_(setup) {
+  Model(const Scenario& setup, const PlanGroups& groups) : setup_(setup) {
     for (size_t l = 0; l + 1 < kWidths.size(); ++l) {
       add(fmt::format("layers.{}.weight", l), {kWidths[l + 1], kWidths[l]}, static_cast<int64_t>(l), true);
       add(fmt::format("layers.{}.bias", l), {kWidths[l + 1]}, static_cast<int64_t>(l) + 40, l != 1);
     }
     const ShardingPlan plan = plan_for_stage(setup.zero_level, groups);
     for (size_t l = 0; plan.shards_params() && l + 1 < kWidths.size(); ++l) {
-      units_.push_back(std::make_shared<ParamUnit>(
-          fmt::format("layers.{}", l),
-          std::vector<NamedParam>{{params_[2 * l].name, params_[2 * l].tensor}, {params_[2 * l + 1].name, params_[2 * l + 1].tensor}},
-          plan, setup.dtype));
+      units_.push_back(
+          std::make_shared<ParamUnit>(fmt::format("layers.{}", l),
+                                      std::vector<NamedParam>{{params_[2 * l].name, params_[2 * l].tensor},
+                                                              {params_[2 * l + 1].name, params_[2 * l + 1].tensor}},
+                                      plan, setup.dtype));
       params_[2 * l].unit = params_[2 * l + 1].unit = units_.back();
     }
     EngineOptions options;
@@ -103,11 +105,11 @@ class Model {
     params_.push_back({name, tensor, trainable ? static_cast<int>(shape.size() == 1) : -1, nullptr});
   }
 
-  Setup setup_;
+  Scenario setup_;
   std::vector<std::shared_ptr<ParamUnit>> units_;
 };
 
-PlanGroups groups_for(const Setup& setup, const Communicator& world) {
+PlanGroups groups_for(const Scenario& setup, const Communicator& world) {
   PlanGroups groups = PlanGroups::over(world);
   if (setup.mics == 0) return groups;
   std::vector<int> shard, replica;
@@ -120,7 +122,7 @@ PlanGroups groups_for(const Setup& setup, const Communicator& world) {
   return groups;
 }
 
-Outcome train(const Setup& setup, const Communicator& world) {
+Outcome train(const Scenario& setup, const Communicator& world) {
   Model model(setup, groups_for(setup, world));
   Outcome outcome;
   const std::vector<GroupHyper> hyper = {{{"lr", 1e-2}, {"weight_decay", 0.1}, {"momentum", 0.9}}, {{"lr", 3e-2}}};
@@ -147,7 +149,7 @@ Outcome train(const Setup& setup, const Communicator& world) {
   return outcome;
 }
 
-std::vector<Outcome> train_all(const Setup& setup) {
+std::vector<Outcome> train_all(const Scenario& setup) {
   std::vector<Outcome> outcomes(setup.ranks);
   run_ranks(setup.ranks, [&](const std::shared_ptr<HostCommunicator>& host) {
     const Communicator world = Communicator::host(host);
@@ -172,7 +174,7 @@ void expect_same_bits(const std::vector<Outcome>& expected, const std::vector<Ou
 class PlanTest : public ::testing::TestWithParam<int> {};
 
 TEST_P(PlanTest, EveryLevelGivesTheBitsOfLevelZero) {
-  Setup setup;
+  Scenario setup;
   setup.ranks = GetParam();
   const auto reference = train_all(setup);
   EXPECT_LT(reference[0].losses.back(), reference[0].losses.front());
@@ -184,7 +186,7 @@ TEST_P(PlanTest, EveryLevelGivesTheBitsOfLevelZero) {
 }
 
 TEST_P(PlanTest, BucketSizeAndOverlapDoNotChangeBits) {
-  Setup setup;
+  Scenario setup;
   setup.ranks = GetParam();
   for (const int level : {0, 1, 2, 3}) {
     setup.zero_level = level;
@@ -201,7 +203,7 @@ TEST_P(PlanTest, BucketSizeAndOverlapDoNotChangeBits) {
 }
 
 TEST_P(PlanTest, WithAccumulationLevelsAgreeInPairs) {
-  Setup setup;
+  Scenario setup;
   setup.ranks = GetParam();
   setup.accumulation = 3;
   std::vector<std::vector<Outcome>> outcomes;
@@ -218,7 +220,7 @@ TEST_P(PlanTest, WithAccumulationLevelsAgreeInPairs) {
 
 TEST_P(PlanTest, EveryOptimizerAgreesWithLevelZero) {
   for (const std::string optimizer : {"lion", "adagrad", "sgd"}) {
-    Setup setup;
+    Scenario setup;
     setup.ranks = GetParam();
     setup.optimizer = optimizer;
     const auto reference = train_all(setup);
@@ -232,7 +234,7 @@ TEST_P(PlanTest, EveryOptimizerAgreesWithLevelZero) {
 
 TEST_P(PlanTest, LambAndMuonAgreeWithLevelZeroWithinRounding) {
   for (const std::string optimizer : {"lamb", "muon"}) {
-    Setup setup;
+    Scenario setup;
     setup.ranks = GetParam();
     setup.optimizer = optimizer;
     const auto reference = train_all(setup);
@@ -248,7 +250,7 @@ TEST_P(PlanTest, LambAndMuonAgreeWithLevelZeroWithinRounding) {
 
 TEST_P(PlanTest, LowPrecisionTrainsOnMasterCopiesAndAgreesAcrossLevels) {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
-    Setup setup;
+    Scenario setup;
     setup.ranks = GetParam();
     setup.dtype = dtype;
     const auto reference = train_all(setup);
@@ -263,7 +265,7 @@ TEST_P(PlanTest, LowPrecisionTrainsOnMasterCopiesAndAgreesAcrossLevels) {
 INSTANTIATE_TEST_SUITE_P(Ranks, PlanTest, ::testing::Values(1, 2, 4));
 
 TEST(EnginePlan, MicsSubgroupsAgreeWithLevelZeroWithinRounding) {
-  Setup setup;
+  Scenario setup;
   setup.ranks = 4;
   const auto reference = train_all(setup);
   setup.zero_level = 3;
@@ -275,7 +277,7 @@ TEST(EnginePlan, MicsSubgroupsAgreeWithLevelZeroWithinRounding) {
 }
 
 TEST(EnginePlan, ALayerThatOneRankSkipsCountsAsZeroAndNothingHangs) {
-  Setup setup;
+  Scenario setup;
   setup.skip_middle = true;
   const auto reference = train_all(setup);
   for (const int level : {1, 2, 3}) {
@@ -285,7 +287,7 @@ TEST(EnginePlan, ALayerThatOneRankSkipsCountsAsZeroAndNothingHangs) {
 }
 
 TEST(EngineErrors, ANanGradientSkipsTheStepKeepsWeightsAndNamesTheParameter) {
-  Setup setup;
+  Scenario setup;
   setup.poison = true;
   for (const int level : {0, 1, 2, 3}) {
     setup.zero_level = level;
@@ -297,7 +299,7 @@ TEST(EngineErrors, ANanGradientSkipsTheStepKeepsWeightsAndNamesTheParameter) {
 }
 
 TEST(EngineErrors, DynamicLossScaleHalvesAfterOverflows) {
-  Setup setup;
+  Scenario setup;
   setup.dtype = at::kHalf;
   setup.loss_scale.dynamic = true;
   setup.loss_scale.hysteresis = 1;
@@ -308,7 +310,7 @@ TEST(EngineErrors, DynamicLossScaleHalvesAfterOverflows) {
 
 TEST(EngineErrors, AParameterResizedBehindOurBackIsNamed) {
   run_ranks(2, [&](const std::shared_ptr<HostCommunicator>& host) {
-    Setup setup;
+    Scenario setup;
     Model model(setup, PlanGroups::over(Communicator::host(host)));
     model.params_[0].tensor.set_data(at::zeros({3, 3}));
     try {
@@ -324,7 +326,7 @@ TEST(EngineErrors, AParameterResizedBehindOurBackIsNamed) {
 TEST(EngineErrors, ARankThatDiesInMidStepEndsTheOthersWithAnErrorThatNamesIt) {
   try {
     run_ranks(2, [&](const std::shared_ptr<HostCommunicator>& host) {
-      Setup setup;
+      Scenario setup;
       setup.zero_level = 2;
       const Communicator world = Communicator::host(host);
       Model model(setup, PlanGroups::over(world));
@@ -357,7 +359,7 @@ TEST(EngineState, FullGradientsAndStatesMatchTheUnshardedOnes) {
   std::vector<std::vector<at::Tensor>> grads(4);
   for (const int level : {0, 1, 2, 3}) {
     run_ranks(2, [&](const std::shared_ptr<HostCommunicator>& host) {
-      Setup setup;
+      Scenario setup;
       setup.zero_level = level;
       const Communicator world = Communicator::host(host);
       Model model(setup, PlanGroups::over(world));

@@ -12,9 +12,13 @@
 namespace deepscale::flat {
 namespace {
 
-bool on_cpu(const at::Tensor& a, const at::Tensor& b) { return a.device().is_cpu() && b.device().is_cpu(); }
+bool on_cpu(const at::Tensor& a, const at::Tensor& b) {
+  return a.device().is_cpu() && b.device().is_cpu();
+}
 
-DType kind(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
+DType kind(const at::Tensor& tensor) {
+  return to_dtype(tensor.scalar_type());
+}
 
 }  // namespace
 

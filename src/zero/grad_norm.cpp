@@ -10,7 +10,8 @@
 
 namespace deepscale {
 
-GradNorm::GradNorm(std::vector<ParamUnit*> units, std::vector<std::vector<int>> model_index) : units_(std::move(units)) {
+GradNorm::GradNorm(std::vector<ParamUnit*> units, std::vector<std::vector<int>> model_index)
+    : units_(std::move(units)) {
   int64_t blocks = 0;
   for (size_t u = 0; u < units_.size(); ++u) {
     std::vector<Span> spans;
@@ -32,7 +33,9 @@ GradNorm::GradNorm(std::vector<ParamUnit*> units, std::vector<std::vector<int>> 
   partials_ = group_.allocate(std::max<int64_t>(blocks, 1), at::kDouble, at::kCPU);
 }
 
-double* GradNorm::partials() { return partials_.mutable_data_ptr<double>(); }
+double* GradNorm::partials() {
+  return partials_.mutable_data_ptr<double>();
+}
 
 void GradNorm::add_unit(int unit, const at::Tensor& settled_gradient) {
   for (const auto& piece : units_[unit]->pieces()) {

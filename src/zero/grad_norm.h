@@ -1,6 +1,7 @@
 // Global gradient norm with the same bits for every sharding: sums of squares over fixed blocks of each tensor
 // (kernels::kNormBlock elements counted from the tensor's start), gathered from their owners, added in one fixed order:
-// blocks of a tensor ascending, then tensors in model order. Non-finite gradients show as a non-finite sum of their block.
+// blocks of a tensor ascending, then tensors in model order. Non-finite gradients show as a non-finite sum of their
+// block.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ class GradNorm {
   GradNorm(std::vector<ParamUnit*> units, std::vector<std::vector<int>> model_index);
 
   struct Result {
-    double norm = 0.0;              ///< L2 over all trainable parameters; not finite when any gradient is not
+    double norm = 0.0;               ///< L2 over all trainable parameters; not finite when any gradient is not
     int first_nonfinite_index = -1;  ///< model index of the first parameter with a non-finite gradient
   };
 

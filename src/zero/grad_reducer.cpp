@@ -68,10 +68,11 @@ void GradReducer::take(int unit, int index) {
   const NamedParam& param = state.unit->params()[index];
   const at::Tensor& grad = param.tensor.grad();
   if (!grad.defined()) return;
-  DS_CHECK(grad.numel() == state.unit->layout().numel(index),
-           "the gradient of parameter {} has shape [{}], the parameter had [{}] when the engine was built; do not resize "
-           "parameters of a running engine",
-           param.name, fmt::join(grad.sizes(), ", "), fmt::join(state.unit->shape(index), ", "));
+  DS_CHECK(
+      grad.numel() == state.unit->layout().numel(index),
+      "the gradient of parameter {} has shape [{}], the parameter had [{}] when the engine was built; do not resize "
+      "parameters of a running engine",
+      param.name, fmt::join(grad.sizes(), ", "), fmt::join(state.unit->shape(index), ", "));
   open_ = true;
   has_gradients_ = true;
   if (state.unit->plan().reduces_each_micro_batch()) {
@@ -167,9 +168,11 @@ void GradReducer::send(UnitState& state) {
   }
   complete(state);  // an earlier round of the same unit
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
-  state.scratch = direct ? at::Tensor()
-                         : at::empty({shard_numel}, at::TensorOptions().dtype(bucket_dtype(state)).device(unit.device()));
-  state.pending = unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
+  state.scratch = direct
+                      ? at::Tensor()
+                      : at::empty({shard_numel}, at::TensorOptions().dtype(bucket_dtype(state)).device(unit.device()));
+  state.pending =
+      unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
   state.sent = true;
   in_flight_.push_back(static_cast<int>(&state - units_.data()));
   // In shared memory a reduction costs nothing until somebody waits, so it is always left in flight.

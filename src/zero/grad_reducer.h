@@ -1,20 +1,22 @@
 // From autograd's gradients to each rank's averaged shard: the rules "reduce" and "settle" of the plan.
 //
 // [Note: gradient buffers]
-//  - plan.grads of one rank (the gradient is whole on every rank until the boundary): each unit has a flat gradient buffer;
+//  - plan.grads of one rank (the gradient is whole on every rank until the boundary): each unit has a flat gradient
+//  buffer;
 //    param.grad is a view of it, so later micro-batches accumulate in place. settle() reduces it once per boundary.
-//  - otherwise: gradients of a micro-batch are gathered in a bucket that peers can read; when the last one of the unit has
+//  - otherwise: gradients of a micro-batch are gathered in a bucket that peers can read; when the last one of the unit
+//  has
 //    arrived, the bucket is reduce-scattered and its result is stored in (or added to) the unit's gradient shard.
 //    Buckets come from a pool of few, so their memory does not grow with the model.
 //
 // [Note: launch order] Reductions start in one fixed order on all ranks, whichever order gradients arrive in, because
-// collectives must match: a finished unit waits for the ones before it. The order is rank 0's order of completion in the
-// first backward. finish_backward() sends what is left, gradients that never came as zeros: parameters that one rank did
-// not use cannot stall the others.
+// collectives must match: a finished unit waits for the ones before it. The order is rank 0's order of completion in
+// the first backward. finish_backward() sends what is left, gradients that never came as zeros: parameters that one
+// rank did not use cannot stall the others.
 //
-// A gradient that arrives after its unit was sent in the same backward (a parameter used by several reentrant checkpoint
-// segments) starts a second round of that unit.
-// Threads: called by autograd's thread and by the engine's, never at the same time.
+// A gradient that arrives after its unit was sent in the same backward (a parameter used by several reentrant
+// checkpoint segments) starts a second round of that unit. Threads: called by autograd's thread and by the engine's,
+// never at the same time.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -34,10 +36,10 @@ class GradReducer {
     std::optional<at::ScalarType> communication_dtype;
     /// Dtype in which micro-batches are summed; nothing: the unit's dtype.
     std::optional<at::ScalarType> accumulation_dtype;
-    bool average = true;             ///< false: gradients are summed over ranks
-    bool prescale = false;           ///< divide by the number of ranks before the sum instead of after it
-    double predivide_factor = 1.0;   ///< divide by it before the sum and multiply after
-    bool overlap = false;            ///< let one reduction be in flight while backward goes on
+    bool average = true;            ///< false: gradients are summed over ranks
+    bool prescale = false;          ///< divide by the number of ranks before the sum instead of after it
+    double predivide_factor = 1.0;  ///< divide by it before the sum and multiply after
+    bool overlap = false;           ///< let one reduction be in flight while backward goes on
   };
 
   /// Units in the order in which backward is expected to finish them. trainable[u][i]: whether tensor i has a gradient.
@@ -101,10 +103,10 @@ class GradReducer {
 
   std::vector<UnitState> units_;
   Options options_;
-  std::vector<int> order_;          ///< fixed order of sending, indices of reducing units
-  std::vector<int> completed_;      ///< order seen in the first backward
+  std::vector<int> order_;      ///< fixed order of sending, indices of reducing units
+  std::vector<int> completed_;  ///< order seen in the first backward
   bool order_known_ = false;
-  size_t next_ = 0;                 ///< position in order_ of the next unit to send
+  size_t next_ = 0;  ///< position in order_ of the next unit to send
   std::deque<int> in_flight_;
   std::vector<Spare> spares_;
   bool open_ = false;

@@ -25,10 +25,11 @@ void LossScaler::on_overflow() {
     --state_.hysteresis_left;
     return;
   }
-  DS_CHECK(!options_.error_at_minimum || state_.scale > options_.min_scale,
-           "the loss scale is already at its minimum {} and gradients are still not finite: the model diverges in fp16; "
-           "use bf16, lower the learning rate, or set fp16.min_loss_scale below {}",
-           options_.min_scale, options_.min_scale);
+  DS_CHECK(
+      !options_.error_at_minimum || state_.scale > options_.min_scale,
+      "the loss scale is already at its minimum {} and gradients are still not finite: the model diverges in fp16; "
+      "use bf16, lower the learning rate, or set fp16.min_loss_scale below {}",
+      options_.min_scale, options_.min_scale);
   state_.scale = std::max(state_.scale / 2, options_.min_scale);
 }
 

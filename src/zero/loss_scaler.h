@@ -1,9 +1,9 @@
 // Loss scale for fp16 training: decides, touches no tensor.
 //
-// Dynamic scaling counts steps from 0. A non-finite step spends one unit of the hysteresis budget; when only one is left
-// the scale is halved (not below the minimum). After `window` clean steps in a row it doubles. With `consecutive` the
-// budget is refilled on every clean step, otherwise only when the scale grows.
-// Narang et al. 2018, "Mixed Precision Training" (arXiv 1710.03740), section 3.2.
+// Dynamic scaling counts steps from 0. A non-finite step spends one unit of the hysteresis budget; when only one is
+// left the scale is halved (not below the minimum). After `window` clean steps in a row it doubles. With `consecutive`
+// the budget is refilled on every clean step, otherwise only when the scale grows. Narang et al. 2018, "Mixed Precision
+// Training" (arXiv 1710.03740), section 3.2.
 #pragma once
 
 #include <cstdint>

@@ -126,9 +126,9 @@ void update_on_cpu(const NativeOptimizerOptions& options, const GroupHyper& hype
     case OptimizerKind::kSgd: {
       const auto momentum = static_cast<float>(hyper_value(hyper, "momentum", 0.0));
       if (momentum == 0) span.state1 = nullptr;
-      kernels::sgd_step({lr, momentum, static_cast<float>(hyper_value(hyper, "dampening", 0.0)), decay,
-                         options.nesterov, step == 1},
-                        span);
+      kernels::sgd_step(
+          {lr, momentum, static_cast<float>(hyper_value(hyper, "dampening", 0.0)), decay, options.nesterov, step == 1},
+          span);
       return;
     }
     default:
@@ -145,9 +145,9 @@ double hyper_value(const GroupHyper& hyper, const std::string& name, double fall
 
 OptimizerKind NativeOptimizerOptions::kind_from(const std::string& type) {
   const std::map<std::string, OptimizerKind> kinds = {
-      {"none", OptimizerKind::kNone},       {"python", OptimizerKind::kExternal}, {"adam", OptimizerKind::kAdam},
-      {"lion", OptimizerKind::kLion},       {"adagrad", OptimizerKind::kAdagrad}, {"sgd", OptimizerKind::kSgd},
-      {"lamb", OptimizerKind::kLamb},       {"muon", OptimizerKind::kMuon}};
+      {"none", OptimizerKind::kNone}, {"python", OptimizerKind::kExternal}, {"adam", OptimizerKind::kAdam},
+      {"lion", OptimizerKind::kLion}, {"adagrad", OptimizerKind::kAdagrad}, {"sgd", OptimizerKind::kSgd},
+      {"lamb", OptimizerKind::kLamb}, {"muon", OptimizerKind::kMuon}};
   const auto found = kinds.find(type);
   DS_CHECK_AS(ConfigError, found != kinds.end(),
               "optimizer type \"{}\" is not one of none, python, adam, lion, adagrad, sgd, lamb, muon", type);

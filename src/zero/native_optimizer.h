@@ -28,7 +28,8 @@ struct NativeOptimizerOptions {
   [[nodiscard]] std::vector<std::string> state_names() const;
 };
 
-/// Hyper-parameters of one group for one step, by DeepSpeed's names (lr, beta1, beta2, eps, weight_decay, momentum, ...).
+/// Hyper-parameters of one group for one step, by DeepSpeed's names (lr, beta1, beta2, eps, weight_decay, momentum,
+/// ...).
 using GroupHyper = std::map<std::string, double>;
 
 /// 1-D tensors of one length; `copy_out` may be undefined.
@@ -49,7 +50,8 @@ at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyp
 /// LAMB's second half.
 void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun& run);
 
-/// Muon's direction for this piece: momentum buffer (states[0]) is updated, the Nesterov combination is returned (fp32).
+/// Muon's direction for this piece: momentum buffer (states[0]) is updated, the Nesterov combination is returned
+/// (fp32).
 at::Tensor muon_direction(const GroupHyper& hyper, double grad_scale, const UpdateRun& run);
 /// Newton-Schulz orthogonalisation (Jordan et al. 2024, "Muon"): five steps of the quintic with coefficients
 /// 3.4445, -4.7750, 2.0315 in bf16 on the matrix normalised by its norm, transposed when tall; scaled by

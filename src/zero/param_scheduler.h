@@ -1,9 +1,10 @@
 // Decides what to gather ahead and what to keep, from the order in which units were used; moves nothing.
 //
-// The first complete iteration records the order of use (a trace of unit ids). Later iterations follow it with a cursor:
-// on_use() answers which of the next units to prefetch, keep_after() whether a unit's next use is near enough to keep it.
-// A use that is not the expected one moves the cursor to the next place where the trace fits, or, when there is none,
-// forgets the trace: it is recorded again in the next iteration. A changed order costs prefetches, never correctness.
+// The first complete iteration records the order of use (a trace of unit ids). Later iterations follow it with a
+// cursor: on_use() answers which of the next units to prefetch, keep_after() whether a unit's next use is near enough
+// to keep it. A use that is not the expected one moves the cursor to the next place where the trace fits, or, when
+// there is none, forgets the trace: it is recorded again in the next iteration. A changed order costs prefetches, never
+// correctness.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +24,8 @@ class ParamScheduler {
   /// numels[u]: elements that gathering unit u costs (0: nothing to move).
   ParamScheduler(std::vector<int64_t> numels, Options options);
 
-  /// Unit `unit` is about to be used, `live_numel` elements are gathered already. Returns the units to prefetch, in order.
+  /// Unit `unit` is about to be used, `live_numel` elements are gathered already. Returns the units to prefetch, in
+  /// order.
   std::vector<int> on_use(int unit, int64_t live_numel);
   /// Whether to keep `unit` gathered after the use that on_use() announced last.
   [[nodiscard]] bool keep_after(int unit, int64_t live_numel) const;
@@ -31,7 +33,9 @@ class ParamScheduler {
   void end_iteration();
   void forget();
   /// Whether the order being recorded or followed starts with `unit`, and is already past it.
-  [[nodiscard]] bool begins_with(int unit) const { return trace_.size() > 1 && trace_.front() == unit && (!complete_ || cursor_ > 1); }
+  [[nodiscard]] bool begins_with(int unit) const {
+    return trace_.size() > 1 && trace_.front() == unit && (!complete_ || cursor_ > 1);
+  }
   [[nodiscard]] bool knows_order() const { return complete_; }
 
  private:

@@ -2,11 +2,10 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-
-#include <algorithm>
-
 #include <c10/core/GradMode.h>
 #include <fmt/ranges.h>
+
+#include <algorithm>
 
 #include "base/error.h"
 #include "zero/flat_ops.h"
@@ -24,10 +23,11 @@ std::vector<int64_t> element_counts(const std::vector<NamedParam>& params) {
 void check_params(const std::string& unit, const std::vector<NamedParam>& params) {
   DS_CHECK_AS(ConfigError, !params.empty(), "unit {} has no parameters", unit);
   for (const auto& [name, tensor] : params) {
-    DS_CHECK_AS(ConfigError, at::isFloatingType(tensor.scalar_type()) && !tensor.is_sparse(),
-                "parameter {} has dtype {}: only dense floating-point parameters can be trained or sharded; keep it as a "
-                "buffer or leave it out",
-                name, c10::toString(tensor.scalar_type()));
+    DS_CHECK_AS(
+        ConfigError, at::isFloatingType(tensor.scalar_type()) && !tensor.is_sparse(),
+        "parameter {} has dtype {}: only dense floating-point parameters can be trained or sharded; keep it as a "
+        "buffer or leave it out",
+        name, c10::toString(tensor.scalar_type()));
     DS_CHECK_AS(ConfigError, tensor.device() == params.front().tensor.device(),
                 "parameter {} is on {} but {} is on {}: move the whole model to one device first", name,
                 tensor.device().str(), params.front().name, params.front().tensor.device().str());
@@ -84,7 +84,9 @@ void ParamUnit::take_values(const at::Tensor& values) {
   if (needs_publish_barrier()) plan_.params.barrier(name_);
 }
 
-at::Tensor ParamUnit::slot(int index) const { return flat::slice(flat_, layout_.offset(index), layout_.numel(index)); }
+at::Tensor ParamUnit::slot(int index) const {
+  return flat::slice(flat_, layout_.offset(index), layout_.numel(index));
+}
 
 void ParamUnit::point_at_full() {
   for (size_t i = 0; i < params_.size(); ++i) params_[i].tensor.set_data(full_[i]);
@@ -182,10 +184,11 @@ bool ParamUnit::check_in_place() {
     auto& [name, tensor] = params_[i];
     if (sharded() && !gathered_) continue;
     if (tensor.const_data_ptr() == full_[i].const_data_ptr() && tensor.numel() == full_[i].numel()) continue;
-    DS_CHECK(tensor.sizes().vec() == shapes_[i],
-             "parameter {} has shape [{}] but had [{}] when the engine was built; do not resize or replace parameters of a "
-             "running engine (build a new one after changing the model)",
-             name, fmt::join(tensor.sizes(), ", "), fmt::join(shapes_[i], ", "));
+    DS_CHECK(
+        tensor.sizes().vec() == shapes_[i],
+        "parameter {} has shape [{}] but had [{}] when the engine was built; do not resize or replace parameters of a "
+        "running engine (build a new one after changing the model)",
+        name, fmt::join(tensor.sizes(), ", "), fmt::join(shapes_[i], ", "));
     if (sharded()) continue;
     const c10::NoGradGuard no_grad;
     flat::copy(flat::plain(tensor, tensor.scalar_type(), device()), slot(static_cast<int>(i)));

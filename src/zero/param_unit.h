@@ -2,17 +2,18 @@
 //
 // Three ways to exist, decided by the plan and the group, invisible to callers:
 //  - replicated (plan.params of one rank): the flat buffer is always there; shard() is a slice of it.
-//  - mapped (plan.params shares memory): the flat buffer is one region that all ranks map; a shard is a slice of it, and
+//  - mapped (plan.params shares memory): the flat buffer is one region that all ranks map; a shard is a slice of it,
+//  and
 //    to gather is to point param.data at it. No byte moves, no peer takes part, and the host holds the model once.
 //  - gathered (otherwise): shards are separate; gather() gives the flat buffer its memory and all-gathers into it.
 //
-// [Note: released parameters] While a sharded unit is released, param.data is an empty tensor of shape [0], which is what
-// frameworks test for. An internal full-shape tensor stays; its storage is resized in place, so views that autograd saved
-// (weight.t(), for instance) are valid again once the unit is gathered for backward.
+// [Note: released parameters] While a sharded unit is released, param.data is an empty tensor of shape [0], which is
+// what frameworks test for. An internal full-shape tensor stays; its storage is resized in place, so views that
+// autograd saved (weight.t(), for instance) are valid again once the unit is gathered for backward.
 //
-// [Note: who writes shards] Shards change only between step boundaries, by their owner, after every rank has finished its
-// backward (the norm's all-reduce is that point) and before a barrier that ends publish(). One-sided reads are safe so.
-// Threads: one thread at a time (the autograd thread included).
+// [Note: who writes shards] Shards change only between step boundaries, by their owner, after every rank has finished
+// its backward (the norm's all-reduce is that point) and before a barrier that ends publish(). One-sided reads are safe
+// so. Threads: one thread at a time (the autograd thread included).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -9,7 +9,9 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 }  // namespace
 
@@ -38,7 +40,9 @@ bool ShardLayout::place(int64_t shard_numel) {
   return position <= shard_numel * shards_;
 }
 
-int64_t ShardLayout::payload_numel() const { return std::accumulate(numels_.begin(), numels_.end(), int64_t{0}); }
+int64_t ShardLayout::payload_numel() const {
+  return std::accumulate(numels_.begin(), numels_.end(), int64_t{0});
+}
 
 std::vector<ShardLayout::Piece> ShardLayout::pieces(int shard) const {
   std::vector<Piece> result;

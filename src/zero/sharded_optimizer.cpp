@@ -1,11 +1,11 @@
 #include "zero/sharded_optimizer.h"
 
 #include <ATen/Functions.h>
+#include <c10/core/GradMode.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
-#include <c10/core/GradMode.h>
-#include <fmt/ranges.h>
 
 #include "base/error.h"
 #include "kernels/cpu/spans.h"
@@ -196,8 +196,7 @@ std::vector<Fragment> ShardedOptimizer::fragments() {
       Fragment fragment{role.model_index, role.group, piece.tensor_offset, piece.length, {}, {}};
       fragment.master = piece_run(state, piece, at::Tensor()).master;
       if (state.external_grad.defined()) {
-        fragment.grad =
-            flat::slice(state.external_grad, compact_offset(state, piece.shard_offset), piece.length);
+        fragment.grad = flat::slice(state.external_grad, compact_offset(state, piece.shard_offset), piece.length);
       }
       if (piece.length == state.unit->layout().numel(piece.tensor)) {
         fragment.master = fragment.master.view(state.unit->shape(piece.tensor));

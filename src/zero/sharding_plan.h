@@ -1,5 +1,6 @@
-// The sharding plan: the only reader of the ZeRO stage. A plan names, for each of the three states of training, the group
-// of ranks over which it is sharded. A group of one means replicated. Everything else in src/zero asks group sizes only.
+// The sharding plan: the only reader of the ZeRO stage. A plan names, for each of the three states of training, the
+// group of ranks over which it is sharded. A group of one means replicated. Everything else in src/zero asks group
+// sizes only.
 //
 //                params   grads   optimizer   replicas (all-reduce at the boundary)
 //   stage 0      self     self    self        data
