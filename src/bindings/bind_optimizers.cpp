@@ -48,8 +48,7 @@ void adam(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp
     span.copy_out = copy_out->data_ptr();
     span.copy_dtype = to_dtype(copy_out->scalar_type());
   }
-  kernels::AdamArgs args{static_cast<float>(lr),  static_cast<float>(beta1),        static_cast<float>(beta2),
-                         static_cast<float>(eps), static_cast<float>(weight_decay), decoupled};
+  kernels::AdamArgs args{lr, beta1, beta2, eps, weight_decay, decoupled};
   if (bias_correction) {
     args.bias_correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
     args.bias_correction2 = 1.0 - std::pow(beta2, static_cast<double>(step));
@@ -69,8 +68,7 @@ double lamb(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& e
             double lr, double beta1, double beta2, double eps, double weight_decay, bool bias_correction, int64_t step,
             bool eps_inside_sqrt, double max_coeff, double min_coeff) {
   const kernels::OptimizerSpan span = span_of(param, grad, exp_avg, exp_avg_sq);
-  const kernels::LambArgs args{static_cast<float>(lr),  static_cast<float>(beta1),        static_cast<float>(beta2),
-                               static_cast<float>(eps), static_cast<float>(weight_decay), eps_inside_sqrt};
+  const kernels::LambArgs args{lr, beta1, beta2, eps, weight_decay, eps_inside_sqrt};
   const at::Tensor update = at::empty({span.numel}, at::kFloat);
   kernels::lamb_update(args, span, update.data_ptr<float>());
   const double weight = std::sqrt(total_squares(param));
@@ -87,21 +85,17 @@ double lamb(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& e
 
 void adagrad(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp_avg_sq, double lr, double eps,
              double weight_decay) {
-  kernels::adagrad_step({static_cast<float>(lr), static_cast<float>(eps), static_cast<float>(weight_decay)},
-                        span_of(param, grad, exp_avg_sq, std::nullopt));
+  kernels::adagrad_step({lr, eps, weight_decay}, span_of(param, grad, exp_avg_sq, std::nullopt));
 }
 
 void lion(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp_avg, double lr, double beta1,
           double beta2, double weight_decay) {
-  kernels::lion_step(
-      {static_cast<float>(lr), static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(weight_decay)},
-      span_of(param, grad, exp_avg, std::nullopt));
+  kernels::lion_step({lr, beta1, beta2, weight_decay}, span_of(param, grad, exp_avg, std::nullopt));
 }
 
 void sgd(const at::Tensor& param, const at::Tensor& grad, const std::optional<at::Tensor>& momentum_buffer, double lr,
          double momentum, double dampening, double weight_decay, bool nesterov, bool first_step) {
-  kernels::sgd_step({static_cast<float>(lr), static_cast<float>(momentum), static_cast<float>(dampening),
-                     static_cast<float>(weight_decay), nesterov, first_step},
+  kernels::sgd_step({lr, momentum, dampening, weight_decay, nesterov, first_step},
                     span_of(param, grad, momentum_buffer, std::nullopt));
 }
 

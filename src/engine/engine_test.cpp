@@ -125,10 +125,10 @@ PlanGroups groups_for(const Scenario& setup, const Communicator& world) {
 Outcome train(const Scenario& setup, const Communicator& world) {
   Model model(setup, groups_for(setup, world));
   Outcome outcome;
-  const std::vector<GroupHyper> hyper = {{{"lr", 1e-2}, {"weight_decay", 0.1}, {"momentum", 0.9}}, {{"lr", 3e-2}}};
+  const std::vector<GroupHyper> hyper = {{{"lr", 1e-3}, {"weight_decay", 0.1}, {"momentum", 0.9}}, {{"lr", 3e-3}}};
   for (int step = 0; step < kSteps; ++step) {
     for (int micro = 0; micro < setup.accumulation; ++micro) {
-      const int64_t sample = (step * setup.accumulation + micro) * 64 + world.rank();
+      const int64_t sample = micro * 64 + world.rank();
       at::Tensor input = seeded({kBatch, kWidths[0]}, sample + 100);
       if (setup.poison && step == 1 && world.rank() == world.size() - 1) {
         input.mutable_data_ptr<float>()[0] = std::numeric_limits<float>::quiet_NaN();

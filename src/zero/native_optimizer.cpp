@@ -33,13 +33,13 @@ kernels::OptimizerSpan span_of(const UpdateRun& run, double grad_scale) {
 
 kernels::AdamArgs adam_args(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step) {
   kernels::AdamArgs args;
-  args.lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
+  args.lr = hyper_value(hyper, "lr", 1e-3);
   const double beta1 = hyper_value(hyper, "beta1", 0.9);
   const double beta2 = hyper_value(hyper, "beta2", 0.999);
-  args.beta1 = static_cast<float>(beta1);
-  args.beta2 = static_cast<float>(beta2);
-  args.eps = static_cast<float>(hyper_value(hyper, "eps", 1e-8));
-  args.weight_decay = static_cast<float>(hyper_value(hyper, "weight_decay", 0.0));
+  args.beta1 = beta1;
+  args.beta2 = beta2;
+  args.eps = hyper_value(hyper, "eps", 1e-8);
+  args.weight_decay = hyper_value(hyper, "weight_decay", 0.0);
   args.decoupled = options.decoupled;
   if (options.bias_correction) {
     args.bias_correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
@@ -50,11 +50,11 @@ kernels::AdamArgs adam_args(const NativeOptimizerOptions& options, const GroupHy
 
 kernels::LambArgs lamb_args(const NativeOptimizerOptions& options, const GroupHyper& hyper) {
   kernels::LambArgs args;
-  args.lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
-  args.beta1 = static_cast<float>(hyper_value(hyper, "beta1", 0.9));
-  args.beta2 = static_cast<float>(hyper_value(hyper, "beta2", 0.999));
-  args.eps = static_cast<float>(hyper_value(hyper, "eps", 1e-8));
-  args.weight_decay = static_cast<float>(hyper_value(hyper, "weight_decay", 0.0));
+  args.lr = hyper_value(hyper, "lr", 1e-3);
+  args.beta1 = hyper_value(hyper, "beta1", 0.9);
+  args.beta2 = hyper_value(hyper, "beta2", 0.999);
+  args.eps = hyper_value(hyper, "eps", 1e-8);
+  args.weight_decay = hyper_value(hyper, "weight_decay", 0.0);
   args.eps_inside_sqrt = options.eps_inside_sqrt;
   return args;
 }
@@ -109,26 +109,22 @@ void other_on_device(const NativeOptimizerOptions& options, const GroupHyper& hy
 void update_on_cpu(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
                    const UpdateRun& run) {
   kernels::OptimizerSpan span = span_of(run, grad_scale);
-  const auto lr = static_cast<float>(hyper_value(hyper, "lr", 1e-3));
-  const auto decay = static_cast<float>(hyper_value(hyper, "weight_decay", 0.0));
+  const auto lr = hyper_value(hyper, "lr", 1e-3);
+  const auto decay = hyper_value(hyper, "weight_decay", 0.0);
   switch (options.kind) {
     case OptimizerKind::kAdam:
       kernels::adam_step(adam_args(options, hyper, step), span);
       return;
     case OptimizerKind::kLion:
-      kernels::lion_step({lr, static_cast<float>(hyper_value(hyper, "beta1", 0.9)),
-                          static_cast<float>(hyper_value(hyper, "beta2", 0.999)), decay},
-                         span);
+      kernels::lion_step({lr, hyper_value(hyper, "beta1", 0.9), hyper_value(hyper, "beta2", 0.999), decay}, span);
       return;
     case OptimizerKind::kAdagrad:
-      kernels::adagrad_step({lr, static_cast<float>(hyper_value(hyper, "eps", 1e-10)), decay}, span);
+      kernels::adagrad_step({lr, hyper_value(hyper, "eps", 1e-10), decay}, span);
       return;
     case OptimizerKind::kSgd: {
-      const auto momentum = static_cast<float>(hyper_value(hyper, "momentum", 0.0));
+      const auto momentum = hyper_value(hyper, "momentum", 0.0);
       if (momentum == 0) span.state1 = nullptr;
-      kernels::sgd_step(
-          {lr, momentum, static_cast<float>(hyper_value(hyper, "dampening", 0.0)), decay, options.nesterov, step == 1},
-          span);
+      kernels::sgd_step({lr, momentum, hyper_value(hyper, "dampening", 0.0), decay, options.nesterov, step == 1}, span);
       return;
     }
     default:

@@ -15,7 +15,9 @@ void expect_sound(const ShardLayout& layout) {
     owners[i].assign(layout.numel(i), 0);
     EXPECT_EQ(layout.offset(i) % ShardLayout::kAlignment, 0);
     EXPECT_LE(layout.offset(i) + layout.numel(i), layout.total_numel());
-    if (i > 0) EXPECT_GE(layout.offset(i), layout.offset(i - 1) + layout.numel(i - 1));
+    if (i > 0) {
+      EXPECT_GE(layout.offset(i), layout.offset(i - 1) + layout.numel(i - 1));
+    }
   }
   for (int shard = 0; shard < layout.shards(); ++shard) {
     for (const auto& piece : layout.pieces(shard)) {
