@@ -11,6 +11,9 @@ if(NOT DEEPSCALE_PYTHON)
   else()
     find_program(DEEPSCALE_PYTHON python3)
   endif()
+elseif(DEEPSCALE_PYTHON MATCHES "/" AND NOT IS_ABSOLUTE "${DEEPSCALE_PYTHON}")
+  # Tests run it from other folders. A normal variable shadows the cache entry; resolving a symbolic link would leave the environment.
+  set(DEEPSCALE_PYTHON "${CMAKE_SOURCE_DIR}/${DEEPSCALE_PYTHON}")
 endif()
 execute_process(
   COMMAND "${DEEPSCALE_PYTHON}" -c

@@ -312,14 +312,15 @@ def test_several_engines_live_side_by_side():
     train(second, 1)
 
 
-def test_a_model_can_be_given_to_a_second_engine_after_destroy():
+@pytest.mark.parametrize("following", [2, 3])
+def test_a_model_can_be_given_to_a_second_engine_after_destroy(following):
     import deepspeed
     model = make_model()
     engine = deepspeed.initialize(model=model, config=config(3))[0]
     train(engine, 2)
     engine.destroy()
     engine.destroy()
-    again = deepspeed.initialize(model=model, config=config(2))[0]
+    again = deepspeed.initialize(model=model, config=config(following))[0]
     losses = train(again, 2, first=2)
     reference = engine_for(2)
     train(reference, 2)

@@ -26,7 +26,7 @@ from deepspeed.runtime.lr_schedules import scheduler_class
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
-from deepspeed.runtime.zero.parameter import is_sharded
+from deepspeed.runtime.zero.parameter import dissolve, is_sharded
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.utils import groups as group_roles
@@ -116,6 +116,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     def _prepare_module(self, dont_change_device: bool) -> None:
         config = self._config
         on_host = config.offload_device("param") == "cpu"
+        if not config.shards_parameters:
+            dissolve(self.module.parameters())  # sharded by zero.Init, or by an engine that is gone
         if not dont_change_device:
             precision.move_module(self.module, torch.device("cpu") if on_host else self.device, is_sharded)
         precision.cast_module(self.module, config, is_sharded)
@@ -328,7 +330,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     # ------------------------------------------------------------------ end
     def destroy(self) -> None:
-        """Takes the engine off the module: hooks go, parameters stay usable."""
+        """Takes the engine off the module: hooks go. Sharded parameters stay so: gather them, or give the model to another engine."""
         if self._core is None:
             return
         core, self._core = self._core, None

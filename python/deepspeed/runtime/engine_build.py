@@ -114,11 +114,8 @@ def broadcast_buffers(module: nn.Module, communicator: Any) -> None:
 
 
 def release_parameters(engine: Any) -> None:
-    """After the core let go: parameters forget the engine and their units."""
+    """After the core let go: parameters forget the engine. Sharded ones stay sharded, so that nothing of the model's size is made."""
     for param in engine.module.parameters():
         slot = slot_of(param)
-        if slot is None:
-            continue
-        if slot.engine is not None and slot.engine() is engine:
+        if slot is not None and slot.engine is not None and slot.engine() is engine:
             slot.engine, slot.engine_index = None, -1
-        slot.unit, slot.index = None, -1
