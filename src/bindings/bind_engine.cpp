@@ -23,6 +23,7 @@ NativeOptimizerOptions optimizer_options(const py::dict& options) {
   result.eps_inside_sqrt = option(options, "eps_inside_sqrt", false);
   result.max_coeff = option(options, "max_coeff", 10.0);
   result.min_coeff = option(options, "min_coeff", 0.01);
+  result.states_as_master = option<std::string>(options, "state_dtype", "fp32") == "param";
   return result;
 }
 

@@ -32,9 +32,10 @@ struct EngineOptions {
   ParamScheduler::Options schedule;
   LossScaler::Options loss_scale;
   NativeOptimizerOptions optimizer;
-  double gradient_clipping = 0.0;  ///< global L2 norm; 0: off
-  bool skip_nonfinite = true;      ///< leave out the update when a gradient is not finite
-  std::optional<at::Device> optimizer_placement;
+  double gradient_clipping = 0.0;                 ///< global L2 norm; 0: off
+  bool skip_nonfinite = true;                     ///< leave out the update when a gradient is not finite
+  std::optional<at::Device> optimizer_placement;  ///< nothing: where the parameters are
+  double optimizer_placed_share = 1.0;            ///< of the elements; the rest stays where the parameters are
 };
 
 /// One parameter of the model. Tied parameters are listed once.

@@ -31,6 +31,13 @@ GradReducer::Options reduction_options(const Config& config) {
   return options;
 }
 
+void set_state_dtypes(const Config& config, NativeOptimizerOptions& optimizer) {
+  if (config->fp16.enabled && config->fp16.fp16_master_weights_and_grads) optimizer.master_dtype = at::kHalf;
+  if (config->bf16.enabled && config->bf16.bf16_master_weights_and_grads) optimizer.master_dtype = at::kBFloat16;
+  if (config->bf16.enabled && config->bf16.bf16_optimizer_states) optimizer.state_dtype = at::kBFloat16;
+  if (optimizer.states_as_master) optimizer.state_dtype = optimizer.master_dtype;
+}
+
 }  // namespace
 
 at::ScalarType scalar_type_of(FloatType type) {
@@ -58,7 +65,11 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
   options.optimizer = optimizer;
   options.gradient_clipping = config->gradient_clipping;
   options.skip_nonfinite = !config->bf16.enabled || config->bf16.check_grad_overflow;
-  if (config->zero.optimizer_device() == OffloadDevice::kCpu) options.optimizer_placement = at::Device(at::kCPU);
+  if (config->zero.optimizer_device() == OffloadDevice::kCpu) {
+    options.optimizer_placement = at::Device(at::kCPU);
+    options.optimizer_placed_share = config->zero.offload_optimizer->ratio;
+  }
+  set_state_dtypes(config, options.optimizer);
   return options;
 }
 

@@ -153,8 +153,9 @@ void Engine::build_parts() {
   scheduler_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
   at::Device placement = at::kCPU;
   for (const auto& unit : units_) placement = unit->device();
-  optimizer_ = std::make_unique<ShardedOptimizer>(unit_pointers(), roles_, options_.optimizer,
-                                                  options_.optimizer_placement.value_or(placement));
+  optimizer_ = std::make_unique<ShardedOptimizer>(
+      unit_pointers(), roles_, options_.optimizer,
+      ShardedOptimizer::Placement{options_.optimizer_placement.value_or(placement), options_.optimizer_placed_share});
   for (size_t u = 0; u < units_.size(); ++u) {
     units_[u]->set_write_listener([this, u](int index) { optimizer_->refresh_master(static_cast<int>(u), index); });
   }

@@ -113,6 +113,7 @@ Engine::Memory Engine::memory_bytes() const {
   for (const auto& unit : units_) {
     const auto bytes = static_cast<int64_t>(c10::elementSize(unit->dtype()));
     memory.parameters += bytes * (unit->sharded() ? unit->layout().shard_numel() : unit->layout().total_numel());
+    memory.parameters += unit->second_shard_bytes();
   }
   memory.gradients = reducer_->gradient_bytes();
   memory.buckets = reducer_->bucket_bytes();

@@ -39,7 +39,8 @@ void read_adam(ParamReader& params, bool always_decoupled, ConfiguredOptimizer& 
   made.native.decoupled = params.flag("adam_w_mode", true) || always_decoupled;
   made.native.bias_correction = params.flag("bias_correction", true);
   const bool by_torch = params.flag("torch_adam", false);
-  accept(params, {"fp32_optimizer_states", "foreach", "fused", "set_grad_none"});
+  made.native.states_as_master = !params.flag("fp32_optimizer_states", true);
+  accept(params, {"foreach", "fused", "set_grad_none"});
   refuse(params, "amsgrad", "set it to false");
   refuse(params, "maximize", "negate the loss");
   hyper["lr"] = params.number("lr", 1e-3);

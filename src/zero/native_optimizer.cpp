@@ -59,6 +59,23 @@ kernels::LambArgs lamb_args(const NativeOptimizerOptions& options, const GroupHy
   return args;
 }
 
+void store_tensor(const at::Tensor& wide, const at::Tensor& target) {
+  if (!wide.is_same(target)) target.copy_(wide);
+}
+
+/// The run with fp32 tensors: its own where they are fp32, else copies.
+UpdateRun in_fp32(const UpdateRun& run) {
+  UpdateRun wide{run.master.to(at::kFloat), run.grad, {}, run.copy_out};
+  for (const auto& state : run.states) wide.states.push_back(state.to(at::kFloat));
+  return wide;
+}
+
+void store(const UpdateRun& wide, const UpdateRun& run) {
+  store_tensor(wide.master, run.master);
+  for (size_t k = 0; k < run.states.size(); ++k) store_tensor(wide.states[k], run.states[k]);
+  if (run.copy_out.defined()) run.copy_out.copy_(wide.master);
+}
+
 at::Tensor scaled_gradient(const UpdateRun& run, double grad_scale) {
   return run.grad.to(at::kFloat).mul(grad_scale);
 }
@@ -175,17 +192,18 @@ void update_run(const NativeOptimizerOptions& options, const GroupHyper& hyper, 
     return;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
+  const UpdateRun wide = in_fp32(run);
   if (options.kind == OptimizerKind::kAdam) {
-    adam_on_device(options, hyper, step, grad_scale, run);
+    adam_on_device(options, hyper, step, grad_scale, wide);
   } else {
-    other_on_device(options, hyper, step, grad_scale, run);
+    other_on_device(options, hyper, step, grad_scale, wide);
   }
-  if (run.copy_out.defined()) run.copy_out.copy_(run.master);
+  store(wide, run);
 }
 
 at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
                            const UpdateRun& run) {
-  at::Tensor update = at::empty_like(run.master);
+  at::Tensor update = at::empty(run.master.sizes(), run.master.options().dtype(at::kFloat));
   if (run.master.device().is_cpu()) {
     kernels::lamb_update(lamb_args(options, hyper), span_of(run, grad_scale), update.data_ptr<float>());
     return update;
@@ -193,11 +211,14 @@ at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyp
   const at::AutoDispatchBelowADInplaceOrView guard;
   const kernels::LambArgs args = lamb_args(options, hyper);
   const at::Tensor grad = scaled_gradient(run, grad_scale);
-  run.states[0].mul_(args.beta1).add_(grad, 1.0 - args.beta1);
-  run.states[1].mul_(args.beta2).addcmul_(grad, grad, 1.0 - args.beta2);
+  const UpdateRun wide = in_fp32(run);
+  wide.states[0].mul_(args.beta1).add_(grad, 1.0 - args.beta1);
+  wide.states[1].mul_(args.beta2).addcmul_(grad, grad, 1.0 - args.beta2);
   const at::Tensor root =
-      args.eps_inside_sqrt ? run.states[1].add(args.eps).sqrt_() : run.states[1].sqrt().add_(args.eps);
-  return run.states[0].div(root).add_(run.master, args.weight_decay);
+      args.eps_inside_sqrt ? wide.states[1].add(args.eps).sqrt_() : wide.states[1].sqrt().add_(args.eps);
+  update.copy_(wide.states[0].div(root).add_(wide.master, args.weight_decay));
+  for (size_t k = 0; k < run.states.size(); ++k) store_tensor(wide.states[k], run.states[k]);
+  return update;
 }
 
 void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun& run) {
@@ -214,8 +235,10 @@ at::Tensor muon_direction(const GroupHyper& hyper, double grad_scale, const Upda
   const at::AutoDispatchBelowADInplaceOrView guard;
   const double momentum = hyper_value(hyper, "momentum", 0.95);
   const at::Tensor grad = scaled_gradient(run, grad_scale);
-  run.states[0].lerp_(grad, 1.0 - momentum);
-  return grad.lerp(run.states[0], momentum);
+  const at::Tensor buffer = run.states[0].to(at::kFloat);
+  buffer.lerp_(grad, 1.0 - momentum);
+  store_tensor(buffer, run.states[0]);
+  return grad.lerp(buffer, momentum);
 }
 
 at::Tensor orthogonalize(const at::Tensor& matrix) {

@@ -21,6 +21,11 @@ struct NativeOptimizerOptions {
   bool eps_inside_sqrt = false;
   double max_coeff = 10.0;
   double min_coeff = 0.01;
+  /// Element types of master copies and states. 16-bit ones save memory and give up the accuracy that copies exist for;
+  /// the arithmetic is fp32 whatever they are.
+  at::ScalarType master_dtype = at::kFloat;
+  at::ScalarType state_dtype = at::kFloat;
+  bool states_as_master = false;  ///< asks whoever knows the configuration for state_dtype = master_dtype
 
   /// From {"type": ..., ...}. Throws ConfigError for an unknown type.
   static OptimizerKind kind_from(const std::string& type);
@@ -34,7 +39,7 @@ using GroupHyper = std::map<std::string, double>;
 
 /// 1-D tensors of one length; `copy_out` may be undefined.
 struct UpdateRun {
-  at::Tensor master;  ///< fp32
+  at::Tensor master;  ///< NativeOptimizerOptions::master_dtype
   at::Tensor grad;    ///< any float dtype
   std::vector<at::Tensor> states;
   at::Tensor copy_out;  ///< model's dtype, undefined when master is the model's parameter

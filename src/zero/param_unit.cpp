@@ -39,6 +39,10 @@ void check_params(const std::string& unit, const std::vector<NamedParam>& params
 ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype)
     : name_(std::move(name)), params_(std::move(params)), plan_(std::move(plan)), dtype_(dtype) {
   check_params(name_, params_);
+  DS_CHECK_AS(
+      ConfigError, plan_.shards() % plan_.node.size() == 0 || !sharded(),
+      "zero_optimization.zero_hpz_partition_size is {}, but parameters are sharded over {} ranks: choose a divisor",
+      plan_.node.size(), plan_.shards());
   layout_ = ShardLayout(element_counts(params_), plan_.shards());
   pieces_ = layout_.pieces(plan_.shard_rank());
   for (const auto& param : params_) shapes_.push_back(param.tensor.sizes().vec());
@@ -54,6 +58,8 @@ ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingP
   plan_.data.broadcast(values, 0, name_).wait_released();
   if (sharded()) take_values(values);
   for (int i = 0; i < layout_.tensors(); ++i) full_.push_back(slot(i).view(shapes_[i]));
+  // Views are made while there is memory under them; afterwards they only follow the storage's size.
+  if (sharded() && !mapped_) flat::resize_storage(flat_, 0);
   empty_ = at::empty({0}, flat_.options());
   if (sharded()) {
     point_at_nothing();
@@ -73,7 +79,6 @@ void ParamUnit::allocate() {
   } else {
     flat_ = at::empty({total}, at::TensorOptions().dtype(dtype_).device(device));
     shard_ = plan_.params.allocate(layout_.shard_numel(), dtype_, device);
-    flat::resize_storage(flat_, 0);
     return;
   }
   shard_ = flat::slice(flat_, plan_.shard_rank() * layout_.shard_numel(), layout_.shard_numel());
@@ -110,7 +115,8 @@ void ParamUnit::hide_shapes() {
 void ParamUnit::prefetch() {
   if (!sharded() || mapped_ || gathered_ || prefetched_) return;
   flat::resize_storage(flat_, layout_.total_numel() * flat_.element_size());
-  pending_ = plan_.params.all_gather(shard_, flat_, name_);
+  pending_ = second_shard_valid_ ? plan_.node.all_gather(second_shard_, flat_, name_)
+                                 : plan_.params.all_gather(shard_, flat_, name_);
   prefetched_ = true;
 }
 
@@ -135,12 +141,23 @@ void ParamUnit::release_all() {
   if (!sharded() || !gathered_) return;
   point_at_nothing();
   if (mapped_) return;
+  keep_second_shard();
   pending_.wait_released();
   pending_ = Pending();
   flat::resize_storage(flat_, 0);
 }
 
+void ParamUnit::keep_second_shard() {
+  if (plan_.node.is_self() || second_shard_valid_) return;
+  const c10::NoGradGuard no_grad;
+  const int64_t numel = layout_.total_numel() / plan_.node.size();
+  if (!second_shard_.defined()) second_shard_ = plan_.node.allocate(numel, dtype_, device());
+  flat::copy(flat::slice(flat_, plan_.node.rank() * numel, numel), second_shard_);
+  second_shard_valid_ = true;
+}
+
 Pending ParamUnit::publish() {
+  second_shard_valid_ = false;
   if (sharded()) {
     if (!mapped_ && gathered_) {
       pending_ = Pending();
@@ -167,6 +184,7 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
   const c10::NoGradGuard no_grad;
   at::Tensor values = flat::plain(value, dtype_, device()).view({-1}).clone();
   if (root >= 0) plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  second_shard_valid_ = false;
   if (mapped_) plan_.params.barrier(params_[index].name);
   if (!sharded() || (gathered_ && !mapped_)) flat::copy(values, slot(index));
   for (const auto& piece : pieces_) {

@@ -7,6 +7,10 @@
 //    to gather is to point param.data at it. No byte moves, no peer takes part, and the host holds the model once.
 //  - gathered (otherwise): shards are separate; gather() gives the flat buffer its memory and all-gathers into it.
 //
+// [Note: second shards] With a node group (hpZ; Wang et al. 2023, "ZeRO++", arXiv 2306.10209) a gathered unit leaves,
+// at its first release after new weights, a second shard cut over the node's ranks only; until the next weights gathers
+// take that one and stay inside the node. A mapped unit needs none.
+//
 // [Note: released parameters] While a sharded unit is released, param.data is an empty tensor of shape [0], which is
 // what frameworks test for. An internal full-shape tensor stays; its storage is resized in place, so views that
 // autograd saved (weight.t(), for instance) are valid again once the unit is gathered for backward.
@@ -66,6 +70,10 @@ class ParamUnit {
   /// Drops all gathers, whatever their count.
   void release_all();
   [[nodiscard]] bool gathered() const { return gathered_; }
+  /// Bytes of the second shard, 0 without one.
+  [[nodiscard]] int64_t second_shard_bytes() const {
+    return second_shard_.defined() ? static_cast<int64_t>(second_shard_.nbytes()) : 0;
+  }
   /// Elements that gathering this unit adds to this rank's memory.
   [[nodiscard]] int64_t gather_cost_numel() const { return sharded() && !mapped_ ? layout_.total_numel() : 0; }
 
@@ -88,6 +96,7 @@ class ParamUnit {
  private:
   void allocate();
   void take_values(const at::Tensor& values);
+  void keep_second_shard();
   void point_at_full();
   void point_at_nothing();
   [[nodiscard]] at::Tensor slot(int index) const;
@@ -103,6 +112,8 @@ class ParamUnit {
   at::Tensor shard_;
   std::vector<at::Tensor> full_;  ///< full-shape views of flat_
   at::Tensor empty_;
+  at::Tensor second_shard_;  ///< [total_numel / node.size()], in slices of the flat buffer
+  bool second_shard_valid_ = false;
   Pending pending_;
   bool mapped_ = false;
   bool prefetched_ = false;

@@ -14,11 +14,17 @@
 namespace deepscale {
 
 ShardedOptimizer::ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles,
-                                   NativeOptimizerOptions options, at::Device placement)
-    : options_(options), placement_(placement) {
+                                   NativeOptimizerOptions options, Placement placement)
+    : options_(options) {
+  int64_t total = 0;
+  for (const ParamUnit* unit : units) total += unit->layout().total_numel();
+  int64_t placed = 0;
   for (size_t u = 0; u < units.size(); ++u) {
     UnitState state;
     state.unit = units[u];
+    placed += units[u]->layout().total_numel();
+    const bool within_share = static_cast<double>(placed) <= placement.share * static_cast<double>(total);
+    state.placement = within_share ? placement.device : units[u]->device();
     state.roles = std::move(roles[u]);
     if (options_.kind != OptimizerKind::kNone) {
       build_runs(state);
@@ -60,14 +66,16 @@ void ShardedOptimizer::build_runs(UnitState& state) const {
 void ShardedOptimizer::allocate(UnitState& state) const {
   if (state.runs.empty()) return;
   const int64_t compact = state.runs.back().compact_begin + state.runs.back().length;
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(placement_);
-  const bool shard_is_master = state.unit->dtype() == at::kFloat && state.unit->device() == placement_;
-  if (!shard_is_master) state.master = at::zeros({compact}, options);
-  for (size_t k = 0; k < options_.state_names().size(); ++k) state.states.push_back(at::zeros({compact}, options));
+  const auto options = at::TensorOptions().device(state.placement);
+  const bool shard_is_master = state.unit->dtype() == options_.master_dtype && state.unit->device() == state.placement;
+  if (!shard_is_master) state.master = at::zeros({compact}, options.dtype(options_.master_dtype));
+  for (size_t k = 0; k < options_.state_names().size(); ++k) {
+    state.states.push_back(at::zeros({compact}, options.dtype(options_.state_dtype)));
+  }
   for (Run& run : state.runs) {
     const at::Tensor shard = flat::slice(state.unit->shard(), run.shard_begin, run.length);
     run.tensors.master = shard_is_master ? shard : flat::slice(state.master, run.compact_begin, run.length);
-    if (!shard_is_master && state.unit->device() == placement_) run.tensors.copy_out = shard;
+    if (!shard_is_master && state.unit->device() == state.placement) run.tensors.copy_out = shard;
     for (const auto& full : state.states) {
       run.tensors.states.push_back(flat::slice(full, run.compact_begin, run.length));
     }
@@ -77,7 +85,7 @@ void ShardedOptimizer::allocate(UnitState& state) const {
 void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper,
                                  int64_t step, double grad_scale) {
   UnitState& state = units_[unit];
-  const at::Tensor placed = gradient.device() == placement_ ? gradient : gradient.to(placement_);
+  const at::Tensor placed = gradient.device() == state.placement ? gradient : gradient.to(state.placement);
   if (options_.kind == OptimizerKind::kLamb) {
     step_lamb(state, placed, hyper, step, grad_scale);
   } else if (options_.kind == OptimizerKind::kMuon) {
@@ -89,7 +97,7 @@ void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std
       run.tensors.grad = at::Tensor();
     }
   }
-  if (state.unit->device() != placement_) store_shard(unit);
+  if (state.unit->device() != state.placement) store_shard(unit);
 }
 
 int64_t ShardedOptimizer::compact_offset(const UnitState& state, int64_t shard_offset) const {
@@ -107,7 +115,7 @@ UpdateRun ShardedOptimizer::piece_run(const UnitState& state, const ShardLayout:
   const at::Tensor shard = flat::slice(state.unit->shard(), piece.shard_offset, piece.length);
   UpdateRun run;
   run.master = state.master.defined() ? flat::slice(state.master, compact, piece.length) : shard;
-  if (state.master.defined() && state.unit->device() == placement_) run.copy_out = shard;
+  if (state.master.defined() && state.unit->device() == state.placement) run.copy_out = shard;
   for (const auto& full : state.states) run.states.push_back(flat::slice(full, compact, piece.length));
   if (gradient.defined()) run.grad = flat::slice(gradient, piece.shard_offset, piece.length);
   return run;
@@ -168,7 +176,7 @@ void ShardedOptimizer::step_muon(UnitState& state, const at::Tensor& gradient, c
     // The whole direction is needed on every rank: orthogonalisation mixes all of a matrix's elements.
     const auto& shape = state.unit->shape(i);
     const at::Tensor own =
-        piece != nullptr ? muon_direction(group, grad_scale, run) : at::empty({0}, at::device(placement_));
+        piece != nullptr ? muon_direction(group, grad_scale, run) : at::empty({0}, at::device(state.placement));
     const at::Tensor full = assemble(state.unit->plan().optimizer, own, piece != nullptr ? piece->tensor_offset : 0,
                                      state.unit->layout().numel(i), state.unit->name());
     const at::Tensor update = orthogonalize(full.view({shape[0], -1})).reshape({-1});
@@ -215,7 +223,8 @@ void ShardedOptimizer::prepare_external(int unit, const at::Tensor& gradient, do
   if (state.runs.empty()) return;
   const int64_t compact = state.runs.back().compact_begin + state.runs.back().length;
   if (!state.external_grad.defined()) {
-    state.external_grad = at::zeros({compact}, at::TensorOptions().dtype(at::kFloat).device(placement_));
+    state.external_grad =
+        at::zeros({compact}, at::TensorOptions().dtype(options_.master_dtype).device(state.placement));
   }
   for (const Run& run : state.runs) {
     flat::copy(flat::slice(gradient, run.shard_begin, run.length),

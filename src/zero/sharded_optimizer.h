@@ -2,7 +2,7 @@
 //
 // For each unit, the trainable pieces of this rank's shard form runs: stretches of the shard with one parameter group,
 // merged across padding (padding holds zeros and stays harmless). Master copies and states exist for the runs only, so
-// frozen parameters cost nothing. When the model is fp32 and placement is the model's device the master IS the shard.
+// frozen parameters cost nothing. Where the model has the master's dtype and device, the master IS the shard.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,8 +21,8 @@ struct Fragment {
   int group = 0;
   int64_t offset = 0;  ///< in the flattened parameter
   int64_t length = 0;
-  at::Tensor master;  ///< fp32; full shape when the parameter is not sharded, else [length]
-  at::Tensor grad;    ///< fp32, same shape, after prepare_external
+  at::Tensor master;  ///< in master_dtype; full shape when the parameter is not sharded, else [length]
+  at::Tensor grad;    ///< same dtype and shape, after prepare_external
 };
 
 class ShardedOptimizer {
@@ -33,9 +33,14 @@ class ShardedOptimizer {
     int group = -1;
   };
 
-  /// placement: device of master copies and states (the CPU when offloaded).
+  /// Where master copies and states live: on `device` for the first units, up to `share` of all elements, and where the
+  /// parameters are for the rest.
+  struct Placement {
+    at::Device device;
+    double share = 1.0;
+  };
   ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles, NativeOptimizerOptions options,
-                   at::Device placement);
+                   Placement placement);
 
   [[nodiscard]] const NativeOptimizerOptions& options() const { return options_; }
 
@@ -67,11 +72,12 @@ class ShardedOptimizer {
   };
   struct UnitState {
     ParamUnit* unit = nullptr;
+    at::Device placement = at::kCPU;
     std::vector<Role> roles;
     std::vector<Run> runs;
     at::Tensor master;  ///< [compact], undefined when the shard is the master
     std::vector<at::Tensor> states;
-    at::Tensor external_grad;  ///< fp32 [compact]
+    at::Tensor external_grad;  ///< [compact], in the master's dtype
   };
 
   void build_runs(UnitState& state) const;
@@ -87,7 +93,6 @@ class ShardedOptimizer {
 
   std::vector<UnitState> units_;
   NativeOptimizerOptions options_;
-  at::Device placement_;
 };
 
 /// Full fp32 tensor of which every rank of `group` holds one piece (exact: bits are combined as integers). Collective.

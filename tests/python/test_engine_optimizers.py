@@ -1,6 +1,8 @@
 """Which optimizer runs and what the client sees of it; options of sharding and placement."""
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -139,6 +141,58 @@ def body_options(extra: dict, stage: int, path: str):
 ])
 def test_options_of_sharding_change_no_result(world, stage, extra, tmp_path):
     run_ranks(body_options, world, {"extra": extra, "stage": stage, "path": str(tmp_path)})
+
+
+def body_without_shared_memory(extra: dict, stage: int, path: str):
+    os.environ["DEEPSCALE_HOST_COMM"] = "0"
+    body_options(extra, stage, path)
+
+
+@pytest.mark.parametrize("world,stage,extra", [(2, 0, {}), (2, 1, {}), (2, 2, {"overlap_comm": True}), (2, 3, {}), (4, 3, {"mics_shard_size": 2}),
+                                               (4, 3, {"zero_hpz_partition_size": 2}),
+                                               (2, 3, {"stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0})])
+def test_the_same_through_a_torch_process_group(world, stage, extra, tmp_path):
+    run_ranks(body_without_shared_memory, world, {"extra": extra, "stage": stage, "path": str(tmp_path)})
+
+
+def body_second_shard():
+    os.environ["DEEPSCALE_HOST_COMM"] = "0"
+    import deepspeed
+    deepspeed.init_distributed()
+    moved = {}
+    for size in (1, 2):
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "zero_hpz_partition_size": size}
+        engine = deepspeed.initialize(model=make_model(), config=config(3, zero_optimization=zero))[0]
+        train(engine, 1)
+        before = engine.communicator.bytes_moved
+        train(engine, 1, first=1)
+        moved[size] = engine.communicator.bytes_moved - before
+    assert moved[2] < moved[1], "backward takes parameters from the node's own shards"
+
+
+def test_hpz_gathers_inside_the_node_for_backward():
+    run_ranks(body_second_shard, 4)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("section,states,bytes_each", [
+    ({"bf16": {"enabled": True}}, {}, 12), ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, {}, 8),
+    ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}}, {}, 4),
+    ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, {"fp32_optimizer_states": False}, 4),
+    ({"fp16": {"enabled": True, "fp16_master_weights_and_grads": True, "loss_scale": 128}}, {}, 8)
+])
+def test_sixteen_bit_masters_and_states_save_memory_and_train(stage, section, states, bytes_each):
+    def engine_with(section, states):
+        zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
+        engine = engine_for(stage, zero_optimization=zero, optimizer={"type": "Adam", "params": {"lr": 5e-3, **states}}, **section)
+        memory = engine._core.memory_bytes()
+        return engine, memory["master"] + memory["optimizer"]
+
+    engine, memory = engine_with(section, states)
+    assert memory * 12 == engine_with({"bf16": {"enabled": True}}, {})[1] * bytes_each
+    losses = [train(engine, 1)[0] for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.05
+    assert all(torch.isfinite(w).all() for w in full_weights(engine).values())
 
 
 @pytest.mark.parametrize("stage", STAGES)

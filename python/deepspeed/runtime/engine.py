@@ -97,7 +97,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.seq_data_parallel_group = group_roles._get_sequence_data_parallel_group()
         self.seq_parallel_group = group_roles._get_sequence_parallel_group()
         self.sequence_parallel_size = group_roles._get_sequence_parallel_world_size()
-        self.communicator = data_communicator(self.seq_data_parallel_group if self.mpu is not None else None)
+        self._process_group = self.seq_data_parallel_group if self.mpu is not None else None
+        self.communicator = data_communicator(self._process_group)
         self.dp_world_size = self.seq_dp_world_size = self.communicator.size
 
     def _adopt_module(self, model: nn.Module) -> None:
@@ -123,7 +124,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         precision.cast_module(self.module, config, is_sharded)
         self._autocast = config.torch_autocast.enabled
         engine_build.broadcast_buffers(self.module, self.communicator)
-        self._plan_groups = plan_groups(self.communicator, config)
+        self._plan_groups = plan_groups(self.communicator, config, self._process_group)
         if config.shards_parameters:
             engine_build.shard_model(self.module, config, self._plan_groups, self.communicator, self.data_parallel_group)
 

@@ -94,7 +94,7 @@ class Init:
         if self.process_group is None and mpu is not None and hasattr(mpu, "get_data_parallel_group"):
             self.process_group = mpu.get_data_parallel_group()
         self.communicator = data_communicator(self.process_group)
-        self.groups = plan_groups(self.communicator, self.config)
+        self.groups = plan_groups(self.communicator, self.config, self.process_group)
         self.dtype = dtype or (self.config.model_dtype if self.config is not None else torch.get_default_dtype())
         assert self.dtype in (torch.half, torch.bfloat16, torch.float), (
             f"Invalid data type {self.dtype}, allowed values are [torch.half, torch.bfloat16, torch.float]")

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
+
 from deepspeed import _C
 from deepspeed.runtime.config import DeepSpeedConfig
 
@@ -22,8 +24,17 @@ def _blocks(size: int, rank: int, block: int) -> tuple[list[int], list[int]]:
     return list(range(start, start + block)), list(range(rank % block, size, block))
 
 
-def plan_groups(data: Any, config: DeepSpeedConfig | None) -> Any:
-    """_C.PlanGroups over `data`. Collective when the configuration asks for sub-groups."""
+def _subgroup(data: Any, ranks: list[int], process_group: Any) -> Any:
+    """The communicator over `ranks`, numbers within `data`. Every rank calls with the subset that it belongs to."""
+    try:
+        return data.subgroup(ranks)
+    except NotImplementedError:  # torch's groups are made by torch
+        everyone = dist.get_process_group_ranks(process_group or dist.group.WORLD)
+        return data_communicator(dist.new_group([everyone[r] for r in ranks], use_local_synchronization=True))
+
+
+def plan_groups(data: Any, config: DeepSpeedConfig | None, process_group: Any = None) -> Any:
+    """_C.PlanGroups over `data`, the communicator of `process_group`. Collective when the configuration asks for sub-groups."""
     zero = config.zero_config if config is not None else None
     shard_size = getattr(zero, "mics_shard_size", -1) or -1
     node_size = getattr(zero, "zero_hpz_partition_size", 1) or 1
@@ -31,10 +42,10 @@ def plan_groups(data: Any, config: DeepSpeedConfig | None) -> Any:
     if 0 < shard_size < data.size:
         _check("mics_shard_size", shard_size, data.size)
         block, across = _blocks(data.size, data.rank, shard_size)
-        shard, replica = data.subgroup(block), data.subgroup(across)
+        shard, replica = _subgroup(data, block, process_group), _subgroup(data, across, process_group)
     if 1 < node_size:
         _check("zero_hpz_partition_size", node_size, data.size)
-        node = data.subgroup(_blocks(data.size, data.rank, node_size)[0])
+        node = _subgroup(data, _blocks(data.size, data.rank, node_size)[0], process_group)
     return _C.PlanGroups(data, shard, replica, node)
 
 
