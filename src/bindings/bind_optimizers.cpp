@@ -4,8 +4,8 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "comm/communicator.h"
-#include "kernels/cpu/optimizers.h"
 #include "kernels/cpu/spans.h"
+#include "zero/parallel.h"
 
 namespace deepscale {
 namespace {
@@ -53,7 +53,7 @@ void adam(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp
     args.bias_correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
     args.bias_correction2 = 1.0 - std::pow(beta2, static_cast<double>(step));
   }
-  kernels::adam_step(args, span);
+  over_threads(kernels::adam_step, args, span);
 }
 
 double total_squares(const at::Tensor& tensor) {
@@ -70,7 +70,9 @@ double lamb(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& e
   const kernels::OptimizerSpan span = span_of(param, grad, exp_avg, exp_avg_sq);
   const kernels::LambArgs args{lr, beta1, beta2, eps, weight_decay, eps_inside_sqrt};
   const at::Tensor update = at::empty({span.numel}, at::kFloat);
-  kernels::lamb_update(args, span, update.data_ptr<float>());
+  parallel_ranges(span.numel, [&](int64_t begin, int64_t end) {
+    kernels::lamb_update(args, kernels::part_of(span, begin, end), update.data_ptr<float>() + begin);
+  });
   const double weight = std::sqrt(total_squares(param));
   const double change = std::sqrt(total_squares(update));
   const double trust = weight == 0 || change == 0 ? 1.0 : std::clamp(weight / change, min_coeff, max_coeff);
@@ -79,24 +81,29 @@ double lamb(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& e
     size *= std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))) /
             (1.0 - std::pow(beta1, static_cast<double>(step)));
   }
-  kernels::lamb_apply(static_cast<float>(size * trust), update.data_ptr<float>(), span);
+  parallel_ranges(span.numel, [&](int64_t begin, int64_t end) {
+    kernels::lamb_apply(static_cast<float>(size * trust), update.data_ptr<float>() + begin,
+                        kernels::part_of(span, begin, end));
+  });
   return trust;
 }
 
 void adagrad(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp_avg_sq, double lr, double eps,
              double weight_decay) {
-  kernels::adagrad_step({lr, eps, weight_decay}, span_of(param, grad, exp_avg_sq, std::nullopt));
+  over_threads(kernels::adagrad_step, kernels::AdagradArgs{lr, eps, weight_decay},
+               span_of(param, grad, exp_avg_sq, std::nullopt));
 }
 
 void lion(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& exp_avg, double lr, double beta1,
           double beta2, double weight_decay) {
-  kernels::lion_step({lr, beta1, beta2, weight_decay}, span_of(param, grad, exp_avg, std::nullopt));
+  over_threads(kernels::lion_step, kernels::LionArgs{lr, beta1, beta2, weight_decay},
+               span_of(param, grad, exp_avg, std::nullopt));
 }
 
 void sgd(const at::Tensor& param, const at::Tensor& grad, const std::optional<at::Tensor>& momentum_buffer, double lr,
          double momentum, double dampening, double weight_decay, bool nesterov, bool first_step) {
-  kernels::sgd_step({lr, momentum, dampening, weight_decay, nesterov, first_step},
-                    span_of(param, grad, momentum_buffer, std::nullopt));
+  over_threads(kernels::sgd_step, kernels::SgdArgs{lr, momentum, dampening, weight_decay, nesterov, first_step},
+               span_of(param, grad, momentum_buffer, std::nullopt));
 }
 
 }  // namespace

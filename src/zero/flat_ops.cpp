@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "comm/communicator.h"
 #include "kernels/cpu/spans.h"
+#include "zero/parallel.h"
 
 namespace deepscale::flat {
 namespace {
@@ -16,16 +17,27 @@ bool on_cpu(const at::Tensor& a, const at::Tensor& b) {
   return a.device().is_cpu() && b.device().is_cpu();
 }
 
-DType kind(const at::Tensor& tensor) {
-  return to_dtype(tensor.scalar_type());
-}
+/// A tensor's memory by element number.
+struct Bytes {
+  explicit Bytes(const at::Tensor& tensor)
+      : base(static_cast<std::byte*>(tensor.data_ptr())),
+        item(static_cast<int64_t>(tensor.element_size())),
+        type(to_dtype(tensor.scalar_type())) {}
+  [[nodiscard]] void* at(int64_t element) const { return base + element * item; }
+
+  std::byte* base;
+  int64_t item;
+  DType type;
+};
 
 }  // namespace
 
 void copy(const at::Tensor& source, const at::Tensor& destination, double scale) {
   if (on_cpu(source, destination) && source.is_contiguous()) {
-    kernels::convert(source.const_data_ptr(), kind(source), destination.data_ptr(), kind(destination), source.numel(),
-                     static_cast<float>(scale));
+    const Bytes from{source}, to{destination};
+    parallel_ranges(source.numel(), [&](int64_t begin, int64_t end) {
+      kernels::convert(from.at(begin), from.type, to.at(begin), to.type, end - begin, static_cast<float>(scale));
+    });
     return;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -35,8 +47,10 @@ void copy(const at::Tensor& source, const at::Tensor& destination, double scale)
 
 void add(const at::Tensor& source, const at::Tensor& destination, double scale) {
   if (on_cpu(source, destination) && source.is_contiguous() && scale == 1.0) {
-    kernels::accumulate(source.const_data_ptr(), kind(source), destination.data_ptr(), kind(destination),
-                        source.numel());
+    const Bytes from{source}, to{destination};
+    parallel_ranges(source.numel(), [&](int64_t begin, int64_t end) {
+      kernels::accumulate(from.at(begin), from.type, to.at(begin), to.type, end - begin);
+    });
     return;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -64,7 +78,10 @@ void zero_padding(const at::Tensor& buffer, const ShardLayout& layout) {
 
 void sum_of_squares(const at::Tensor& tensor, double* partials) {
   const at::Tensor host = tensor.device().is_cpu() ? tensor : tensor.cpu();
-  kernels::sum_of_squares(host.const_data_ptr(), kind(host), host.numel(), partials);
+  const Bytes values{host};
+  parallel_ranges(host.numel(), [&](int64_t begin, int64_t end) {
+    kernels::sum_of_squares(values.at(begin), values.type, end - begin, partials + begin / kernels::kNormBlock);
+  });
 }
 
 at::Tensor plain(const at::Tensor& tensor, at::ScalarType dtype, at::Device device) {

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "comm/communicator.h"
-#include "kernels/cpu/optimizers.h"
+#include "zero/parallel.h"
 
 namespace deepscale {
 namespace {
@@ -130,18 +130,22 @@ void update_on_cpu(const NativeOptimizerOptions& options, const GroupHyper& hype
   const auto decay = hyper_value(hyper, "weight_decay", 0.0);
   switch (options.kind) {
     case OptimizerKind::kAdam:
-      kernels::adam_step(adam_args(options, hyper, step), span);
+      over_threads(kernels::adam_step, adam_args(options, hyper, step), span);
       return;
     case OptimizerKind::kLion:
-      kernels::lion_step({lr, hyper_value(hyper, "beta1", 0.9), hyper_value(hyper, "beta2", 0.999), decay}, span);
+      over_threads(kernels::lion_step,
+                   kernels::LionArgs{lr, hyper_value(hyper, "beta1", 0.9), hyper_value(hyper, "beta2", 0.999), decay},
+                   span);
       return;
     case OptimizerKind::kAdagrad:
-      kernels::adagrad_step({lr, hyper_value(hyper, "eps", 1e-10), decay}, span);
+      over_threads(kernels::adagrad_step, kernels::AdagradArgs{lr, hyper_value(hyper, "eps", 1e-10), decay}, span);
       return;
     case OptimizerKind::kSgd: {
       const auto momentum = hyper_value(hyper, "momentum", 0.0);
       if (momentum == 0) span.state1 = nullptr;
-      kernels::sgd_step({lr, momentum, hyper_value(hyper, "dampening", 0.0), decay, options.nesterov, step == 1}, span);
+      const double dampening = hyper_value(hyper, "dampening", 0.0);
+      over_threads(kernels::sgd_step, kernels::SgdArgs{lr, momentum, dampening, decay, options.nesterov, step == 1},
+                   span);
       return;
     }
     default:
@@ -205,7 +209,10 @@ at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyp
                            const UpdateRun& run) {
   at::Tensor update = at::empty(run.master.sizes(), run.master.options().dtype(at::kFloat));
   if (run.master.device().is_cpu()) {
-    kernels::lamb_update(lamb_args(options, hyper), span_of(run, grad_scale), update.data_ptr<float>());
+    const kernels::OptimizerSpan span = span_of(run, grad_scale);
+    parallel_ranges(span.numel, [&, args = lamb_args(options, hyper)](int64_t begin, int64_t end) {
+      kernels::lamb_update(args, kernels::part_of(span, begin, end), update.data_ptr<float>() + begin);
+    });
     return update;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -223,7 +230,11 @@ at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyp
 
 void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun& run) {
   if (run.master.device().is_cpu()) {
-    kernels::lamb_apply(static_cast<float>(factor), update.data_ptr<float>(), span_of(run, 1.0));
+    const kernels::OptimizerSpan span = span_of(run, 1.0);
+    parallel_ranges(span.numel, [&](int64_t begin, int64_t end) {
+      kernels::lamb_apply(static_cast<float>(factor), update.data_ptr<float>() + begin,
+                          kernels::part_of(span, begin, end));
+    });
     return;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "base/dtype.h"
 
@@ -37,6 +38,23 @@ struct OptimizerSpan {
   DType copy_dtype = DType::kBFloat16;
   float grad_scale = 1.0f;
 };
+
+/// Elements [begin, end) of a span.
+inline OptimizerSpan part_of(const OptimizerSpan& span, int64_t begin, int64_t end) {
+  const auto moved = [begin](auto* base, DType dtype) -> decltype(base) {
+    if (base == nullptr) return nullptr;
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(base)>>, const char, char>;
+    return static_cast<Byte*>(base) + begin * size_of(dtype);
+  };
+  OptimizerSpan part = span;
+  part.numel = end - begin;
+  part.param = moved(span.param, span.param_dtype);
+  part.grad = moved(span.grad, span.grad_dtype);
+  part.state1 = moved(span.state1, span.state_dtype);
+  part.state2 = moved(span.state2, span.state_dtype);
+  part.copy_out = moved(span.copy_out, span.copy_dtype);
+  return part;
+}
 
 /// Kingma & Ba 2015 (arXiv 1412.6980), decoupled decay of Loshchilov & Hutter 2019 (arXiv 1711.05101):
 ///   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  denom = sqrt(v) * inv_sqrt_bc2 + eps
