@@ -1,6 +1,7 @@
 #include "comm/communicator.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/ranges.h>
 
@@ -11,8 +12,15 @@
 #include "base/error.h"
 #include "comm/communicator_impl.h"
 #include "comm/self_communicator.h"
+#include "platform/private_memory.h"
 
 namespace deepscale {
+namespace {
+
+// Smaller buffers leave no holes in the heap that would be worth a system call.
+constexpr int64_t kOutsideHeap = 1 << 20;
+
+}  // namespace
 
 DType to_dtype(at::ScalarType type) {
   switch (type) {
@@ -71,7 +79,13 @@ at::ScalarType to_scalar_type(DType dtype) {
 }
 
 at::Tensor allocate_private(int64_t numel, at::ScalarType dtype, at::Device device) {
-  return at::zeros({numel}, at::TensorOptions().dtype(dtype).device(device));
+  const auto options = at::TensorOptions().dtype(dtype).device(device);
+  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(dtype));
+  if (!device.is_cpu() || bytes < kOutsideHeap) return at::zeros({numel}, options);
+  auto memory = std::make_shared<PrivateMemory>(bytes);
+  char* const data = memory->data();
+  return at::from_blob(
+      data, {numel}, [memory = std::move(memory)](void*) {}, options);
 }
 
 void copy_bytes(const at::Tensor& from, const at::Tensor& to) {

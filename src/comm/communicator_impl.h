@@ -41,7 +41,7 @@ class Communicator::Impl {
   virtual Communicator subgroup(const std::vector<int>& ranks) = 0;
 };
 
-/// Zero-filled flat tensor of ordinary memory.
+/// Zero-filled flat tensor of memory that no other rank sees; a large one on the CPU stays outside malloc's heap.
 at::Tensor allocate_private(int64_t numel, at::ScalarType dtype, at::Device device);
 
 /// Copies bytes of equally sized contiguous tensors without telling autograd (no version bump, leaves allowed).

@@ -118,7 +118,7 @@ void GradReducer::take_in_bucket(UnitState& state, int index, const at::Tensor& 
   }
   param.mutable_grad() = at::Tensor();
   if (state.arrived != state.trainable_count || state.sent) return;
-  if (!order_known_) completed_.push_back(static_cast<int>(&state - units_.data()));
+  if (!order_observed_) completed_.push_back(static_cast<int>(&state - units_.data()));
   send_ready();
 }
 
@@ -144,7 +144,6 @@ at::Tensor GradReducer::acquire(const UnitState& state) {
 }
 
 void GradReducer::send_ready() {
-  if (!order_known_) return;
   while (next_ < order_.size()) {
     UnitState& state = units_[order_[next_]];
     if (!state.bucket.defined() || state.arrived != state.trainable_count) return;
@@ -164,7 +163,7 @@ void GradReducer::send(UnitState& state) {
   ParamUnit& unit = *state.unit;
   const int64_t shard_numel = unit.layout().shard_numel();
   if (!state.shard.defined()) {
-    state.shard = at::empty({shard_numel}, at::TensorOptions().dtype(sum_dtype(state)).device(unit.device()));
+    state.shard = Communicator::self().allocate(shard_numel, sum_dtype(state), unit.device());
   }
   complete(state);  // an earlier round of the same unit
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
@@ -206,7 +205,7 @@ void GradReducer::complete_all_but(size_t in_flight) {
 }
 
 void GradReducer::adopt_order() {
-  order_known_ = true;
+  order_observed_ = true;
   if (order_.size() < 2) return;
   std::vector<int64_t> wanted(completed_.begin(), completed_.end());
   for (const int unit : order_) {
@@ -226,7 +225,6 @@ void GradReducer::finish_backward() {
   if (!open_) return;
   open_ = false;
   const c10::NoGradGuard no_grad;
-  if (!order_.empty() && !order_known_) adopt_order();
   for (; next_ < order_.size(); ++next_) send(units_[order_[next_]]);
   for (const int unit : order_) {
     UnitState& state = units_[unit];
@@ -235,6 +233,7 @@ void GradReducer::finish_backward() {
   complete_all_but(0);
   for (const int unit : order_) units_[unit].sent = false;
   next_ = 0;
+  if (!order_.empty() && !order_observed_) adopt_order();
 }
 
 void GradReducer::settle() {
@@ -249,7 +248,7 @@ void GradReducer::settle_unit(UnitState& state) {
   const int64_t shard_numel = state.unit->layout().shard_numel();
   if (plan.reduces_each_micro_batch()) {
     if (!state.shard_valid) {
-      state.shard = at::zeros({shard_numel}, at::TensorOptions().dtype(sum_dtype(state)).device(state.unit->device()));
+      state.shard = Communicator::self().allocate(shard_numel, sum_dtype(state), state.unit->device());
       state.shard_valid = true;
     }
     if (!plan.replicas.is_self()) state.pending = plan.replicas.all_reduce(state.shard, op(), state.unit->name());

@@ -10,9 +10,10 @@
 //    Buckets come from a pool of few, so their memory does not grow with the model.
 //
 // [Note: launch order] Reductions start in one fixed order on all ranks, whichever order gradients arrive in, because
-// collectives must match: a finished unit waits for the ones before it. The order is rank 0's order of completion in
-// the first backward. finish_backward() sends what is left, gradients that never came as zeros: parameters that one
-// rank did not use cannot stall the others.
+// collectives must match: a finished unit waits for the ones before it, and keeps its bucket meanwhile. The first
+// backward takes the reverse of the order of registration; from then on the order is the one in which units were
+// complete on rank 0 in that backward. finish_backward() sends what is left, gradients that never came as zeros:
+// parameters that one rank did not use cannot stall the others.
 //
 // A gradient that arrives after its unit was sent in the same backward (a parameter used by several reentrant
 // checkpoint segments) starts a second round of that unit. Threads: called by autograd's thread and by the engine's,
@@ -105,7 +106,7 @@ class GradReducer {
   Options options_;
   std::vector<int> order_;      ///< fixed order of sending, indices of reducing units
   std::vector<int> completed_;  ///< order seen in the first backward
-  bool order_known_ = false;
+  bool order_observed_ = false;
   size_t next_ = 0;  ///< position in order_ of the next unit to send
   std::deque<int> in_flight_;
   std::vector<Spare> spares_;

@@ -66,11 +66,11 @@ void ShardedOptimizer::build_runs(UnitState& state) const {
 void ShardedOptimizer::allocate(UnitState& state) const {
   if (state.runs.empty()) return;
   const int64_t compact = state.runs.back().compact_begin + state.runs.back().length;
-  const auto options = at::TensorOptions().device(state.placement);
+  const Communicator own = Communicator::self();
   const bool shard_is_master = state.unit->dtype() == options_.master_dtype && state.unit->device() == state.placement;
-  if (!shard_is_master) state.master = at::zeros({compact}, options.dtype(options_.master_dtype));
+  if (!shard_is_master) state.master = own.allocate(compact, options_.master_dtype, state.placement);
   for (size_t k = 0; k < options_.state_names().size(); ++k) {
-    state.states.push_back(at::zeros({compact}, options.dtype(options_.state_dtype)));
+    state.states.push_back(own.allocate(compact, options_.state_dtype, state.placement));
   }
   for (Run& run : state.runs) {
     const at::Tensor shard = flat::slice(state.unit->shard(), run.shard_begin, run.length);
@@ -223,8 +223,7 @@ void ShardedOptimizer::prepare_external(int unit, const at::Tensor& gradient, do
   if (state.runs.empty()) return;
   const int64_t compact = state.runs.back().compact_begin + state.runs.back().length;
   if (!state.external_grad.defined()) {
-    state.external_grad =
-        at::zeros({compact}, at::TensorOptions().dtype(options_.master_dtype).device(state.placement));
+    state.external_grad = Communicator::self().allocate(compact, options_.master_dtype, state.placement);
   }
   for (const Run& run : state.runs) {
     flat::copy(flat::slice(gradient, run.shard_begin, run.length),

@@ -1,0 +1,26 @@
+// PrivateMemory: zeroed pages of this process alone, straight from the operating system. Large buffers that live as
+// long as a model stay out of malloc's heap: there, short-lived tensors between them leave holes that are never given
+// back. Linux: mmap, with huge pages where the system allows them. Threads: any.
+#pragma once
+
+#include <cstdint>
+
+namespace deepscale {
+
+class PrivateMemory {
+ public:
+  /// bytes > 0. Pages take memory when they are touched. Throws IoError.
+  explicit PrivateMemory(int64_t bytes);
+  PrivateMemory(PrivateMemory&& other) noexcept;
+  PrivateMemory& operator=(PrivateMemory&& other) noexcept;
+  ~PrivateMemory();
+
+  [[nodiscard]] char* data() const { return data_; }  ///< page-aligned
+  [[nodiscard]] int64_t bytes() const { return bytes_; }
+
+ private:
+  char* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace deepscale
