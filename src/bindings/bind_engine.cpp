@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 #include "engine/engine.h"
 #include "engine/engine_options.h"
+#include "platform/private_memory.h"
 
 namespace deepscale {
 namespace {
@@ -168,6 +169,7 @@ void register_state(py::class_<Engine>& engine) {
 }  // namespace
 
 void register_engine(py::module_& m) {
+  m.def("trim_heap", &trim_heap, ReleaseGil());
   register_unit(m);
   register_fragment(m);
   py::class_<Engine> engine(m, "Engine");

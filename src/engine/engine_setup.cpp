@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "engine/engine_hook.h"
+#include "platform/private_memory.h"
 #include "zero/flat_ops.h"
 
 namespace deepscale {
@@ -37,6 +38,7 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
   broadcast_loose_parameters();
   build_parts();
   install_hooks();
+  trim_heap();  // the model's first copy is gone
 }
 
 Engine::~Engine() {

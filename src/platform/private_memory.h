@@ -7,6 +7,10 @@
 
 namespace deepscale {
 
+/// Gives memory that was freed, but is kept by malloc for later, back to the system. Takes milliseconds, more
+/// in a heap of many pieces.
+void trim_heap();
+
 class PrivateMemory {
  public:
   /// bytes > 0. Pages take memory when they are touched. Throws IoError.

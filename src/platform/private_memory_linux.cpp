@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -8,6 +9,12 @@
 #include "platform/private_memory.h"
 
 namespace deepscale {
+
+void trim_heap() {
+#ifdef __GLIBC__
+  (void)malloc_trim(0);
+#endif
+}
 
 PrivateMemory::PrivateMemory(int64_t bytes) : bytes_(bytes) {
   DS_CHECK_AS(IoError, bytes > 0, "cannot take {} bytes of memory: ask for at least one", bytes);

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from torch.nn.parameter import UninitializedParameter
 
+from deepspeed import _C
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import construction
@@ -29,6 +30,7 @@ _orig_torch_full = torch.full
 _orig_torch_arange = torch.arange
 _orig_torch_eye = torch.eye
 _orig_torch_randn = torch.randn
+_TRIM_EVERY = 64 << 20
 _CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "randn")
 
 
@@ -78,6 +80,7 @@ class Init:
                  sequence_data_parallel_group: Any = None, param_swapper: Any = None,
                  tensor_overrides: Iterable = (DeepSpeedTensorOverride.dtype, DeepSpeedTensorOverride.device)) -> None:
         self.enabled = enabled
+        self._sharded_bytes = 0  # since the heap was trimmed
         if not enabled:
             return
         if remote_device == "nvme" or param_swapper is not None:
@@ -145,6 +148,11 @@ class Init:
             unit_name = name or type(module).__name__
             shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
                   self.communicator, self.process_group)
+            self._sharded_bytes += sum(param.ds_numel for _, param in fresh) * self.dtype.itemsize
+            if self._sharded_bytes >= _TRIM_EVERY:
+                # Otherwise holes in the heap add up to the size that the model would have whole.
+                _C.trim_heap()
+                self._sharded_bytes = 0
 
 
 def shutdown_init_context() -> None:
