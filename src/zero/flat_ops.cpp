@@ -5,6 +5,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/Resize.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "comm/communicator.h"
 #include "kernels/cpu/spans.h"
@@ -76,11 +78,32 @@ void zero_padding(const at::Tensor& buffer, const ShardLayout& layout) {
   clear(layout.total_numel());
 }
 
-void sum_of_squares(const at::Tensor& tensor, double* partials) {
-  const at::Tensor host = tensor.device().is_cpu() ? tensor : tensor.cpu();
-  const Bytes values{host};
-  parallel_ranges(host.numel(), [&](int64_t begin, int64_t end) {
-    kernels::sum_of_squares(values.at(begin), values.type, end - begin, partials + begin / kernels::kNormBlock);
+void sum_of_squares_by_aten(const at::Tensor& tensor, const at::Tensor& partials) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const int64_t whole = tensor.numel() / kernels::kNormBlock;
+  // In slices, so that the squares in fp32 never take much memory.
+  constexpr int64_t kBlocksAtOnce = 8192;
+  for (int64_t block = 0; block < whole; block += kBlocksAtOnce) {
+    const int64_t count = std::min(kBlocksAtOnce, whole - block);
+    const at::Tensor values = tensor.narrow(0, block * kernels::kNormBlock, count * kernels::kNormBlock);
+    const at::Tensor squares = values.to(at::kFloat).square().view({count, kernels::kNormBlock});
+    partials.narrow(0, block, count).copy_(squares.sum({1}, false, at::kDouble));
+  }
+  const int64_t rest = tensor.numel() - whole * kernels::kNormBlock;
+  if (rest == 0) return;
+  const at::Tensor squares = tensor.narrow(0, whole * kernels::kNormBlock, rest).to(at::kFloat).square();
+  partials.narrow(0, whole, 1).copy_(squares.sum({0}, true, at::kDouble));
+}
+
+void sum_of_squares(const at::Tensor& tensor, const at::Tensor& partials) {
+  if (!on_cpu(tensor, partials)) {
+    sum_of_squares_by_aten(tensor, partials);
+    return;
+  }
+  const Bytes values{tensor};
+  auto* sums = partials.mutable_data_ptr<double>();
+  parallel_ranges(tensor.numel(), [&](int64_t begin, int64_t end) {
+    kernels::sum_of_squares(values.at(begin), values.type, end - begin, sums + begin / kernels::kNormBlock);
   });
 }
 

@@ -18,8 +18,11 @@ void add(const at::Tensor& source, const at::Tensor& destination, double scale =
 at::Tensor slice(const at::Tensor& tensor, int64_t offset, int64_t length);
 /// Zeroes what no tensor of the layout covers: gaps and tail.
 void zero_padding(const at::Tensor& buffer, const ShardLayout& layout);
-/// Partial sums of squares of a flat tensor, one double per kernels::kNormBlock elements, written to `partials`.
-void sum_of_squares(const at::Tensor& tensor, double* partials);
+/// Partial sums of squares of a flat tensor, one per kernels::kNormBlock elements, written to `partials` (double,
+/// [ceil(numel / kNormBlock)], same device).
+void sum_of_squares(const at::Tensor& tensor, const at::Tensor& partials);
+/// The same through ATen, on any device: for tests. On the CPU the bits differ from the kernel's.
+void sum_of_squares_by_aten(const at::Tensor& tensor, const at::Tensor& partials);
 /// Contiguous, dense, on `device`, in `dtype`, detached.
 at::Tensor plain(const at::Tensor& tensor, at::ScalarType dtype, at::Device device);
 /// Gives a tensor's storage `bytes` bytes, keeping every view of it valid (their memory is gone while bytes are 0).

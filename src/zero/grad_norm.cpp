@@ -30,19 +30,18 @@ GradNorm::GradNorm(std::vector<ParamUnit*> units, std::vector<std::vector<int>> 
   }
   std::sort(in_model_order_.begin(), in_model_order_.end(),
             [](const Span& a, const Span& b) { return a.model_index < b.model_index; });
-  partials_ = group_.allocate(std::max<int64_t>(blocks, 1), at::kDouble, at::kCPU);
-}
-
-double* GradNorm::partials() {
-  return partials_.mutable_data_ptr<double>();
+  const at::Device device = units_.empty() ? at::Device(at::kCPU) : units_.front()->device();
+  partials_ = group_.allocate(std::max<int64_t>(blocks, 1), at::kDouble, device);
 }
 
 void GradNorm::add_unit(int unit, const at::Tensor& settled_gradient) {
   for (const auto& piece : units_[unit]->pieces()) {
     const Span& span = spans_[unit][piece.tensor];
     if (span.model_index < 0) continue;
+    const int64_t first = span.first_block + piece.tensor_offset / kernels::kNormBlock;
+    const int64_t blocks = (piece.length + kernels::kNormBlock - 1) / kernels::kNormBlock;
     flat::sum_of_squares(flat::slice(settled_gradient, piece.shard_offset, piece.length),
-                         partials() + span.first_block + piece.tensor_offset / kernels::kNormBlock);
+                         flat::slice(partials_, first, blocks));
   }
 }
 
@@ -51,7 +50,8 @@ GradNorm::Result GradNorm::combine() {
   if (!group_.is_self()) group_.all_reduce(partials_, ReduceOp::kSum, "gradient norm").wait_released();
   Result result;
   double total = 0.0;
-  const double* values = partials();
+  const at::Tensor on_host = partials_.cpu();
+  const auto* values = on_host.const_data_ptr<double>();
   for (const Span& span : in_model_order_) {
     double tensor_sum = 0.0;
     for (int64_t b = 0; b < span.blocks; ++b) tensor_sum += values[span.first_block + b];

@@ -32,13 +32,12 @@ class GradNorm {
     int64_t blocks = 0;
     int model_index = -1;
   };
-  [[nodiscard]] double* partials();
 
   std::vector<ParamUnit*> units_;
   std::vector<std::vector<Span>> spans_;  ///< per unit and tensor
   std::vector<Span> in_model_order_;
   Communicator group_;
-  at::Tensor partials_;  ///< double, one per block of the model
+  at::Tensor partials_;  ///< double, one per block of the model, on the device of the gradients
 };
 
 }  // namespace deepscale

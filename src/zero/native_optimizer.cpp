@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "comm/communicator.h"
+#include "zero/aten_optimizer.h"
 #include "zero/parallel.h"
 
 namespace deepscale {
@@ -57,70 +58,6 @@ kernels::LambArgs lamb_args(const NativeOptimizerOptions& options, const GroupHy
   args.weight_decay = hyper_value(hyper, "weight_decay", 0.0);
   args.eps_inside_sqrt = options.eps_inside_sqrt;
   return args;
-}
-
-void store_tensor(const at::Tensor& wide, const at::Tensor& target) {
-  if (!wide.is_same(target)) target.copy_(wide);
-}
-
-/// The run with fp32 tensors: its own where they are fp32, else copies.
-UpdateRun in_fp32(const UpdateRun& run) {
-  UpdateRun wide{run.master.to(at::kFloat), run.grad, {}, run.copy_out};
-  for (const auto& state : run.states) wide.states.push_back(state.to(at::kFloat));
-  return wide;
-}
-
-void store(const UpdateRun& wide, const UpdateRun& run) {
-  store_tensor(wide.master, run.master);
-  for (size_t k = 0; k < run.states.size(); ++k) store_tensor(wide.states[k], run.states[k]);
-  if (run.copy_out.defined()) run.copy_out.copy_(wide.master);
-}
-
-at::Tensor scaled_gradient(const UpdateRun& run, double grad_scale) {
-  return run.grad.to(at::kFloat).mul(grad_scale);
-}
-
-void adam_on_device(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
-                    const UpdateRun& run) {
-  const kernels::AdamArgs args = adam_args(options, hyper, step);
-  at::Tensor grad = scaled_gradient(run, grad_scale);
-  if (!args.decoupled && args.weight_decay != 0) grad.add_(run.master, args.weight_decay);
-  if (args.decoupled) run.master.mul_(1.0 - args.lr * args.weight_decay);
-  run.states[0].mul_(args.beta1).add_(grad, 1.0 - args.beta1);
-  run.states[1].mul_(args.beta2).addcmul_(grad, grad, 1.0 - args.beta2);
-  const at::Tensor denominator = run.states[1].sqrt().mul_(1.0 / std::sqrt(args.bias_correction2)).add_(args.eps);
-  run.master.addcdiv_(run.states[0], denominator, -args.lr / args.bias_correction1);
-}
-
-void other_on_device(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
-                     const UpdateRun& run) {
-  const double lr = hyper_value(hyper, "lr", 1e-3);
-  const double decay = hyper_value(hyper, "weight_decay", 0.0);
-  at::Tensor grad = scaled_gradient(run, grad_scale);
-  if (options.kind == OptimizerKind::kLion) {
-    const double beta1 = hyper_value(hyper, "beta1", 0.9);
-    const double beta2 = hyper_value(hyper, "beta2", 0.999);
-    const at::Tensor direction = at::copysign(at::ones_like(grad), run.states[0].mul(beta1).add_(grad, 1.0 - beta1));
-    run.master.mul_(1.0 - lr * decay).add_(direction, -lr);
-    run.states[0].mul_(beta2).add_(grad, 1.0 - beta2);
-    return;
-  }
-  if (decay != 0) grad.add_(run.master, decay);
-  if (options.kind == OptimizerKind::kAdagrad) {
-    run.states[0].addcmul_(grad, grad);
-    run.master.addcdiv_(grad, run.states[0].sqrt().add_(hyper_value(hyper, "eps", 1e-10)), -lr);
-    return;
-  }
-  const double momentum = hyper_value(hyper, "momentum", 0.0);
-  if (momentum != 0) {
-    if (step == 1) {
-      run.states[0].copy_(grad);
-    } else {
-      run.states[0].mul_(momentum).add_(grad, 1.0 - hyper_value(hyper, "dampening", 0.0));
-    }
-    grad = options.nesterov ? grad.add(run.states[0], momentum) : run.states[0];
-  }
-  run.master.add_(grad, -lr);
 }
 
 void update_on_cpu(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
@@ -195,37 +132,20 @@ void update_run(const NativeOptimizerOptions& options, const GroupHyper& hyper, 
     update_on_cpu(options, hyper, step, grad_scale, run);
     return;
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  const UpdateRun wide = in_fp32(run);
-  if (options.kind == OptimizerKind::kAdam) {
-    adam_on_device(options, hyper, step, grad_scale, wide);
-  } else {
-    other_on_device(options, hyper, step, grad_scale, wide);
-  }
-  store(wide, run);
+  aten::update_run(options, hyper, step, grad_scale, run);
 }
 
 at::Tensor lamb_raw_update(const NativeOptimizerOptions& options, const GroupHyper& hyper, double grad_scale,
                            const UpdateRun& run) {
-  at::Tensor update = at::empty(run.master.sizes(), run.master.options().dtype(at::kFloat));
   if (run.master.device().is_cpu()) {
+    at::Tensor update = at::empty(run.master.sizes(), run.master.options().dtype(at::kFloat));
     const kernels::OptimizerSpan span = span_of(run, grad_scale);
     parallel_ranges(span.numel, [&, args = lamb_args(options, hyper)](int64_t begin, int64_t end) {
       kernels::lamb_update(args, kernels::part_of(span, begin, end), update.data_ptr<float>() + begin);
     });
     return update;
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  const kernels::LambArgs args = lamb_args(options, hyper);
-  const at::Tensor grad = scaled_gradient(run, grad_scale);
-  const UpdateRun wide = in_fp32(run);
-  wide.states[0].mul_(args.beta1).add_(grad, 1.0 - args.beta1);
-  wide.states[1].mul_(args.beta2).addcmul_(grad, grad, 1.0 - args.beta2);
-  const at::Tensor root =
-      args.eps_inside_sqrt ? wide.states[1].add(args.eps).sqrt_() : wide.states[1].sqrt().add_(args.eps);
-  update.copy_(wide.states[0].div(root).add_(wide.master, args.weight_decay));
-  for (size_t k = 0; k < run.states.size(); ++k) store_tensor(wide.states[k], run.states[k]);
-  return update;
+  return aten::lamb_raw_update(options, hyper, grad_scale, run);
 }
 
 void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun& run) {
@@ -237,18 +157,16 @@ void lamb_apply_update(double factor, const at::Tensor& update, const UpdateRun&
     });
     return;
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  run.master.add_(update, -factor);
-  if (run.copy_out.defined()) run.copy_out.copy_(run.master);
+  aten::lamb_apply_update(factor, update, run);
 }
 
 at::Tensor muon_direction(const GroupHyper& hyper, double grad_scale, const UpdateRun& run) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const double momentum = hyper_value(hyper, "momentum", 0.95);
-  const at::Tensor grad = scaled_gradient(run, grad_scale);
+  const at::Tensor grad = run.grad.to(at::kFloat).mul(grad_scale);
   const at::Tensor buffer = run.states[0].to(at::kFloat);
   buffer.lerp_(grad, 1.0 - momentum);
-  store_tensor(buffer, run.states[0]);
+  if (!buffer.is_same(run.states[0])) run.states[0].copy_(buffer);
   return grad.lerp(buffer, momentum);
 }
 

@@ -1,5 +1,5 @@
 // The optimizers that DeepScale computes itself, as one update of one run of elements. On the CPU the kernels of
-// kernels/cpu/optimizers.h do it; on other devices the same formulas through ATen.
+// kernels/cpu/optimizers.h do it; on other devices aten_optimizer.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -13,7 +13,6 @@
 namespace deepscale {
 namespace {
 
-
 std::vector<int64_t> element_counts(const std::vector<NamedParam>& params) {
   std::vector<int64_t> counts;
   counts.reserve(params.size());

@@ -6,12 +6,25 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "kernels/cpu/spans.h"
 #include "zero/flat_ops.h"
 
 namespace deepscale {
+namespace {
+
+double squares_of(const at::Tensor& tensor) {
+  const int64_t blocks = (tensor.numel() + kernels::kNormBlock - 1) / kernels::kNormBlock;
+  const at::Tensor partials = at::empty({blocks}, tensor.options().dtype(at::kDouble));
+  flat::sum_of_squares(tensor, partials);
+  const at::Tensor on_host = partials.cpu();
+  const auto* values = on_host.const_data_ptr<double>();
+  return std::accumulate(values, values + blocks, 0.0);
+}
+
+}  // namespace
 
 ShardedOptimizer::ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles,
                                    NativeOptimizerOptions options, Placement placement)
@@ -125,35 +138,33 @@ void ShardedOptimizer::step_lamb(UnitState& state, const at::Tensor& gradient, c
                                  int64_t step, double grad_scale) const {
   const int tensors = state.unit->layout().tensors();
   // Two sums of squares a tensor: parameter and update. Added over ranks, then every rank knows the trust ratios.
-  at::Tensor sums = state.unit->plan().optimizer.allocate(2 * tensors, at::kDouble, at::kCPU);
+  const at::Tensor sums = at::zeros({2 * tensors}, at::kDouble);
   auto* values = sums.mutable_data_ptr<double>();
-  const auto total = [](const at::Tensor& tensor) {
-    std::vector<double> partials((tensor.numel() + kernels::kNormBlock - 1) / kernels::kNormBlock);
-    flat::sum_of_squares(tensor, partials.data());
-    double sum = 0;
-    for (const double partial : partials) sum += partial;
-    return sum;
-  };
   std::vector<std::pair<const ShardLayout::Piece*, at::Tensor>> updates;
   for (const auto& piece : state.unit->pieces()) {
     if (state.roles[piece.tensor].group < 0) continue;
     const UpdateRun run = piece_run(state, piece, gradient);
     at::Tensor update = lamb_raw_update(options_, hyper.at(state.roles[piece.tensor].group), grad_scale, run);
-    values[2 * piece.tensor] += total(run.master);
-    values[2 * piece.tensor + 1] += total(update);
+    values[2 * piece.tensor] += squares_of(run.master);
+    values[2 * piece.tensor + 1] += squares_of(update);
     updates.emplace_back(&piece, std::move(update));
   }
-  state.unit->plan().optimizer.all_reduce(sums, ReduceOp::kSum, state.unit->name()).wait_released();
+  const Communicator& group = state.unit->plan().optimizer;
+  // Where the parameters are, because a process group may serve that device only.
+  const at::Tensor travelling = group.allocate(2 * tensors, at::kDouble, state.unit->device());
+  travelling.copy_(sums);
+  group.all_reduce(travelling, ReduceOp::kSum, state.unit->name()).wait_released();
+  sums.copy_(travelling);
   for (const auto& [piece, update] : updates) {
-    const GroupHyper& group = hyper.at(state.roles[piece->tensor].group);
+    const GroupHyper& settings = hyper.at(state.roles[piece->tensor].group);
     const double weight = std::sqrt(values[2 * piece->tensor]);
     const double change = std::sqrt(values[2 * piece->tensor + 1]);
     const double trust =
         weight == 0 || change == 0 ? 1.0 : std::clamp(weight / change, options_.min_coeff, options_.max_coeff);
-    double size = hyper_value(group, "lr", 1e-3);
+    double size = hyper_value(settings, "lr", 1e-3);
     if (options_.bias_correction) {
-      size *= std::sqrt(1.0 - std::pow(hyper_value(group, "beta2", 0.999), static_cast<double>(step))) /
-              (1.0 - std::pow(hyper_value(group, "beta1", 0.9), static_cast<double>(step)));
+      size *= std::sqrt(1.0 - std::pow(hyper_value(settings, "beta2", 0.999), static_cast<double>(step))) /
+              (1.0 - std::pow(hyper_value(settings, "beta1", 0.9), static_cast<double>(step)));
     }
     lamb_apply_update(size * trust, update, piece_run(state, *piece, gradient));
   }
@@ -177,8 +188,10 @@ void ShardedOptimizer::step_muon(UnitState& state, const at::Tensor& gradient, c
     const auto& shape = state.unit->shape(i);
     const at::Tensor own =
         piece != nullptr ? muon_direction(group, grad_scale, run) : at::empty({0}, at::device(state.placement));
-    const at::Tensor full = assemble(state.unit->plan().optimizer, own, piece != nullptr ? piece->tensor_offset : 0,
-                                     state.unit->layout().numel(i), state.unit->name());
+    const at::Tensor full =
+        assemble(state.unit->plan().optimizer, own.to(state.unit->device()),
+                 piece != nullptr ? piece->tensor_offset : 0, state.unit->layout().numel(i), state.unit->name())
+            .to(state.placement);
     const at::Tensor update = orthogonalize(full.view({shape[0], -1})).reshape({-1});
     if (piece == nullptr) continue;
     const double lr = hyper_value(group, "lr", 1e-3);
