@@ -1,11 +1,9 @@
 // Where the elements of parameters stand in the flat tensors of optimizer-state files. Pure arithmetic, torch-free.
 //
 // partitioned:    the parameters of a group stand end to end, the total is padded to a multiple of 2 * ranks, and each
-// rank
-//                 stores one of `ranks` equal partitions;
+//                 rank stores one of `ranks` equal partitions;
 // per parameter:  every parameter is cut into `ranks` equal pieces of ceil(numel / ranks) elements, and a rank stores
-// its
-//                 pieces end to end.
+//                 its pieces end to end.
 #pragma once
 
 #include <cstdint>

@@ -15,9 +15,8 @@
 // takes one of three ways, which follow from the descriptors alone, so that all ranks take the same:
 //   inline  up to kInlineBytes travel in the slot itself: one cache-line round trip, and the input is free at once.
 //   direct  all inputs lie in shared memory: peers read them there. all_reduce: rank r reduces slice r of all buffers
-//   and
-//           stores the result in all of them, so its output is complete when every peer is done. Everything else only
-//           reads peers' inputs: complete when this rank is done.
+//           and stores the result in all of them, so its output is complete when every peer is done. Everything else
+//           only reads peers' inputs: complete when this rank is done.
 //   staged  otherwise: every rank copies its input piece by piece into its staging area, a ring of pieces, and
 //           takes what it needs from its peers' pieces. `staged` counts the pieces written, `consumed` the pieces taken
 //           from the peers; piece k may be overwritten when every peer's `consumed` has passed it. Both count over all

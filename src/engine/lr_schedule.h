@@ -4,8 +4,7 @@
 // WarmupLR        lr = min + (max - min) * g; g = ln(i+1)/ln(n) or i/n while i < n = max(2, warmup_num_steps), then 1
 // WarmupDecayLR   the same; from i = n on g = max(0, (T - i) / max(1, T - n))
 // WarmupCosineLR  lr = base * ratio; ratio rises from warmup_min_ratio to 1 by the same g, then falls by a half cosine
-// to
-//                 cos_min_ratio at T (Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983)
+//                 to cos_min_ratio at T (Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983)
 // LRRangeTest     lr = min * (1 + rate * k), k = (i+1)/step_size or its floor (Smith 2017, arXiv 1506.01186)
 // OneCycle        lr up and down once and momentum against it, then both decay ("1cycle", Smith 2018, arXiv 1803.09820)
 // Threads: one at a time.

@@ -1,7 +1,6 @@
 // [Note: nothing survives]
 // - Every started process asks the kernel to be killed when its parent dies (PR_SET_PDEATHSIG), so ranks go even when
-// the
-//   launcher is killed with SIGKILL.
+//   the launcher is killed with SIGKILL.
 // - Processes that the ranks themselves start are reached through the tree: a subreaper inherits orphans, so whatever a
 //   descendant does (a new session, a double fork) it stays below us in /proc, and killing what is found there until
 //   nothing is found ends everything. Process groups would not do: children can leave them.

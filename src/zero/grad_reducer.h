@@ -2,11 +2,10 @@
 //
 // [Note: gradient buffers]
 //  - plan.grads of one rank (the gradient is whole on every rank until the boundary): each unit has a flat gradient
-//  buffer;
-//    param.grad is a view of it, so later micro-batches accumulate in place. settle() reduces it once per boundary.
+//    buffer; param.grad is a view of it, so later micro-batches accumulate in place. settle() reduces it once per
+//    boundary.
 //  - otherwise: gradients of a micro-batch are gathered in a bucket that peers can read; when the last one of the unit
-//  has
-//    arrived, the bucket is reduce-scattered and its result is stored in (or added to) the unit's gradient shard.
+//    has arrived, the bucket is reduce-scattered and its result is stored in (or added to) the unit's gradient shard.
 //    Buckets come from a pool of few, so their memory does not grow with the model.
 //
 // [Note: launch order] Reductions start in one fixed order on all ranks, whichever order gradients arrive in, because

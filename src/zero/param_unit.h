@@ -3,8 +3,7 @@
 // Three ways to exist, decided by the plan and the group, invisible to callers:
 //  - replicated (plan.params of one rank): the flat buffer is always there; shard() is a slice of it.
 //  - mapped (plan.params shares memory): the flat buffer is one region that all ranks map; a shard is a slice of it,
-//  and
-//    to gather is to point param.data at it. No byte moves, no peer takes part, and the host holds the model once.
+//    and to gather is to point param.data at it. No byte moves, no peer takes part, and the host holds the model once.
 //  - gathered (otherwise): shards are separate; gather() gives the flat buffer its memory and all-gathers into it.
 //
 // [Note: second shards] With a node group (hpZ; Wang et al. 2023, "ZeRO++", arXiv 2306.10209) a gathered unit leaves,

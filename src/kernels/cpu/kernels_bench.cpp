@@ -1,6 +1,6 @@
 // Bandwidth of the CPU kernels beside the machine's limit for the same bytes, interleaved A B A B so that both see the
-// same disturbances. Prints the
-// medians of the rounds, and the ratio of the best rounds for machines that are not quiet.
+// same disturbances. Prints the medians of the rounds, and the ratio of the best rounds for machines that are not
+// quiet.
 //   kernels_bench [--numel N] [--threads T] [--rounds R]
 // adam: fused step (unscale, AdamW, bf16 copy-out) with fp32 or bf16 gradients against an in-place pass that loads and
 //       stores the same streams without arithmetic.
