@@ -68,7 +68,7 @@ class ParamUnit:
     gathered: bool
     params: list[Tensor]
     def gather(self) -> None:
-        """param.data = full tensors. Calls nest: each gather() needs its release()."""
+        """param.data = full tensors, whatever the engine does meanwhile. Calls nest: each gather() needs its release()."""
     def release(self) -> None: ...
     def shard(self, index: int) -> Tensor:
         """This rank's 1-D piece of parameter `index` (may be empty)."""
@@ -88,8 +88,8 @@ class Engine:
     holds it, or None: the engine then buckets it (stages 0-2, and small persistent parameters of stage 3).
     Tied parameters are listed once. Collective (broadcasts values from rank 0, except for parameters in units).
     optimizer: {"type": "adam"|"lion"|"adagrad"|"sgd"|"lamb"|"muon"|"python"|"none", options that are the same for all groups:
-    "decoupled", "bias_correction", "nesterov", "eps_inside_sqrt", "max_coeff", "min_coeff", "amsgrad", "state_dtype"}; "python" leaves the
-    update to a torch optimizer over fragments(); "none": no optimizer (inference)."""
+    "decoupled", "bias_correction", "nesterov", "momentum" (SGD: some group has it), "eps_inside_sqrt", "max_coeff", "min_coeff",
+    "state_dtype"}; "python" leaves the update to a torch optimizer over fragments(); "none": no optimizer (inference)."""
     def __init__(self, config_json: str, groups: PlanGroups, params: Sequence[tuple[str, Tensor, int, ParamUnit | None]],
                  optimizer: dict[str, Any]) -> None: ...
 
@@ -102,8 +102,6 @@ class Engine:
         """Forgets the recorded order (after the module's structure changed)."""
 
     # one micro-step
-    def set_boundary(self, boundary: bool) -> None:
-        """Whether the next backward ends an accumulation window."""
     def backward_seed(self, loss: Tensor, divide_by: float) -> Tensor:
         """The gradient to start backward from: loss_scale / divide_by, in the loss's dtype and device (scalar)."""
     def finish_backward(self) -> None:
@@ -111,7 +109,8 @@ class Engine:
     def step(self, hyper: Sequence[dict[str, float]]) -> bool:
         """At a boundary: settle, norm, overflow check, clip, update, publish, zero gradients. hyper: one dict per group
         (lr, beta1, beta2, eps, weight_decay, momentum, dampening). False when the update was skipped (non-finite gradients)."""
-    def zero_grad(self) -> None: ...
+    def zero_grad(self) -> None:
+        """Forgets the window's gradients. Collective after a backward that an exception cut off: peers may wait for its reductions."""
 
     # the same in two halves, for optimizers written in Python
     def prepare_step(self) -> bool:
@@ -144,6 +143,8 @@ class Engine:
     def write_local(self, index: int, key: str, value: Tensor) -> None: ...
     def fragment_of(self, index: int) -> tuple[int, int]:
         """(offset in the flattened parameter, length) of this rank's optimizer piece."""
+    def reset_optimizer(self) -> None:
+        """States and step count of the native optimizer as before its first step."""
     def get_step(self) -> int: ...
     def set_step(self, step: int) -> None:
         """Step count of the native optimizer (bias correction)."""
@@ -152,7 +153,7 @@ class Engine:
     def refresh_parameters(self) -> None:
         """The model's parameters are made again from the master copies. Collective."""
     def destroy(self) -> None:
-        """Removes hooks; parameters stay usable (gathered)."""
+        """Removes hooks. Sharded parameters stay as they are: their units gather and release them as before."""
 
 class Fragment:
     """This rank's piece of one trainable parameter, as a torch optimizer sees it (fp32 master, shape [length], or the

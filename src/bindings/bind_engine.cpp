@@ -21,6 +21,7 @@ NativeOptimizerOptions optimizer_options(const py::dict& options) {
   result.decoupled = option(options, "decoupled", true);
   result.bias_correction = option(options, "bias_correction", true);
   result.nesterov = option(options, "nesterov", false);
+  result.momentum = option(options, "momentum", true);
   result.eps_inside_sqrt = option(options, "eps_inside_sqrt", false);
   result.max_coeff = option(options, "max_coeff", 10.0);
   result.min_coeff = option(options, "min_coeff", 0.01);
@@ -51,10 +52,8 @@ std::shared_ptr<ParamUnit> make_unit(const std::string& name, const std::vector<
 }
 
 at::Tensor unit_piece(const ParamUnit& unit, int index) {
-  for (const auto& piece : unit.pieces()) {
-    if (piece.tensor == index) return unit.shard().narrow(0, piece.shard_offset, piece.length);
-  }
-  return unit.shard().narrow(0, 0, 0);
+  const ShardLayout::Piece* piece = unit.piece_of(index);
+  return piece == nullptr ? unit.shard().narrow(0, 0, 0) : unit.shard().narrow(0, piece->shard_offset, piece->length);
 }
 
 void register_unit(py::module_& m) {
@@ -77,8 +76,8 @@ void register_unit(py::module_& m) {
                                for (const auto& param : unit.params()) tensors.push_back(param.tensor);
                                return tensors;
                              })
-      .def("gather", &ParamUnit::gather, ReleaseGil())
-      .def("release", &ParamUnit::release, ReleaseGil())
+      .def("gather", &ParamUnit::hold, ReleaseGil())
+      .def("release", &ParamUnit::unhold, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))
       .def("full_shape", &ParamUnit::shape, py::arg("index"))
       .def("read_full", &ParamUnit::read_full, py::arg("index"), ReleaseGil())
@@ -125,7 +124,6 @@ void register_steps(py::class_<Engine>& engine) {
   engine.def("pre_forward", &Engine::pre_forward, py::arg("unit"), py::arg("inputs"), ReleaseGil())
       .def("post_forward", &Engine::post_forward, py::arg("unit"), py::arg("outputs"), ReleaseGil())
       .def("reset_order", &Engine::reset_order)
-      .def("set_boundary", &Engine::set_boundary, py::arg("boundary"))
       .def("backward_seed", &Engine::backward_seed, py::arg("loss"), py::arg("divide_by"), ReleaseGil())
       .def("finish_backward", &Engine::finish_backward, ReleaseGil())
       .def("step", &Engine::step, py::arg("hyper"), ReleaseGil())
@@ -147,6 +145,7 @@ void register_facts(py::class_<Engine>& engine) {
       .def("memory_bytes", &memory_map)
       .def("description", &Engine::description)
       .def("get_step", &Engine::optimizer_steps)
+      .def("reset_optimizer", &Engine::reset_optimizer)
       .def("set_step", &Engine::set_optimizer_steps, py::arg("step"));
 }
 

@@ -1,9 +1,12 @@
 #include "comm/host_communicator.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <functional>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "comm/host_context.h"
 #include "comm/host_group.h"
 
@@ -195,8 +198,8 @@ std::shared_ptr<HostCommunicator> HostCommunicator::subgroup(std::span<const int
     int64_t block_offset;
     uint64_t fingerprint;
   };
-  Entry own{memory()->allocate_offset(HostBlock::bytes_for(static_cast<int>(ranks.size()))), 14695981039346656037ull};
-  for (const int member : ranks) own.fingerprint = (own.fingerprint ^ static_cast<uint64_t>(member)) * 1099511628211ull;
+  Entry own{memory()->allocate_offset(HostBlock::bytes_for(static_cast<int>(ranks.size()))), 0};
+  own.fingerprint = fnv1a(fmt::format("{}", fmt::join(ranks, ",")));
   std::vector<Entry> entries(static_cast<size_t>(size()));
   all_gather(&own, entries.data(), sizeof(Entry), DType::kUInt8, "subgroup").wait();
   std::vector<int> members;

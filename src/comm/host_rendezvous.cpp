@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "platform/resources.h"
 
 namespace deepscale {
@@ -67,9 +68,7 @@ std::string folder_prefix() {
 }
 
 fs::path rendezvous_folder(const std::string& key) {
-  uint64_t fingerprint = 14695981039346656037ull;
-  for (const char byte : key) fingerprint = (fingerprint ^ static_cast<unsigned char>(byte)) * 1099511628211ull;
-  return rendezvous_root() / fmt::format("{}{:016x}", folder_prefix(), fingerprint);
+  return rendezvous_root() / fmt::format("{}{:016x}", folder_prefix(), fnv1a(key));
 }
 
 /// The process that wrote a part; pid 0 when the file is none.

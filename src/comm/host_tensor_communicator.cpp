@@ -31,8 +31,8 @@ Pending make_pending(HostPending pending, std::initializer_list<at::Tensor> tens
 void check_cpu(const char* operation, const at::Tensor& tensor) {
   DS_CHECK_AS(
       CommError, tensor.is_cpu(),
-      "{}: this group has shared memory only and cannot move a tensor on {}; make a process group with a backend "
-      "for that device (for CUDA: nccl)",
+      "{}: this group has shared memory only and cannot move a tensor on {}: keep the model on the CPU, or start the "
+      "program from Python with a process group that serves that device (for CUDA: nccl)",
       operation, tensor.device().str());
 }
 

@@ -21,21 +21,41 @@ int Engine::find_unit(const ParamUnit& unit) const {
   ds_throw<Error>("unit {} does not belong to this engine", unit.name());
 }
 
+void Engine::count_live(int unit) {
+  UnitUse& use = uses_[unit];
+  if (use.live == units_[unit]->occupied()) return;
+  use.live = !use.live;
+  live_numel_ += (use.live ? 1 : -1) * units_[unit]->gather_cost_numel();
+}
+
 void Engine::announce_use(int unit) {
   if (!schedules_) return;
-  if (!c10::GradMode::is_enabled() && !uses_[unit].in_backward && scheduler_->begins_with(unit)) {
-    scheduler_->end_iteration();  // forward-only: the first unit again is a new iteration
+  const bool forward_only = !c10::GradMode::is_enabled() && !uses_[unit].in_backward;
+  ParamScheduler& order = forward_only ? *forward_order_ : *training_order_;
+  if (forward_only && order.begins_with(unit)) order.end_iteration();  // the first unit again is a new pass
+  const auto is_live = [this](int ahead) { return uses_[ahead].live; };
+  for (const int ahead : order.on_use(unit, live_numel_, is_live)) {
+    units_[ahead]->prefetch();
+    count_live(ahead);
   }
-  for (const int ahead : scheduler_->on_use(unit, live_numel_)) {
-    if (!units_[ahead]->gathered()) units_[ahead]->prefetch();
-  }
+}
+
+void Engine::enter_use(int unit) {
+  announce_use(unit);
+  UnitUse& use = uses_[unit];
+  if (!use.kept) units_[unit]->gather();
+  use.kept = false;
+  count_live(unit);
+}
+
+void Engine::leave_use(int unit) {
+  units_[unit]->release();
+  count_live(unit);
 }
 
 void Engine::pre_forward(ParamUnit& unit, const std::vector<at::Tensor>& inputs) {
   const int u = find_unit(unit);
-  announce_use(u);
-  if (!unit.gathered()) live_numel_ += unit.gather_cost_numel();
-  unit.gather();
+  enter_use(u);
   if (!c10::GradMode::is_enabled() || !uses_[u].has_frozen) return;
   // Gradients of all parameters cannot tell when backward is through with frozen ones; the input's gradient can.
   for (const auto& input : inputs) {
@@ -49,11 +69,13 @@ void Engine::pre_forward(ParamUnit& unit, const std::vector<at::Tensor>& inputs)
 
 void Engine::post_forward(ParamUnit& unit, const std::vector<at::Tensor>& outputs) {
   const int u = find_unit(unit);
-  if (!(schedules_ && scheduler_->keep_after(u, live_numel_))) {
-    unit.release();
-    if (!unit.gathered()) live_numel_ -= unit.gather_cost_numel();
+  const bool trains = c10::GradMode::is_enabled();
+  if (trains && schedules_ && !uses_[u].kept && training_order_->keep_after(u, live_numel_)) {
+    uses_[u].kept = true;
+  } else {
+    leave_use(u);
   }
-  if (!c10::GradMode::is_enabled()) return;
+  if (!trains) return;
   for (const auto& output : outputs) {
     if (!output.requires_grad()) continue;
     output.register_hook([this, alive = std::weak_ptr<bool>(alive_), u](const at::Tensor&) {
@@ -67,22 +89,23 @@ void Engine::pre_backward(int unit) {
   if (use.in_backward) return;
   use.in_backward = true;
   use.grads_arrived = 0;
-  announce_use(unit);
-  if (!units_[unit]->gathered()) live_numel_ += units_[unit]->gather_cost_numel();
-  units_[unit]->gather();
+  enter_use(unit);
 }
 
 void Engine::post_backward(int unit) {
   UnitUse& use = uses_[unit];
   if (!use.in_backward) return;
   use.in_backward = false;
-  units_[unit]->release();
-  if (!units_[unit]->gathered()) live_numel_ -= units_[unit]->gather_cost_numel();
+  leave_use(unit);
+}
+
+void Engine::reset_order() {
+  training_order_->forget();
+  forward_order_->forget();
 }
 
 void Engine::on_gradient(int unit, int index) {
   reducer_->take(unit, index);
-  settled_ = false;
   UnitUse& use = uses_[unit];
   if (!use.in_backward || use.has_frozen) return;
   if (++use.grads_arrived == use.trainable) post_backward(unit);
@@ -91,46 +114,51 @@ void Engine::on_gradient(int unit, int index) {
 at::Tensor Engine::backward_seed(const at::Tensor& loss, double divide_by) {
   DS_CHECK(loss.numel() == 1, "backward needs a scalar loss, got shape [{}]: reduce it (for instance by .mean()) first",
            fmt::join(loss.sizes(), ", "));
+  if (reducer_->open()) end_backward();  // an exception cut the last one off
   reducer_->begin_backward();
   const c10::NoGradGuard no_grad;
   return at::full(loss.sizes(), scaler_.scale() / divide_by, loss.options().requires_grad(false));
 }
 
 void Engine::finish_backward() {
+  end_backward();
+  reducer_->reopen();
+}
+
+void Engine::end_backward() {
   reducer_->finish_backward();
   for (size_t u = 0; u < units_.size(); ++u) {
-    uses_[u].in_backward = false;
+    uses_[u].in_backward = uses_[u].kept = false;
     units_[u]->release_all();
+    count_live(static_cast<int>(u));
   }
-  live_numel_ = 0;
-  if (schedules_) scheduler_->end_iteration();
+  if (!schedules_) return;
+  training_order_->end_iteration();
+  forward_order_->end_iteration();
 }
 
 void Engine::settle() {
-  if (settled_) return;
   reducer_->settle();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (uses_[u].trainable > 0) reducer_->wait_settled(static_cast<int>(u));
   }
-  settled_ = true;
 }
 
 bool Engine::prepare_step() {
   DS_CHECK(optimizer_->options().kind != OptimizerKind::kNone,
            "this engine has no optimizer: pass one to initialize() or name one in the configuration's \"optimizer\"");
   const c10::NoGradGuard no_grad;
-  finish_backward();
+  end_backward();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (!units_[u]->check_in_place()) continue;
     for (int i = 0; i < units_[u]->layout().tensors(); ++i) optimizer_->refresh_master(static_cast<int>(u), i);
   }
-  if (!settled_) reducer_->settle();
+  reducer_->settle();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (uses_[u].trainable == 0) continue;
     reducer_->wait_settled(static_cast<int>(u));
     norm_->add_unit(static_cast<int>(u), reducer_->settled(static_cast<int>(u)));
   }
-  settled_ = true;
   const GradNorm::Result result = norm_->combine();
   const double scale = scaler_.scale();
   const bool nonfinite = !std::isfinite(result.norm);
@@ -141,7 +169,7 @@ bool Engine::prepare_step() {
   const double clip = options_.gradient_clipping;
   const double excess = clip > 0 && !nonfinite ? (result.norm / scale + 1e-6) / clip : 1.0;
   grad_scale_ = 1.0 / (scale * std::max(1.0, excess));
-  if (overflow_ && !scaler_.dynamic()) {
+  if (overflow_ && !scaler_.dynamic() && options_.groups.data.rank() == 0) {
     log_.error(
         "step {}: the gradient of parameter {} is not finite; the update is skipped and weights stay as they are",
         optimizer_steps_ + skipped_steps_ + 1, nonfinite_parameter_);
@@ -155,12 +183,7 @@ bool Engine::prepare_step() {
 }
 
 bool Engine::step(const std::vector<GroupHyper>& hyper) {
-  for (const auto& param : params_) {
-    DS_CHECK(param.group < static_cast<int>(hyper.size()),
-             "parameter {} is in optimizer group {}, but hyper-parameters came for {} groups", param.name, param.group,
-             hyper.size());
-    if (param.group >= 0) break;
-  }
+  optimizer_->check_hyper(hyper);
   const bool apply = prepare_step();
   if (apply) {
     const c10::NoGradGuard no_grad;
@@ -171,7 +194,7 @@ bool Engine::step(const std::vector<GroupHyper>& hyper) {
       optimizer_->step_unit(unit, reducer_->settled(unit), hyper, optimizer_steps_ + 1, grad_scale_);
       published.push_back(units_[u]->publish());
     }
-    for (auto& pending : published) pending.wait();
+    finish_publish(published);
   }
   finish_step(apply);
   return apply;
@@ -180,7 +203,14 @@ bool Engine::step(const std::vector<GroupHyper>& hyper) {
 void Engine::publish() {
   std::vector<Pending> published;
   for (auto& unit : units_) published.push_back(unit->publish());
+  finish_publish(published);
+}
+
+void Engine::finish_publish(std::vector<Pending>& published) {
   for (auto& pending : published) pending.wait();
+  const auto mapped =
+      std::find_if(units_.begin(), units_.end(), [](const auto& u) { return u->needs_publish_barrier(); });
+  if (mapped != units_.end()) (*mapped)->plan().params.barrier("publish");
 }
 
 void Engine::finish_step(bool applied) {
@@ -193,11 +223,6 @@ void Engine::finish_step(bool applied) {
       }
       publish();
     }
-    for (const auto& unit : units_) {
-      if (!unit->needs_publish_barrier()) continue;
-      unit->plan().params.barrier("publish");
-      break;
-    }
   } else {
     ++skipped_steps_;
   }
@@ -206,8 +231,8 @@ void Engine::finish_step(bool applied) {
 }
 
 void Engine::zero_grad() {
+  if (reducer_->open()) end_backward();
   reducer_->clear();
-  settled_ = false;
 }
 
 }  // namespace deepscale

@@ -24,6 +24,12 @@
 
 namespace deepscale {
 
+/// A setting that must be the same on all ranks.
+struct SharedSetting {
+  std::string name;
+  uint64_t fingerprint = 0;
+};
+
 struct EngineOptions {
   PlanGroups groups;
   ShardingPlan plan;  ///< of parameters that no unit holds yet: the engine buckets them
@@ -36,6 +42,7 @@ struct EngineOptions {
   bool skip_nonfinite = true;                     ///< leave out the update when a gradient is not finite
   std::optional<at::Device> optimizer_placement;  ///< nothing: where the parameters are
   double optimizer_placed_share = 1.0;            ///< of the elements; the rest stays where the parameters are
+  std::vector<SharedSetting> shared_settings;     ///< compared over ranks when the engine is built
 };
 
 /// One parameter of the model. Tied parameters are listed once.
@@ -57,14 +64,13 @@ class Engine {
   // --- modules with sharded parameters
   void pre_forward(ParamUnit& unit, const std::vector<at::Tensor>& inputs);
   void post_forward(ParamUnit& unit, const std::vector<at::Tensor>& outputs);
-  void reset_order() { scheduler_->forget(); }
+  void reset_order();
 
   // --- one micro-step
-  void set_boundary(bool boundary) { boundary_ = boundary; }
   [[nodiscard]] at::Tensor backward_seed(const at::Tensor& loss, double divide_by);
   void finish_backward();                           // collective
   bool step(const std::vector<GroupHyper>& hyper);  // collective
-  void zero_grad();
+  void zero_grad();                                 // collective after a backward that an exception cut off
 
   // --- the same in halves, for outside optimizers
   bool prepare_step();             // collective
@@ -79,6 +85,8 @@ class Engine {
   [[nodiscard]] int64_t skipped_steps() const { return skipped_steps_; }
   [[nodiscard]] int64_t optimizer_steps() const { return optimizer_steps_; }
   void set_optimizer_steps(int64_t steps) { optimizer_steps_ = steps; }
+  /// The native optimizer as before its first step.
+  void reset_optimizer();
   struct Memory {
     int64_t parameters = 0, gradients = 0, master = 0, optimizer = 0, buckets = 0;
   };
@@ -108,11 +116,15 @@ class Engine {
   struct Hook;
   struct UnitUse {
     bool in_backward = false;
+    bool kept = false;  ///< gathered since its last use, for the next one
+    bool live = false;  ///< counted in live_numel_
     int grads_arrived = 0;
     int trainable = 0;
     bool has_frozen = false;
   };
 
+  void check_shared_settings() const;
+  void check_params();
   void collect_units();
   void make_buckets();
   void add_unit(std::shared_ptr<ParamUnit> unit, int model_position);
@@ -124,8 +136,13 @@ class Engine {
   void pre_backward(int unit);
   void post_backward(int unit);
   void announce_use(int unit);
+  void enter_use(int unit);
+  void leave_use(int unit);
+  void count_live(int unit);
+  void end_backward();
   void settle();
   void publish();
+  void finish_publish(std::vector<Pending>& published);
   [[nodiscard]] int find_unit(const ParamUnit& unit) const;
   [[nodiscard]] at::Tensor local_tensor(int index, const std::string& key);
   [[nodiscard]] std::vector<ParamUnit*> unit_pointers() const;
@@ -144,11 +161,10 @@ class Engine {
   std::unique_ptr<GradReducer> reducer_;
   std::unique_ptr<GradNorm> norm_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
-  std::unique_ptr<ParamScheduler> scheduler_;
+  std::unique_ptr<ParamScheduler> training_order_;
+  std::unique_ptr<ParamScheduler> forward_order_;  ///< of passes without gradients, which must not disturb the other
   LossScaler scaler_;
 
-  bool boundary_ = true;
-  bool settled_ = false;
   double grad_scale_ = 1.0;
   double grad_norm_;
   bool overflow_ = false;

@@ -1,6 +1,10 @@
 #include "engine/engine_options.h"
 
 #include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/hash.h"
+#include "config/json_text.h"
 
 namespace deepscale {
 namespace {
@@ -38,6 +42,18 @@ void set_state_dtypes(const Config& config, NativeOptimizerOptions& optimizer) {
   if (optimizer.states_as_master) optimizer.state_dtype = optimizer.master_dtype;
 }
 
+/// What decides which collectives run, and on what.
+std::vector<SharedSetting> shared_settings(const Config& config) {
+  const config::Json all = config::Json::parse(config.to_json());
+  std::vector<SharedSetting> settings;
+  for (const char* key :
+       {"zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "gradient_accumulation_steps",
+        "gradient_clipping", "gradient_predivide_factor", "prescale_gradients"}) {
+    settings.push_back({key, all.contains(key) ? fnv1a(all.at(key).dump()) : 0});
+  }
+  return settings;
+}
+
 }  // namespace
 
 at::ScalarType scalar_type_of(FloatType type) {
@@ -70,6 +86,7 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
     options.optimizer_placed_share = config->zero.offload_optimizer->ratio;
   }
   set_state_dtypes(config, options.optimizer);
+  options.shared_settings = shared_settings(config);
   return options;
 }
 

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "comm/host_values.h"
 #include "engine/engine.h"
 #include "engine/engine_hook.h"
 #include "platform/private_memory.h"
@@ -32,6 +33,8 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
       grad_norm_(std::numeric_limits<double>::quiet_NaN()) {
   const c10::NoGradGuard no_grad;
   places_.resize(params_.size());
+  check_shared_settings();
+  check_params();
   collect_units();
   make_buckets();
   order_units();
@@ -43,6 +46,33 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
 
 Engine::~Engine() {
   destroy();
+}
+
+void Engine::check_shared_settings() const {
+  if (params_.empty() || options_.shared_settings.empty()) return;
+  std::vector<int64_t> own;
+  for (const auto& setting : options_.shared_settings) own.push_back(static_cast<int64_t>(setting.fingerprint >> 1));
+  const auto of_rank_0 =
+      broadcast_values(options_.groups.data, params_.front().tensor.device(), own, 0, "configuration of rank 0");
+  std::vector<int64_t> differs(own.size());
+  for (size_t i = 0; i < own.size(); ++i) differs[i] = own[i] == of_rank_0[i] ? -1 : options_.groups.data.rank();
+  differs = all_reduce_values(options_.groups.data, params_.front().tensor.device(), std::move(differs), ReduceOp::kMax,
+                              "differences of configurations");
+  for (size_t i = 0; i < differs.size(); ++i) {
+    DS_CHECK_AS(ConfigError, differs[i] < 0,
+                "\"{}\" in the configuration of rank {} is not that of rank 0: give all ranks the same configuration",
+                options_.shared_settings[i].name, differs[i]);
+  }
+}
+
+void Engine::check_params() {
+  for (const auto& param : params_) {
+    DS_CHECK_AS(
+        ConfigError, param.group < 0 || param.tensor.scalar_type() != at::kDouble,
+        "parameter {} has dtype float64, and parameters train in float32, bfloat16 or float16: convert the model "
+        "with model.float() first, or freeze the parameter",
+        param.name);
+  }
 }
 
 void Engine::collect_units() {
@@ -152,14 +182,16 @@ void Engine::build_parts() {
   }
   reducer_ = std::make_unique<GradReducer>(unit_pointers(), std::move(trainable), options_.reduction);
   norm_ = std::make_unique<GradNorm>(unit_pointers(), std::move(model_index));
-  scheduler_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
+  training_order_ = std::make_unique<ParamScheduler>(numels, options_.schedule);
+  forward_order_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
   at::Device placement = at::kCPU;
   for (const auto& unit : units_) placement = unit->device();
   optimizer_ = std::make_unique<ShardedOptimizer>(
       unit_pointers(), roles_, options_.optimizer,
       ShardedOptimizer::Placement{options_.optimizer_placement.value_or(placement), options_.optimizer_placed_share});
   for (size_t u = 0; u < units_.size(); ++u) {
-    units_[u]->set_write_listener([this, u](int index) { optimizer_->refresh_master(static_cast<int>(u), index); });
+    units_[u]->set_write_listener(this,
+                                  [this, u](int index) { optimizer_->refresh_master(static_cast<int>(u), index); });
   }
 }
 
@@ -189,7 +221,7 @@ void Engine::destroy() {
   alive_.reset();
   for (auto& hook : hooks_) hook.accumulator->del_post_hook(hook.key);
   hooks_.clear();
-  for (auto& unit : units_) unit->set_write_listener(nullptr);
+  for (auto& unit : units_) unit->drop_write_listener(this);
 }
 
 }  // namespace deepscale

@@ -1,6 +1,9 @@
 // Reading and writing the engine's state by parameter: full values (collective) and this rank's pieces.
 #include <ATen/Functions.h>
 #include <c10/core/GradMode.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
 
 #include "base/error.h"
 #include "engine/engine.h"
@@ -11,27 +14,23 @@ namespace deepscale {
 Engine::PieceRange Engine::fragment_of(int index) const {
   const Place& place = places_.at(index);
   if (place.unit < 0) return {};
-  for (const auto& piece : units_[place.unit]->pieces()) {
-    if (piece.tensor == place.index) return {piece.tensor_offset, piece.length};
-  }
-  return {};
+  const ShardLayout::Piece* piece = units_[place.unit]->piece_of(place.index);
+  return piece == nullptr ? PieceRange{} : PieceRange{piece->tensor_offset, piece->length};
 }
 
 at::Tensor Engine::local_tensor(int index, const std::string& key) {
   const Place& place = places_.at(index);
   if (place.unit < 0 || params_[index].group < 0) return {};
   if (key != "grad") return optimizer_->local(place.unit, place.index, key);
-  for (const auto& piece : units_[place.unit]->pieces()) {
-    if (piece.tensor != place.index) continue;
-    return flat::slice(reducer_->settled(place.unit), piece.shard_offset, piece.length);
-  }
-  return {};
+  const ShardLayout::Piece* piece = units_[place.unit]->piece_of(place.index);
+  if (piece == nullptr) return {};
+  return flat::slice(reducer_->settled(place.unit), piece->shard_offset, piece->length);
 }
 
 std::optional<at::Tensor> Engine::read_local(int index, const std::string& key) {
   const c10::NoGradGuard no_grad;
   if (key == "grad") {
-    if (!settled_ && !reducer_->has_gradients()) return std::nullopt;
+    if (!reducer_->has_gradients()) return std::nullopt;
     settle();
   }
   const at::Tensor local = local_tensor(index, key);
@@ -43,12 +42,17 @@ std::optional<at::Tensor> Engine::read_local(int index, const std::string& key) 
 std::optional<at::Tensor> Engine::read_full(int index, const std::string& key) {
   const c10::NoGradGuard no_grad;
   const Place& place = places_.at(index);
+  // Decided before anything moves, so that all ranks decide alike.
+  const auto states = optimizer_->options().state_names();
+  const bool known = key == "fp32" || key == "grad" || std::find(states.begin(), states.end(), key) != states.end();
+  DS_CHECK(known, "the optimizer has no state \"{}\"; it has: fp32, grad{}{}", key, states.empty() ? "" : ", ",
+           fmt::join(states, ", "));
   if (place.unit < 0 || params_[index].group < 0 || optimizer_->options().kind == OptimizerKind::kNone) {
     if (key != "fp32") return std::nullopt;
     return place.unit < 0 ? params_[index].tensor.detach().to(at::kFloat, false, true)
                           : units_[place.unit]->read_full(place.index).to(at::kFloat);
   }
-  if (key == "grad" && !settled_ && !reducer_->has_gradients()) return std::nullopt;
+  if (key == "grad" && !reducer_->has_gradients()) return std::nullopt;
   const auto local = read_local(index, key);
   const ParamUnit& unit = *units_[place.unit];
   at::Tensor full = assemble(unit.plan().optimizer, local ? local->to(unit.device()) : at::empty({0}, unit.device()),
@@ -68,6 +72,13 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
   DS_CHECK(value.numel() == local.numel(), "{} of parameter {} has {} elements on this rank, {} were to be stored", key,
            params_[index].name, local.numel(), value.numel());
   flat::copy(flat::plain(value, value.scalar_type(), local.device()), local, key == "grad" ? scaler_.scale() : 1.0);
+  if (key != "grad" && key != "fp32") optimizer_->note_written_states(places_[index].unit);
+}
+
+void Engine::reset_optimizer() {
+  const c10::NoGradGuard no_grad;
+  optimizer_->reset_states();
+  optimizer_steps_ = 0;
 }
 
 void Engine::write_full(int index, const std::string& key, const at::Tensor& value) {
@@ -101,11 +112,6 @@ void Engine::refresh_parameters() {
   const c10::NoGradGuard no_grad;
   for (size_t u = 0; u < units_.size(); ++u) optimizer_->store_shard(static_cast<int>(u));
   publish();
-  for (const auto& unit : units_) {
-    if (!unit->needs_publish_barrier()) continue;
-    unit->plan().params.barrier("publish");
-    break;
-  }
 }
 
 Engine::Memory Engine::memory_bytes() const {

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "checkpoint/optimizer_files.h"
 #include "checkpoint/torch_file.h"
+#include "comm/host_values.h"
 #include "engine/checkpoint_names.h"
 #include "engine/module_checkpoint.h"
 #include "platform/files.h"
@@ -76,7 +77,8 @@ class ModuleEngine::Impl::Loader {
       problem = std::make_exception_ptr(
           CheckpointError(fmt::format("checkpoint {} cannot be understood: {}", folder_, error.what())));
     }
-    agree(problem);
+    owner_.agree(problem, fmt::format("load_checkpoint({})", folder_));
+    owner_.engine->zero_grad();
     store_module();
     if (wants_optimizer_ && states_ != nullptr) restore_optimizer();
     return finish();
@@ -278,6 +280,7 @@ class ModuleEngine::Impl::Loader {
 
   void restore_optimizer() {
     const bool from_masters = owner_.config->zero.load_from_fp32_weights && states_->has_masters();
+    owner_.engine->reset_optimizer();  // files may lack states: those of an engine that had not stepped
     for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
       for (const int p : owner_.optimizer.groups[g].members) {
         const std::string& name = owner_.params.params[p].name;
@@ -337,20 +340,6 @@ class ModuleEngine::Impl::Loader {
   }
 
   // --- the rest
-  void agree(const std::exception_ptr& problem) const {
-    const Communicator& world = owner_.world;
-    if (!world.is_self()) {
-      const at::Tensor bad = at::full({1}, problem == nullptr ? -1 : world.rank(), at::kLong);
-      world.all_reduce(bad, ReduceOp::kMax, "load_checkpoint").wait();
-      const auto rank = bad.item<int64_t>();
-      DS_CHECK_AS(CheckpointError, problem != nullptr || rank < 0,
-                  "load_checkpoint({}): rank {} cannot load its files; this rank could. Nothing was changed; see that "
-                  "rank's error",
-                  folder_, rank);
-    }
-    if (problem != nullptr) std::rethrow_exception(problem);
-  }
-
   LoadedCheckpoint finish() {
     if (!options_.module_only) {
       const PyValue* schedule = first().find("lr_scheduler");
@@ -360,6 +349,7 @@ class ModuleEngine::Impl::Loader {
             schedule->at("last_batch_iteration").as_int("lr_scheduler.last_batch_iteration"));
       }
       owner_.global_steps = first().at("global_steps").as_int("global_steps");
+      owner_.micro_steps = owner_.global_steps * owner_.config->gradient_accumulation_steps.value_or(1);
       const auto counted = [&](const char* key, int64_t fallback) {
         const PyValue* value = first().find(key);
         return value == nullptr ? fallback : value->as_int(key);
@@ -386,16 +376,26 @@ class ModuleEngine::Impl::Loader {
   std::unique_ptr<OptimizerFiles> states_;
 };
 
+/// As rank 0 sees it, since not all hosts may see the same files; empty without a file.
+std::string ModuleEngine::Impl::latest_tag(const std::string& directory) const {
+  std::string tag;
+  if (world.rank() == 0) {
+    std::ifstream latest(directory + "/latest");
+    std::getline(latest, tag);
+  }
+  std::vector<int64_t> text(tag.begin(), tag.end());
+  const auto length = broadcast_values(world, device(), {static_cast<int64_t>(text.size())}, 0, "latest").front();
+  text.resize(static_cast<size_t>(length));
+  if (length > 0) text = broadcast_values(world, device(), std::move(text), 0, "latest");
+  return {text.begin(), text.end()};
+}
+
 std::optional<LoadedCheckpoint> ModuleEngine::Impl::load(const std::string& directory, const LoadOptions& options) {
   const c10::NoGradGuard no_grad;
-  std::string tag = options.tag;
+  const std::string tag = options.tag.empty() ? latest_tag(directory) : options.tag;
   if (tag.empty()) {
-    std::ifstream latest(directory + "/latest");
-    if (!latest.good()) {
-      if (world.rank() == 0) log.warning("there is no file {}/latest: pass a tag, or check the directory", directory);
-      return std::nullopt;
-    }
-    std::getline(latest, tag);
+    if (world.rank() == 0) log.warning("there is no file {}/latest: pass a tag, or check the directory", directory);
+    return std::nullopt;
   }
   return Loader(*this, directory + "/" + tag, options).run();
 }

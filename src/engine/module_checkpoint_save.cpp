@@ -6,10 +6,12 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "checkpoint/file_replace.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/state_layout.h"
 #include "checkpoint/torch_file.h"
+#include "comm/host_values.h"
 #include "config/json_text.h"
 #include "engine/checkpoint_names.h"
 #include "engine/module_checkpoint.h"
@@ -99,17 +101,29 @@ class ModuleEngine::Impl::Saver {
     const std::string tag = options_.tag.empty() ? "global_step" + std::to_string(owner_.global_steps) : options_.tag;
     check_tag(tag);
     folder_ = directory_ + "/" + tag;
-    make_directories(folder_);
+    attempt([&] { make_directories(folder_); });
     const bool trains = !owner_.optimizer.groups.empty();
     write_model_file(trains);
     if (trains && form_ != StateFileForm::kWhole) write_optimizer_file();
-    owner_.world.barrier("save_checkpoint");
-    if (options_.save_latest && rank_ == 0)
-      replace_file(directory_ + "/latest", [&](std::ostream& out) { out << tag; });
-    owner_.world.barrier("save_checkpoint latest");
+    const std::string what = fmt::format("save_checkpoint({})", folder_);
+    owner_.agree(problem_, what);
+    if (options_.save_latest && rank_ == 0) {
+      attempt([&] { replace_file(directory_ + "/latest", [&](std::ostream& out) { out << tag; }); });
+    }
+    owner_.agree(problem_, what);
   }
 
  private:
+  /// Peers are in the same collectives: a problem with files waits until they are over.
+  template <typename Write>
+  void attempt(const Write& write) {
+    try {
+      write();
+    } catch (const std::exception&) {
+      if (problem_ == nullptr) problem_ = std::current_exception();
+    }
+  }
+
   void check_client_state() const {
     for (const auto& [key, value] : options_.client_state) {
       DS_CHECK_AS(ConfigError,
@@ -120,13 +134,10 @@ class ModuleEngine::Impl::Saver {
 
   void check_tag(const std::string& tag) const {
     if (owner_.config->checkpoint.tag_validation == TagValidation::kIgnore || ranks_ == 1) return;
-    uint64_t digest = 14695981039346656037u;  // FNV-1a
-    for (const char c : tag) digest = (digest ^ static_cast<uint8_t>(c)) * 1099511628211u;
-    const auto value = static_cast<int64_t>(digest >> 2);
-    const at::Tensor low = at::full({1}, value, at::kLong), high = at::full({1}, value, at::kLong);
-    owner_.world.all_reduce(low, ReduceOp::kMin, "checkpoint tag").wait();
-    owner_.world.all_reduce(high, ReduceOp::kMax, "checkpoint tag").wait();
-    if (low.item<int64_t>() == high.item<int64_t>()) return;
+    const auto digest = static_cast<int64_t>(fnv1a(tag) >> 2);
+    const auto extremes =
+        all_reduce_values(owner_.world, owner_.device(), {digest, -digest}, ReduceOp::kMax, "checkpoint tag");
+    if (extremes[0] == -extremes[1]) return;
     DS_CHECK_AS(ConfigError, owner_.config->checkpoint.tag_validation != TagValidation::kFail,
                 "rank {} saves under the tag \"{}\", other ranks under another: pass the same tag on all ranks", rank_,
                 tag);
@@ -163,9 +174,9 @@ class ModuleEngine::Impl::Saver {
     state->set("ds_version", DEEPSCALE_VERSION);
     for (const auto& [key, value] : options_.client_state) state->set(key, from_client(value));
     if (form_ == StateFileForm::kPerParameter) {
-      write_torch_file(model_piece_file(folder_, rank_), document);
+      attempt([&] { write_torch_file(model_piece_file(folder_, rank_), document); });
     } else if (rank_ == 0) {
-      write_torch_file(whole_model_file(folder_), document);
+      attempt([&] { write_torch_file(whole_model_file(folder_), document); });
     }
   }
 
@@ -252,14 +263,14 @@ class ModuleEngine::Impl::Saver {
   }
 
   // --- optimizer file
-  void write_optimizer_file() const {
+  void write_optimizer_file() {
     PyDocument document;
     PyNode* file = document.dict();
     document.root = file;
     file->set("optimizer_state_dict", rank_optimizer_state(document, view()));
     file->set("ds_config", user_config(document));
     file->set("ds_version", DEEPSCALE_VERSION);
-    write_torch_file(optimizer_file(folder_, rank_, owner_.config->bf16.enabled), document);
+    attempt([&] { write_torch_file(optimizer_file(folder_, rank_, owner_.config->bf16.enabled), document); });
   }
 
   [[nodiscard]] TrainingView view() const {
@@ -278,6 +289,7 @@ class ModuleEngine::Impl::Saver {
   std::string directory_, folder_;
   const SaveOptions& options_;
   int ranks_, rank_;
+  std::exception_ptr problem_;
 };
 
 void ModuleEngine::Impl::save(const std::string& directory, const SaveOptions& options) {

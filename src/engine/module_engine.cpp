@@ -1,12 +1,12 @@
 #include "engine/module_engine.h"
 
 #include <ATen/Functions.h>
-#include <cxxabi.h>
+#include <c10/util/ScopeExit.h>
+#include <c10/util/Type.h>
 #include <fmt/ranges.h>
 
-#include <cstdlib>
-
 #include "base/error.h"
+#include "comm/host_values.h"
 
 namespace deepscale {
 
@@ -21,7 +21,6 @@ at::Tensor ModuleEngine::Impl::backward(const at::Tensor& loss) {
   DS_CHECK(loss.defined(), "backward() got an undefined loss");
   const double divide_by =
       config->managed_gradient_accumulation ? static_cast<double>(*config->gradient_accumulation_steps) : 1.0;
-  engine->set_boundary(at_boundary());
   loss.backward(engine->backward_seed(loss, divide_by));
   engine->finish_backward();
   return loss.detach().div(divide_by);
@@ -31,6 +30,7 @@ void ModuleEngine::Impl::step() {
   DS_CHECK(!optimizer.groups.empty(),
            "this engine has no optimizer: name one in the configuration's \"optimizer\" to call step()");
   in_step_ = true;
+  const auto leave = c10::make_scope_exit([this] { in_step_ = false; });
   step_applied = false;
   if (at_boundary()) {
     step_applied = engine->step(hyper());
@@ -46,7 +46,6 @@ void ModuleEngine::Impl::step() {
       log.info("step={}, skipped={}, lr={}", global_steps, skipped_steps, optimizer.groups.front().hyper.at("lr"));
     }
   }
-  in_step_ = false;
   ++micro_steps;
 }
 
@@ -64,6 +63,18 @@ void ModuleEngine::Impl::apply_rates(const std::vector<GroupRate>& rates) {
     hyper["beta1"] = *rates[g].momentum;
     hyper["beta2"] = LrSchedule::kCycleBeta2;
   }
+}
+
+/// Of the first parameter: they are all on one.
+at::Device ModuleEngine::Impl::device() const {
+  return params.params.empty() ? at::Device(at::kCPU) : params.params.front().tensor.device();
+}
+
+void ModuleEngine::Impl::agree(const std::exception_ptr& problem, const std::string& what) const {
+  const int64_t own = problem == nullptr ? -1 : world.rank();
+  const int64_t rank = all_reduce_values(world, device(), {own}, ReduceOp::kMax, what).front();
+  if (problem != nullptr) std::rethrow_exception(problem);
+  DS_CHECK_AS(CheckpointError, rank < 0, "{}: rank {} failed, this rank did not; see that rank's error", what, rank);
 }
 
 int ModuleEngine::Impl::parameter_index(const std::string& name) const {
@@ -190,9 +201,10 @@ at::Tensor ModuleEngine::full_gradient(const std::string& name) {
 
 void ModuleEngine::set_full_parameter(const std::string& name, const at::Tensor& value) {
   const int index = impl_->parameter_index(name);
-  const at::Tensor now = full_parameter(name);
-  DS_CHECK_AS(ConfigError, value.sizes() == now.sizes(), "parameter {} has shape [{}], the value to store [{}]", name,
-              fmt::join(now.sizes(), ", "), fmt::join(value.sizes(), ", "));
+  const auto& shape = impl_->params.params[index].shape;
+  DS_CHECK_AS(ConfigError, value.sizes() == at::IntArrayRef(shape),
+              "parameter {} has shape [{}], the value to store [{}]", name, fmt::join(shape, ", "),
+              fmt::join(value.sizes(), ", "));
   impl_->engine->write_full(index, "fp32", value.to(at::kFloat));
 }
 
@@ -202,12 +214,8 @@ at::Tensor ModuleEngine::prepare_input(const at::Tensor& input) const {
 }
 
 void ModuleEngine::wrong_module_type(const torch::nn::Module& module, const std::string& wanted) {
-  int status = 0;
-  char* readable = abi::__cxa_demangle(wanted.c_str(), nullptr, nullptr, &status);
-  const std::string name = status == 0 ? readable : wanted;
-  std::free(readable);
   ds_throw<ConfigError>("the engine's module is a {}, not a {}: name the type of the module given to initialize()",
-                        module.name(), name);
+                        module.name(), c10::demangle(wanted.c_str()));
 }
 
 }  // namespace deepscale

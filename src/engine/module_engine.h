@@ -2,6 +2,7 @@
 // the counters of training.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,6 +31,8 @@ class ModuleEngine::Impl {
   [[nodiscard]] std::vector<GroupHyper> hyper() const;
   void apply_rates(const std::vector<GroupRate>& rates);
   [[nodiscard]] std::string description() const;
+  /// All ranks go on, or all throw: the rank with a problem its own, the others one that names it. Collective.
+  void agree(const std::exception_ptr& problem, const std::string& what) const;
 
   // module_checkpoint_save.cpp, module_checkpoint_load.cpp. Collective.
   void save(const std::string& directory, const SaveOptions& options);
@@ -54,6 +57,9 @@ class ModuleEngine::Impl {
   std::optional<bool> forced_boundary;
 
  private:
+  [[nodiscard]] at::Device device() const;
+  [[nodiscard]] std::string latest_tag(const std::string& directory) const;
+
   class GatherHook;
   class Saver;
   class Loader;
@@ -66,8 +72,16 @@ class ModuleEngine::Impl {
   [[nodiscard]] std::vector<std::shared_ptr<ParamUnit>> shard_parameters();
   void attach_units(const std::vector<AnyUnit>& units, const std::vector<std::shared_ptr<ParamUnit>>& owners);
 
-  std::vector<AnyUnit> attached_;
+  /// Units that call this engine's hooks; they stop before the engine ends, also when building it fails half way.
+  struct Attachments {
+    ~Attachments() {
+      for (const AnyUnit& unit : units) unit.attach(nullptr);
+    }
+    std::vector<AnyUnit> units;
+  };
+
   bool in_step_ = false;
+  Attachments attached_;  // after the engine, so that it goes first
 };
 
 }  // namespace deepscale

@@ -112,15 +112,12 @@ ModuleEngine::Impl::Impl(std::shared_ptr<torch::nn::Module> given, Config given_
   broadcast_buffers();
   groups = make_plan_groups(config->zero, world);
   make_optimizer(options.groups);
-  make_engine(options.units);
   make_schedule();
+  make_engine(options.units);
   if (config->dump_state && world.rank() == 0) log.warning("{}\n{}", description(), config.to_text());
 }
 
-ModuleEngine::Impl::~Impl() {
-  for (const AnyUnit& unit : attached_) unit.attach(nullptr);
-  engine.reset();
-}
+ModuleEngine::Impl::~Impl() = default;
 
 void ModuleEngine::Impl::cast_buffers() {
   if (!config->data_types.buffer_dtype) return;
@@ -224,7 +221,7 @@ void ModuleEngine::Impl::attach_units(const std::vector<AnyUnit>& units,
     }
     if (used.empty()) continue;
     units[u].attach(std::make_shared<GatherHook>(*engine, std::move(used)));
-    attached_.push_back(units[u]);
+    attached_.units.push_back(units[u]);
   }
 }
 

@@ -98,6 +98,7 @@ void read_sgd(ParamReader& params, ConfiguredOptimizer& made, GroupHyper& hyper)
   hyper["weight_decay"] = params.number("weight_decay", 0.0);
   DS_CHECK_AS(ConfigError, !made.native.nesterov || (hyper["momentum"] > 0 && hyper["dampening"] == 0),
               "optimizer.params.nesterov needs a positive momentum and no dampening");
+  made.native.momentum = hyper["momentum"] != 0;
   made.state_class = "SGD";
 }
 
@@ -186,6 +187,7 @@ ConfiguredOptimizer configure_optimizer(const Options& options, const std::vecto
     if (slots[s].members.empty()) continue;
     slots[s].hyper = s % 2 == 0 ? hyper : rest;
     if (s / 2 < requests.size()) apply_settings(requests[s / 2].settings, s / 2, slots[s].hyper);
+    made.native.momentum = made.native.momentum || hyper_value(slots[s].hyper, "momentum", 0.0) != 0;
     made.groups.push_back(std::move(slots[s]));
   }
   DS_CHECK_AS(ConfigError, !made.groups.empty(),

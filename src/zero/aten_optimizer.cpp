@@ -14,7 +14,7 @@ void store_tensor(const at::Tensor& wide, const at::Tensor& target) {
 
 /// The run with fp32 tensors: its own where they are fp32, else copies.
 UpdateRun in_fp32(const UpdateRun& run) {
-  UpdateRun wide{run.master.to(at::kFloat), run.grad, {}, run.copy_out};
+  UpdateRun wide{run.master.to(at::kFloat), run.grad, {}, run.copy_out, run.fresh};
   for (const auto& state : run.states) wide.states.push_back(state.to(at::kFloat));
   return wide;
 }
@@ -69,13 +69,12 @@ void adagrad(const GroupHyper& hyper, double grad_scale, const UpdateRun& run) {
                       -hyper_value(hyper, "lr", 1e-3));
 }
 
-void sgd(const NativeOptimizerOptions& options, const GroupHyper& hyper, int64_t step, double grad_scale,
-         const UpdateRun& run) {
+void sgd(const NativeOptimizerOptions& options, const GroupHyper& hyper, double grad_scale, const UpdateRun& run) {
   at::Tensor grad = scaled_gradient(run, grad_scale);
   grad.add_(run.master, hyper_value(hyper, "weight_decay", 0.0));
   const double momentum = hyper_value(hyper, "momentum", 0.0);
   if (momentum != 0) {
-    if (step == 1) {
+    if (run.fresh) {
       run.states[0].copy_(grad);
     } else {
       run.states[0].mul_(momentum).add_(grad, 1.0 - hyper_value(hyper, "dampening", 0.0));
@@ -102,7 +101,7 @@ void update_run(const NativeOptimizerOptions& options, const GroupHyper& hyper, 
       adagrad(hyper, grad_scale, wide);
       break;
     default:
-      sgd(options, hyper, step, grad_scale, wide);
+      sgd(options, hyper, grad_scale, wide);
   }
   store(wide, run);
 }

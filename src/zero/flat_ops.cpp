@@ -43,8 +43,9 @@ void copy(const at::Tensor& source, const at::Tensor& destination, double scale)
     return;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  destination.view({-1}).copy_(source.reshape({-1}));
-  if (scale != 1.0) destination.mul_(scale);
+  // Scaled before it is narrowed: a product may fit where the factor does not.
+  const at::Tensor flat = source.reshape({-1});
+  destination.view({-1}).copy_(scale == 1.0 ? flat : flat.to(at::kFloat).mul(scale));
 }
 
 void add(const at::Tensor& source, const at::Tensor& destination, double scale) {

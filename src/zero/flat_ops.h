@@ -12,7 +12,7 @@ namespace deepscale::flat {
 
 /// destination = source * scale, converted to destination's dtype. Same element count, any shapes.
 void copy(const at::Tensor& source, const at::Tensor& destination, double scale = 1.0);
-/// destination += source * scale, added in fp32 at least.
+/// destination += source * scale, added in fp32.
 void add(const at::Tensor& source, const at::Tensor& destination, double scale = 1.0);
 /// `length` elements of a flat tensor, as a view.
 at::Tensor slice(const at::Tensor& tensor, int64_t offset, int64_t length);

@@ -18,9 +18,9 @@ GradNorm::GradNorm(std::vector<ParamUnit*> units, std::vector<std::vector<int>> 
     for (int i = 0; i < units_[u]->layout().tensors(); ++i) {
       Span span;
       if (model_index[u][i] >= 0) {
-        span.blocks = (units_[u]->layout().numel(i) + kernels::kNormBlock - 1) / kernels::kNormBlock;
-        span = {blocks, span.blocks, model_index[u][i]};
-        blocks += span.blocks;
+        const int64_t count = (units_[u]->layout().numel(i) + kernels::kNormBlock - 1) / kernels::kNormBlock;
+        span = {blocks, count, model_index[u][i]};
+        blocks += count;
         in_model_order_.push_back(span);
       }
       spans.push_back(span);

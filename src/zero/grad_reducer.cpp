@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "comm/host_values.h"
 #include "zero/flat_ops.h"
 
 namespace deepscale {
@@ -73,13 +74,20 @@ void GradReducer::take(int unit, int index) {
       "the gradient of parameter {} has shape [{}], the parameter had [{}] when the engine was built; do not resize "
       "parameters of a running engine",
       param.name, fmt::join(grad.sizes(), ", "), fmt::join(state.unit->shape(index), ", "));
-  open_ = true;
-  has_gradients_ = true;
-  if (state.unit->plan().reduces_each_micro_batch()) {
-    take_in_bucket(state, index, param.tensor);
-  } else {
+  reopen();
+  begin_backward();
+  if (!state.unit->plan().reduces_each_micro_batch()) {
     take_whole(state, index, param.tensor);
+  } else if (state.sent) {
+    take_late(state, index, param.tensor);
+  } else {
+    take_in_bucket(state, index, param.tensor);
   }
+}
+
+/// Whether param.grad can be a view of the unit's gradient buffer.
+bool GradReducer::aliases(const UnitState& state) const {
+  return sum_dtype(state) == state.unit->dtype();
 }
 
 void GradReducer::take_whole(UnitState& state, int index, const at::Tensor& param) {
@@ -91,35 +99,48 @@ void GradReducer::take_whole(UnitState& state, int index, const at::Tensor& para
   const at::Tensor& grad = param.grad();
   if (grad.const_data_ptr() == place.const_data_ptr()) return;  // accumulated in place
   const at::Tensor dense = flat::plain(grad, grad.scalar_type(), grad.device());
-  if (state.written[index]) {
+  // With create_graph autograd accumulates out of place: the new tensor holds what the slot held, too.
+  const bool holds_sum = aliases(state) && c10::GradMode::is_enabled();
+  if (state.written[index] && !holds_sum) {
     flat::add(dense, place);
   } else {
     flat::copy(dense, place);
   }
   state.written[index] = true;
-  const bool can_alias = sum_dtype(state) == param.scalar_type() && param.numel() == place.numel();
-  param.mutable_grad() = can_alias ? place.view(state.unit->shape(index)) : at::Tensor();
+  param.mutable_grad() = aliases(state) ? place.view(state.unit->shape(index)) : at::Tensor();
+}
+
+void GradReducer::open_bucket(UnitState& state) {
+  if (state.bucket.defined()) return;
+  state.bucket = acquire(state);
+  std::fill(state.written.begin(), state.written.end(), false);
+  state.arrived = 0;
 }
 
 void GradReducer::take_in_bucket(UnitState& state, int index, const at::Tensor& param) {
-  if (!state.bucket.defined()) {
-    state.bucket = acquire(state);
-    std::fill(state.written.begin(), state.written.end(), false);
-    state.arrived = 0;
-  }
+  open_bucket(state);
   const at::Tensor place = slot(state, state.bucket, index);
   const at::Tensor dense = flat::plain(param.grad(), param.grad().scalar_type(), state.unit->device());
+  param.mutable_grad() = at::Tensor();
   if (state.written[index]) {
     flat::add(dense, place, scale_before(state));
-  } else {
-    flat::copy(dense, place, scale_before(state));
-    state.written[index] = true;
-    ++state.arrived;
+    return;
   }
-  param.mutable_grad() = at::Tensor();
-  if (state.arrived != state.trainable_count || state.sent) return;
+  flat::copy(dense, place, scale_before(state));
+  state.written[index] = true;
+  if (++state.arrived != state.trainable_count) return;
   if (!order_observed_) completed_.push_back(static_cast<int>(&state - units_.data()));
   send_ready();
+}
+
+void GradReducer::take_late(UnitState& state, int index, const at::Tensor& param) {
+  if (!state.late.defined()) {
+    const int64_t numel = state.unit->layout().total_numel();
+    state.late = state.unit->plan().grads.allocate(numel, bucket_dtype(state), state.unit->device());
+  }
+  const at::Tensor dense = flat::plain(param.grad(), param.grad().scalar_type(), state.unit->device());
+  param.mutable_grad() = at::Tensor();
+  flat::add(dense, slot(state, state.late, index), scale_before(state));
 }
 
 at::Tensor GradReducer::acquire(const UnitState& state) {
@@ -143,6 +164,19 @@ at::Tensor GradReducer::acquire(const UnitState& state) {
   return state.unit->plan().grads.allocate(numel, dtype, state.unit->device());
 }
 
+/// [shard_numel] in the dtype in which gradients travel.
+at::Tensor GradReducer::acquire_scratch(const UnitState& state) {
+  const int64_t numel = state.unit->layout().shard_numel();
+  const at::TensorOptions options = at::TensorOptions().dtype(bucket_dtype(state)).device(state.unit->device());
+  const auto fits = std::find_if(scratches_.begin(), scratches_.end(), [&](const at::Tensor& free) {
+    return free.numel() == numel && free.scalar_type() == bucket_dtype(state) && free.device() == options.device();
+  });
+  if (fits == scratches_.end()) return at::empty({numel}, options);
+  at::Tensor scratch = std::move(*fits);
+  scratches_.erase(fits);
+  return scratch;
+}
+
 void GradReducer::send_ready() {
   while (next_ < order_.size()) {
     UnitState& state = units_[order_[next_]];
@@ -153,48 +187,45 @@ void GradReducer::send_ready() {
 }
 
 void GradReducer::send(UnitState& state) {
-  if (!state.bucket.defined()) {
-    state.bucket = acquire(state);
-    std::fill(state.written.begin(), state.written.end(), false);
-  }
+  open_bucket(state);
   for (size_t i = 0; i < state.written.size(); ++i) {
     if (!state.written[i]) slot(state, state.bucket, static_cast<int>(i)).zero_();
   }
   ParamUnit& unit = *state.unit;
-  const int64_t shard_numel = unit.layout().shard_numel();
   if (!state.shard.defined()) {
-    state.shard = Communicator::self().allocate(shard_numel, sum_dtype(state), unit.device());
+    state.shard = Communicator::self().allocate(unit.layout().shard_numel(), sum_dtype(state), unit.device());
   }
-  complete(state);  // an earlier round of the same unit
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
-  state.scratch = direct
-                      ? at::Tensor()
-                      : at::empty({shard_numel}, at::TensorOptions().dtype(bucket_dtype(state)).device(unit.device()));
+  state.scratch = direct ? at::Tensor() : acquire_scratch(state);
   state.pending =
       unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
   state.sent = true;
   in_flight_.push_back(static_cast<int>(&state - units_.data()));
   // In shared memory a reduction costs nothing until somebody waits, so it is always left in flight.
-  complete_all_but(options_.overlap || unit.plan().grads.shares_memory() ? kInFlight : 0);
+  const bool in_background = unit.device().is_cpu() && unit.plan().grads.shares_memory();
+  complete_all_but(options_.overlap || in_background ? kInFlight : 0);
 }
 
 void GradReducer::complete(UnitState& state) {
-  if (state.pending.empty()) return;
   state.pending.wait();
-  if (state.scratch.defined()) {
-    if (state.shard_valid) {
-      flat::add(state.scratch, state.shard, scale_after(state));
-    } else {
-      flat::copy(state.scratch, state.shard, scale_after(state));
-    }
-    state.scratch = at::Tensor();
-  } else if (scale_after(state) != 1.0) {
-    state.shard.mul_(scale_after(state));
-  }
-  state.shard_valid = true;
+  store(state);
   spares_.push_back({std::move(state.bucket), std::move(state.pending)});
   state.bucket = at::Tensor();
   state.pending = Pending();
+}
+
+/// A reduction's result, in the scratch or in the shard itself, becomes part of the shard.
+void GradReducer::store(UnitState& state) {
+  if (!state.scratch.defined()) {
+    if (scale_after(state) != 1.0) state.shard.mul_(scale_after(state));
+  } else if (state.shard_valid) {
+    flat::add(state.scratch, state.shard, scale_after(state));
+  } else {
+    flat::copy(state.scratch, state.shard, scale_after(state));
+  }
+  if (state.scratch.defined() && scratches_.size() < kInFlight + 1) scratches_.push_back(std::move(state.scratch));
+  state.scratch = at::Tensor();
+  state.shard_valid = true;
 }
 
 void GradReducer::complete_all_but(size_t in_flight) {
@@ -211,14 +242,13 @@ void GradReducer::adopt_order() {
   for (const int unit : order_) {
     if (std::find(completed_.begin(), completed_.end(), unit) == completed_.end()) wanted.push_back(unit);
   }
-  const Communicator& data = units_[order_.front()].unit->plan().data;
-  at::Tensor shared = at::empty({static_cast<int64_t>(wanted.size())}, at::kLong);
-  std::copy(wanted.begin(), wanted.end(), shared.mutable_data_ptr<int64_t>());
-  at::Tensor travelling = shared.to(units_[order_.front()].unit->device());
-  data.broadcast(travelling, 0, "order of reductions").wait_released();
-  shared = travelling.cpu();
-  const auto* first = shared.const_data_ptr<int64_t>();
-  order_.assign(first, first + shared.numel());
+  const ParamUnit& any = *units_[order_.front()].unit;
+  const auto agreed = broadcast_values(any.plan().data, any.device(), std::move(wanted), 0, "order of reductions");
+  order_.assign(agreed.begin(), agreed.end());
+  std::vector<int> sorted = order_;
+  std::sort(sorted.begin(), sorted.end());
+  DS_CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(),
+           "the order of reductions [{}] names a unit twice", fmt::join(order_, ", "));
 }
 
 void GradReducer::finish_backward() {
@@ -226,48 +256,93 @@ void GradReducer::finish_backward() {
   open_ = false;
   const c10::NoGradGuard no_grad;
   for (; next_ < order_.size(); ++next_) send(units_[order_[next_]]);
-  for (const int unit : order_) {
-    UnitState& state = units_[unit];
-    if (state.bucket.defined() && state.pending.empty()) send(state);  // second round
-  }
   complete_all_but(0);
   for (const int unit : order_) units_[unit].sent = false;
   next_ = 0;
   if (!order_.empty() && !order_observed_) adopt_order();
 }
 
+/// Units with a late gradient on any rank, in order_'s order.
+std::vector<int> GradReducer::units_with_late_gradients() const {
+  if (order_.empty()) return {};
+  const ParamUnit& any = *units_[order_.front()].unit;
+  std::vector<int64_t> flags;
+  for (const int unit : order_) flags.push_back(units_[unit].late.defined() ? 1 : 0);
+  const auto on_any_rank = [&](std::vector<int64_t> values) {
+    return all_reduce_values(any.plan().data, any.device(), std::move(values), ReduceOp::kMax, "late gradients");
+  };
+  // There are hardly ever any: one number tells.
+  if (on_any_rank({*std::max_element(flags.begin(), flags.end())}).front() == 0) return {};
+  flags = on_any_rank(std::move(flags));
+  std::vector<int> found;
+  for (size_t i = 0; i < order_.size(); ++i) {
+    if (flags[i] != 0) found.push_back(order_[i]);
+  }
+  return found;
+}
+
+void GradReducer::reduce_late() {
+  for (const int index : units_with_late_gradients()) {
+    UnitState& state = units_[index];
+    ParamUnit& unit = *state.unit;
+    if (!state.late.defined()) {
+      state.late = unit.plan().grads.allocate(unit.layout().total_numel(), bucket_dtype(state), unit.device());
+    }
+    state.scratch = acquire_scratch(state);
+    unit.plan().grads.reduce_scatter(state.late, state.scratch, op(), unit.name()).wait_released();
+    store(state);
+    state.late = at::Tensor();
+  }
+}
+
 void GradReducer::settle() {
+  if (settled_) return;
   const c10::NoGradGuard no_grad;
+  reduce_late();
   for (auto& state : units_) {
     if (state.trainable_count > 0) settle_unit(state);
   }
+  settled_ = true;
 }
 
 void GradReducer::settle_unit(UnitState& state) {
   const ShardingPlan& plan = state.unit->plan();
-  const int64_t shard_numel = state.unit->layout().shard_numel();
-  if (plan.reduces_each_micro_batch()) {
-    if (!state.shard_valid) {
-      state.shard = Communicator::self().allocate(shard_numel, sum_dtype(state), state.unit->device());
-      state.shard_valid = true;
-    }
-    if (!plan.replicas.is_self()) state.pending = plan.replicas.all_reduce(state.shard, op(), state.unit->name());
+  if (!plan.reduces_each_micro_batch()) {
+    settle_whole(state);
     return;
   }
+  if (!state.shard_valid) {
+    const int64_t shard_numel = state.unit->layout().shard_numel();
+    state.shard = Communicator::self().allocate(shard_numel, sum_dtype(state), state.unit->device());
+    state.shard_valid = true;
+  }
+  if (!plan.replicas.is_self()) state.pending = plan.replicas.all_reduce(state.shard, op(), state.unit->name());
+}
+
+void GradReducer::settle_whole(UnitState& state) {
+  const ShardingPlan& plan = state.unit->plan();
   if (!state.whole.defined()) {
     state.whole = plan.data.allocate(state.unit->layout().total_numel(), sum_dtype(state), state.unit->device());
   }
   for (size_t i = 0; i < state.written.size(); ++i) {
     if (!state.written[i]) slot(state, state.whole, static_cast<int>(i)).zero_();
+    // From here on the buffer holds ranks' sums in part: nobody may accumulate into it.
+    const at::Tensor& param = state.unit->params()[i].tensor;
+    if (param.grad().defined()) param.mutable_grad() = at::Tensor();
   }
   if (plan.data.is_self()) return;
-  state.scratch = bucket_dtype(state) == sum_dtype(state) && scale_before(state) == 1.0
-                      ? state.whole
-                      : plan.data.allocate(state.whole.numel(), bucket_dtype(state), state.unit->device());
-  if (!state.scratch.is_same(state.whole)) flat::copy(state.whole, state.scratch, scale_before(state));
+  if (bucket_dtype(state) == sum_dtype(state) && scale_before(state) == 1.0) {
+    state.scratch = state.whole;
+  } else {
+    if (!state.scratch.defined()) {
+      state.scratch = plan.data.allocate(state.whole.numel(), bucket_dtype(state), state.unit->device());
+    }
+    flat::copy(state.whole, state.scratch, scale_before(state));
+  }
   if (plan.optimizer.is_self()) {
     state.pending = plan.replicas.all_reduce(state.scratch, op(), state.unit->name());
   } else {
+    const int64_t shard_numel = state.unit->layout().shard_numel();
     const at::Tensor own = flat::slice(state.scratch, plan.shard_rank() * shard_numel, shard_numel);
     state.pending = plan.optimizer.reduce_scatter(state.scratch, own, op(), state.unit->name());
   }
@@ -275,27 +350,52 @@ void GradReducer::settle_unit(UnitState& state) {
 
 void GradReducer::wait_settled(int unit) {
   UnitState& state = units_[unit];
-  const ShardingPlan& plan = state.unit->plan();
-  if (state.pending.empty()) return;
   const c10::NoGradGuard no_grad;
+  if (!state.pending.empty()) receive_settled(state);
+  if (!state.carry.defined()) return;
+  flat::add(state.carry, settled(unit));
+  state.carry = at::Tensor();
+}
+
+void GradReducer::receive_settled(UnitState& state) {
+  const ShardingPlan& plan = state.unit->plan();
   state.pending.wait();
-  const bool second = !plan.reduces_each_micro_batch() && !plan.optimizer.is_self() && !plan.replicas.is_self();
+  if (plan.reduces_each_micro_batch()) {
+    state.pending.wait_released();
+    state.pending = Pending();
+    return;
+  }
   const int64_t shard_numel = state.unit->layout().shard_numel();
-  const at::Tensor& buffer = state.scratch;
-  if (second) {
-    const at::Tensor own = flat::slice(buffer, plan.shard_rank() * shard_numel, shard_numel);
+  const at::Tensor own = flat::slice(state.scratch, plan.shard_rank() * shard_numel, shard_numel);
+  if (!plan.optimizer.is_self() && !plan.replicas.is_self()) {
     plan.replicas.all_reduce(own, op(), state.unit->name()).wait_released();
   }
   state.pending.wait_released();
   state.pending = Pending();
-  if (plan.reduces_each_micro_batch()) return;
-  const at::Tensor result = settled(unit);
-  if (!buffer.is_same(state.whole)) {
-    flat::copy(flat::slice(buffer, plan.shard_rank() * shard_numel, shard_numel), result, scale_after(state));
-  } else if (scale_after(state) != 1.0) {
-    result.mul_(scale_after(state));
+  const at::Tensor result = settled(static_cast<int>(&state - units_.data()));
+  if (!state.scratch.is_same(state.whole)) {
+    flat::copy(own, result, scale_after(state));
+    return;
   }
+  if (scale_after(state) != 1.0) result.mul_(scale_after(state));
   state.scratch = at::Tensor();
+}
+
+void GradReducer::reopen() {
+  if (!settled_) return;
+  settled_ = false;
+  for (size_t u = 0; u < units_.size(); ++u) {
+    UnitState& state = units_[u];
+    if (state.trainable_count == 0) continue;
+    if (!state.unit->plan().reduces_each_micro_batch()) {
+      state.carry = settled(static_cast<int>(u)).clone();
+      std::fill(state.written.begin(), state.written.end(), false);
+    } else if (!state.unit->plan().replicas.is_self()) {
+      state.carry = std::move(state.shard);
+      state.shard = at::Tensor();
+      state.shard_valid = false;
+    }
+  }
 }
 
 at::Tensor GradReducer::settled(int unit) const {
@@ -306,9 +406,12 @@ at::Tensor GradReducer::settled(int unit) const {
 }
 
 void GradReducer::clear() {
+  finish_backward();
+  settled_ = false;
   for (auto& state : units_) {
     std::fill(state.written.begin(), state.written.end(), false);
     state.shard_valid = false;
+    state.late = state.carry = at::Tensor();
     for (const auto& param : state.unit->params()) {
       if (param.tensor.grad().defined()) param.tensor.mutable_grad() = at::Tensor();
     }
@@ -321,6 +424,8 @@ int64_t GradReducer::gradient_bytes() const {
   for (const auto& state : units_) {
     if (state.whole.defined()) bytes += static_cast<int64_t>(state.whole.nbytes());
     if (state.shard.defined()) bytes += static_cast<int64_t>(state.shard.nbytes());
+    if (state.late.defined()) bytes += static_cast<int64_t>(state.late.nbytes());
+    if (state.carry.defined()) bytes += static_cast<int64_t>(state.carry.nbytes());
   }
   return bytes;
 }

@@ -14,9 +14,14 @@
 // complete on rank 0 in that backward. finish_backward() sends what is left, gradients that never came as zeros:
 // parameters that one rank did not use cannot stall the others.
 //
-// A gradient that arrives after its unit was sent in the same backward (a parameter used by several reentrant
-// checkpoint segments) starts a second round of that unit. Threads: called by autograd's thread and by the engine's,
-// never at the same time.
+// [Note: late gradients] A gradient may arrive after its unit was sent in the same backward (a parameter used by
+// several reentrant checkpoint segments). It waits in a buffer of its own until the boundary, where the ranks agree
+// which units have such gradients anywhere and reduce those once more.
+//
+// [Note: what counts as the gradient] Gradients are taken over as they arrive; setting param.grad to None afterwards
+// takes nothing back, in no stage. clear() does.
+//
+// Threads: called by autograd's thread and by the engine's, never at the same time.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -45,20 +50,26 @@ class GradReducer {
   /// Units in the order in which backward is expected to finish them. trainable[u][i]: whether tensor i has a gradient.
   GradReducer(std::vector<ParamUnit*> units, std::vector<std::vector<bool>> trainable, Options options);
 
-  void begin_backward() { open_ = true; }
+  void begin_backward() { open_ = has_gradients_ = true; }
   /// Takes over the gradient that autograd just left in the parameter's .grad.
   void take(int unit, int index);
-  /// Ends a backward: sends what is incomplete (reducing plans).
+  /// Ends a backward: sends what is incomplete (reducing plans). Collective.
   void finish_backward();
+  /// Whether a backward has begun and not ended: an exception may have cut it off.
   [[nodiscard]] bool open() const { return open_; }
 
-  /// Boundary: reduces what is still whole. All units, in order; wait_settled() must follow.
+  /// Boundary: reduces what is still whole. All units, in order; wait_settled() must follow. Collective. Does nothing
+  /// when it was done already and no backward came since.
   void settle();
   void wait_settled(int unit);
+  [[nodiscard]] bool is_settled() const { return settled_; }
   /// This rank's averaged gradient, [shard_numel], in the accumulation dtype; after wait_settled().
   [[nodiscard]] at::Tensor settled(int unit) const;
+  /// The window goes on after settle(): the result is set aside, and the next settle() adds it.
+  void reopen();
 
-  /// Forgets gradients; the next backward starts a new accumulation window.
+  /// Forgets gradients; the next backward starts a new accumulation window. Ends an open backward first (collective
+  /// then): peers may be waiting for its reductions.
   void clear();
   /// Whether any gradient has arrived in this accumulation window on this rank.
   [[nodiscard]] bool has_gradients() const { return has_gradients_; }
@@ -75,8 +86,10 @@ class GradReducer {
     bool sent = false;   ///< in this backward
     at::Tensor whole;    ///< [total_numel], plans that reduce at the boundary
     at::Tensor bucket;   ///< [total_numel], plans that reduce each micro-batch, while gradients arrive
+    at::Tensor late;     ///< [total_numel], what arrived after the bucket was sent
     at::Tensor scratch;  ///< result of a reduction that must still be added or converted
     at::Tensor shard;    ///< [shard_numel], plans that reduce each micro-batch
+    at::Tensor carry;    ///< [shard_numel], settled before the window went on
     bool shard_valid = false;
     Pending pending;
   };
@@ -87,13 +100,22 @@ class GradReducer {
 
   void take_whole(UnitState& state, int index, const at::Tensor& param);
   void take_in_bucket(UnitState& state, int index, const at::Tensor& param);
+  void take_late(UnitState& state, int index, const at::Tensor& param);
+  void open_bucket(UnitState& state);
   void send_ready();
   void send(UnitState& state);
   void complete(UnitState& state);
   void complete_all_but(size_t in_flight);
+  void store(UnitState& state);
+  [[nodiscard]] std::vector<int> units_with_late_gradients() const;
+  void reduce_late();
   void settle_unit(UnitState& state);
+  void settle_whole(UnitState& state);
+  void receive_settled(UnitState& state);
+  [[nodiscard]] bool aliases(const UnitState& state) const;
   void adopt_order();
   at::Tensor acquire(const UnitState& state);
+  at::Tensor acquire_scratch(const UnitState& state);
   [[nodiscard]] at::Tensor slot(const UnitState& state, const at::Tensor& buffer, int index) const;
   [[nodiscard]] at::ScalarType bucket_dtype(const UnitState& state) const;
   [[nodiscard]] at::ScalarType sum_dtype(const UnitState& state) const;
@@ -109,7 +131,9 @@ class GradReducer {
   size_t next_ = 0;  ///< position in order_ of the next unit to send
   std::deque<int> in_flight_;
   std::vector<Spare> spares_;
+  std::vector<at::Tensor> scratches_;  ///< free ones, to be used again
   bool open_ = false;
+  bool settled_ = false;
   bool has_gradients_ = false;
 };
 

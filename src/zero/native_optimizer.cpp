@@ -81,7 +81,7 @@ void update_on_cpu(const NativeOptimizerOptions& options, const GroupHyper& hype
       const auto momentum = hyper_value(hyper, "momentum", 0.0);
       if (momentum == 0) span.state1 = nullptr;
       const double dampening = hyper_value(hyper, "dampening", 0.0);
-      over_threads(kernels::sgd_step, kernels::SgdArgs{lr, momentum, dampening, decay, options.nesterov, step == 1},
+      over_threads(kernels::sgd_step, kernels::SgdArgs{lr, momentum, dampening, decay, options.nesterov, run.fresh},
                    span);
       return;
     }
@@ -120,6 +120,7 @@ std::vector<std::string> NativeOptimizerOptions::state_names() const {
     case OptimizerKind::kAdagrad:
       return {"exp_avg_sq"};
     case OptimizerKind::kSgd:
+      if (!momentum) return {};
       return {"momentum_buffer"};
     default:
       return {};

@@ -18,6 +18,7 @@ struct NativeOptimizerOptions {
   bool decoupled = true;
   bool bias_correction = true;
   bool nesterov = false;
+  bool momentum = true;  ///< SGD: some group has momentum, and needs a buffer for it
   bool eps_inside_sqrt = false;
   double max_coeff = 10.0;
   double min_coeff = 0.01;
@@ -43,6 +44,7 @@ struct UpdateRun {
   at::Tensor grad;    ///< any float dtype
   std::vector<at::Tensor> states;
   at::Tensor copy_out;  ///< model's dtype, undefined when master is the model's parameter
+  bool fresh = false;   ///< states hold nothing yet: SGD's momentum then starts as the gradient itself
 };
 
 /// One elementwise update (Adam, Lion, Adagrad, SGD). step is 1-based. grad_scale multiplies the gradient.

@@ -14,25 +14,26 @@ bool ParamScheduler::advance_to(int unit) {
   return true;
 }
 
-std::vector<int> ParamScheduler::on_use(int unit, int64_t live_numel) {
+std::vector<int> ParamScheduler::on_use(int unit, int64_t live_numel, const std::function<bool(int)>& is_live) {
   if (!complete_) {
-    trace_.push_back(unit);
+    if (recording_) trace_.push_back(unit);
     return {};
   }
   if (!advance_to(unit)) {
     forget();
-    trace_.push_back(unit);
+    recording_ = false;
     return {};
   }
   std::vector<int> ahead;
   int64_t budget = options_.prefetch_numel;
   for (size_t i = cursor_; i < trace_.size() && budget > 0; ++i) {
-    const int64_t numel = numels_[trace_[i]];
-    if (trace_[i] == unit || std::find(ahead.begin(), ahead.end(), trace_[i]) != ahead.end()) continue;
-    if (live_numel + numel > options_.max_live_numel) break;
-    ahead.push_back(trace_[i]);
-    live_numel += numel;
-    budget -= std::max<int64_t>(numel, 1);
+    const int next = trace_[i];
+    if (next == unit || std::find(ahead.begin(), ahead.end(), next) != ahead.end()) continue;
+    budget -= std::max<int64_t>(numels_[next], 1);
+    if (is_live(next)) continue;
+    if (live_numel + numels_[next] > options_.max_live_numel) break;
+    ahead.push_back(next);
+    live_numel += numels_[next];
   }
   return ahead;
 }
@@ -49,7 +50,8 @@ bool ParamScheduler::keep_after(int unit, int64_t live_numel) const {
 }
 
 void ParamScheduler::end_iteration() {
-  if (!trace_.empty()) complete_ = true;
+  complete_ = recording_ && !trace_.empty();
+  recording_ = true;
   cursor_ = 0;
 }
 
@@ -57,6 +59,7 @@ void ParamScheduler::forget() {
   trace_.clear();
   cursor_ = 0;
   complete_ = false;
+  recording_ = true;
 }
 
 }  // namespace deepscale

@@ -3,12 +3,13 @@
 // The first complete iteration records the order of use (a trace of unit ids). Later iterations follow it with a
 // cursor: on_use() answers which of the next units to prefetch, keep_after() whether a unit's next use is near enough
 // to keep it. A use that is not the expected one moves the cursor to the next place where the trace fits, or, when
-// there is none, forgets the trace: it is recorded again in the next iteration. A changed order costs prefetches, never
-// correctness.
+// there is none, forgets the trace: the next iteration, from its beginning, is recorded again. A changed order costs
+// prefetches, never correctness.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace deepscale {
@@ -24,9 +25,9 @@ class ParamScheduler {
   /// numels[u]: elements that gathering unit u costs (0: nothing to move).
   ParamScheduler(std::vector<int64_t> numels, Options options);
 
-  /// Unit `unit` is about to be used, `live_numel` elements are gathered already. Returns the units to prefetch, in
-  /// order.
-  std::vector<int> on_use(int unit, int64_t live_numel);
+  /// Unit `unit` is about to be used; `live_numel` elements are gathered already, those of the units of which is_live
+  /// says so. Returns the units to prefetch, in order.
+  std::vector<int> on_use(int unit, int64_t live_numel, const std::function<bool(int)>& is_live);
   /// Whether to keep `unit` gathered after the use that on_use() announced last.
   [[nodiscard]] bool keep_after(int unit, int64_t live_numel) const;
   /// An iteration (forward and backward) ended: the recorded order is complete.
@@ -36,7 +37,6 @@ class ParamScheduler {
   [[nodiscard]] bool begins_with(int unit) const {
     return trace_.size() > 1 && trace_.front() == unit && (!complete_ || cursor_ > 1);
   }
-  [[nodiscard]] bool knows_order() const { return complete_; }
 
  private:
   bool advance_to(int unit);
@@ -46,6 +46,7 @@ class ParamScheduler {
   std::vector<int> trace_;
   size_t cursor_ = 0;  ///< position after the last matched use
   bool complete_ = false;
+  bool recording_ = true;  ///< false: from the middle of an iteration to its end
 };
 
 }  // namespace deepscale

@@ -5,36 +5,52 @@
 namespace deepscale {
 namespace {
 
+std::vector<int> use(ParamScheduler& scheduler, int unit, int64_t live_numel = 0) {
+  return scheduler.on_use(unit, live_numel, [](int) { return false; });
+}
+
 ParamScheduler recorded(ParamScheduler::Options options = {}) {
   ParamScheduler scheduler({10, 20, 30, 40}, options);
-  for (const int unit : {0, 1, 2, 3, 3, 2, 1, 0}) EXPECT_TRUE(scheduler.on_use(unit, 0).empty());
+  for (const int unit : {0, 1, 2, 3, 3, 2, 1, 0}) EXPECT_TRUE(use(scheduler, unit).empty());
   scheduler.end_iteration();
   return scheduler;
 }
 
 TEST(ParamScheduler, TheSecondIterationPrefetchesInRecordedOrder) {
   auto scheduler = recorded({.prefetch_numel = 45});
-  EXPECT_EQ(scheduler.on_use(0, 0), (std::vector<int>{1, 2}));
+  EXPECT_EQ(use(scheduler, 0), (std::vector<int>{1, 2}));
 }
 
 TEST(ParamScheduler, LiveElementsLimitThePrefetch) {
   auto scheduler = recorded({.prefetch_numel = 1000, .max_live_numel = 35});
-  EXPECT_EQ(scheduler.on_use(0, 10), (std::vector<int>{1}));
+  EXPECT_EQ(use(scheduler, 0, 10), (std::vector<int>{1}));
 }
 
-TEST(ParamScheduler, ASkippedUnitIsToleratedAndAStrangeOrderForgotten) {
-  auto scheduler = recorded();
-  (void)scheduler.on_use(0, 0);
-  (void)scheduler.on_use(2, 0);  // 1 was skipped
-  EXPECT_TRUE(scheduler.knows_order());
-  for (const int unit : {3, 3, 2, 1, 0}) (void)scheduler.on_use(unit, 0);
-  (void)scheduler.on_use(3, 0);  // nothing left in the trace
-  EXPECT_FALSE(scheduler.knows_order());
+TEST(ParamScheduler, WhatIsLiveAlreadyIsNotCountedTwice) {
+  auto scheduler = recorded({.prefetch_numel = 1000, .max_live_numel = 60});
+  EXPECT_EQ(scheduler.on_use(0, 30, [](int unit) { return unit == 1; }), (std::vector<int>{2}));
+}
+
+TEST(ParamScheduler, ASkippedUnitIsTolerated) {
+  auto scheduler = recorded({.prefetch_numel = 45});
+  (void)use(scheduler, 0);
+  EXPECT_EQ(use(scheduler, 2), (std::vector<int>{3, 1}));  // 1 was skipped
+}
+
+TEST(ParamScheduler, AStrangeOrderIsForgottenAndTheNextWholeIterationRecorded) {
+  auto scheduler = recorded({.prefetch_numel = 45});
+  for (const int unit : {0, 1, 2, 3, 3, 2, 1, 0}) (void)use(scheduler, unit);
+  EXPECT_TRUE(use(scheduler, 3).empty());  // nothing left in the trace
+  EXPECT_TRUE(use(scheduler, 2).empty());
+  scheduler.end_iteration();
+  for (const int unit : {1, 3, 2, 0}) EXPECT_TRUE(use(scheduler, unit).empty());
+  scheduler.end_iteration();
+  EXPECT_EQ(use(scheduler, 1), (std::vector<int>{3, 2}));
 }
 
 TEST(ParamScheduler, AUnitThatIsUsedAgainSoonIsKept) {
   auto scheduler = recorded({.max_reuse_distance_numel = 60});
-  for (const int unit : {0, 1, 2, 3}) (void)scheduler.on_use(unit, 0);
+  for (const int unit : {0, 1, 2, 3}) (void)use(scheduler, unit);
   EXPECT_TRUE(scheduler.keep_after(3, 0));
   EXPECT_FALSE(scheduler.keep_after(0, 0));
 }

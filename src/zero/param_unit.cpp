@@ -89,6 +89,21 @@ void ParamUnit::take_values(const at::Tensor& values) {
   if (needs_publish_barrier()) plan_.params.barrier(name_);
 }
 
+const ShardLayout::Piece* ParamUnit::piece_of(int index) const {
+  const auto found =
+      std::find_if(pieces_.begin(), pieces_.end(), [&](const auto& piece) { return piece.tensor == index; });
+  return found == pieces_.end() ? nullptr : &*found;
+}
+
+void ParamUnit::set_write_listener(const void* owner, std::function<void(int index)> listener) {
+  listener_owner_ = owner;
+  write_listener_ = std::move(listener);
+}
+
+void ParamUnit::drop_write_listener(const void* owner) {
+  if (listener_owner_ == owner) set_write_listener(nullptr, nullptr);
+}
+
 at::Tensor ParamUnit::slot(int index) const {
   return flat::slice(flat_, layout_.offset(index), layout_.numel(index));
 }
@@ -136,8 +151,30 @@ void ParamUnit::release() {
   release_all();
 }
 
+void ParamUnit::hold() {
+  ++held_;
+  gather();
+}
+
+void ParamUnit::unhold() {
+  if (held_ == 0) return;
+  --held_;
+  release();
+}
+
+/// Bytes gathered ahead belong to the weights of their time.
+void ParamUnit::drop_prefetch() {
+  if (!prefetched_) return;
+  prefetched_ = false;
+  pending_.wait_released();
+  pending_ = Pending();
+  flat::resize_storage(flat_, 0);
+}
+
 void ParamUnit::release_all() {
-  gather_count_ = 0;
+  gather_count_ = held_;
+  if (held_ > 0) return;
+  drop_prefetch();
   if (!sharded() || !gathered_) return;
   point_at_nothing();
   if (mapped_) return;
@@ -157,6 +194,7 @@ void ParamUnit::keep_second_shard() {
 }
 
 Pending ParamUnit::publish() {
+  drop_prefetch();
   second_shard_valid_ = false;
   if (sharded()) {
     if (!mapped_ && gathered_) {
@@ -184,13 +222,13 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
   const c10::NoGradGuard no_grad;
   at::Tensor values = flat::plain(value, dtype_, device()).view({-1}).clone();
   if (root >= 0) plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  drop_prefetch();
   second_shard_valid_ = false;
   if (mapped_) plan_.params.barrier(params_[index].name);
   if (!sharded() || (gathered_ && !mapped_)) flat::copy(values, slot(index));
-  for (const auto& piece : pieces_) {
-    if (piece.tensor != index) continue;
-    flat::copy(flat::slice(values, piece.tensor_offset, piece.length),
-               flat::slice(shard_, piece.shard_offset, piece.length));
+  if (const ShardLayout::Piece* piece = piece_of(index)) {
+    flat::copy(flat::slice(values, piece->tensor_offset, piece->length),
+               flat::slice(shard_, piece->shard_offset, piece->length));
   }
   if (write_listener_) write_listener_(index);
   if (mapped_) plan_.params.barrier(params_[index].name);

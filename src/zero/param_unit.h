@@ -57,18 +57,25 @@ class ParamUnit {
   [[nodiscard]] const at::Tensor& shard() const { return shard_; }
   /// The pieces of this rank's slice.
   [[nodiscard]] const std::vector<ShardLayout::Piece>& pieces() const { return pieces_; }
+  /// The piece of tensor `index` in this rank's slice; null when it has none.
+  [[nodiscard]] const ShardLayout::Piece* piece_of(int index) const;
 
   /// Starts what gather() will need; costs nothing when mapped or replicated.
   void prefetch();
   /// param.data is the full tensor. Nests: each gather() needs its release().
   void gather();
   void release();
+  /// The same for code outside the engine: release_all() respects it. An unhold() without hold() does nothing.
+  void hold();
+  void unhold();
   /// Full shapes without values, for code that only asks for metadata (autograd nodes); hide_shapes() ends it.
   void show_shapes();
   void hide_shapes();
-  /// Drops all gathers, whatever their count.
+  /// Drops a prefetch and all gathers but those of hold().
   void release_all();
   [[nodiscard]] bool gathered() const { return gathered_; }
+  /// Whether the unit takes memory for its full parameters, or is about to.
+  [[nodiscard]] bool occupied() const { return gathered_ || prefetched_; }
   /// Bytes of the second shard, 0 without one.
   [[nodiscard]] int64_t second_shard_bytes() const {
     return second_shard_.defined() ? static_cast<int64_t>(second_shard_.nbytes()) : 0;
@@ -86,7 +93,9 @@ class ParamUnit {
   /// Stores `value` (full shape, any float dtype). root >= 0: that rank's value, on all ranks; -1: each rank's own.
   /// Collective over plan.data. Then calls the listener.
   void write_full(int index, const at::Tensor& value, int root);
-  void set_write_listener(std::function<void(int index)> listener) { write_listener_ = std::move(listener); }
+  /// One listener at a time; the owner's name is what drop_write_listener() goes by, since another may have followed.
+  void set_write_listener(const void* owner, std::function<void(int index)> listener);
+  void drop_write_listener(const void* owner);
 
   /// Replicated units: takes over values when somebody replaced a parameter's data by a tensor of the same shape;
   /// throws Error naming the parameter when its shape changed. Returns whether anything was taken over.
@@ -96,6 +105,7 @@ class ParamUnit {
   void allocate();
   void take_values(const at::Tensor& values);
   void keep_second_shard();
+  void drop_prefetch();
   void point_at_full();
   void point_at_nothing();
   [[nodiscard]] at::Tensor slot(int index) const;
@@ -118,6 +128,8 @@ class ParamUnit {
   bool prefetched_ = false;
   bool gathered_ = false;
   int gather_count_ = 0;
+  int held_ = 0;  ///< of gather_count_, those of hold()
+  const void* listener_owner_ = nullptr;
   std::function<void(int)> write_listener_;
 };
 

@@ -39,6 +39,7 @@ ShardedOptimizer::ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<st
     const bool within_share = static_cast<double>(placed) <= placement.share * static_cast<double>(total);
     state.placement = within_share ? placement.device : units[u]->device();
     state.roles = std::move(roles[u]);
+    for (const Role& role : state.roles) last_group_ = std::max(last_group_, role.group);
     if (options_.kind != OptimizerKind::kNone) {
       build_runs(state);
       allocate(state);
@@ -89,9 +90,25 @@ void ShardedOptimizer::allocate(UnitState& state) const {
     const at::Tensor shard = flat::slice(state.unit->shard(), run.shard_begin, run.length);
     run.tensors.master = shard_is_master ? shard : flat::slice(state.master, run.compact_begin, run.length);
     if (!shard_is_master && state.unit->device() == state.placement) run.tensors.copy_out = shard;
+    run.tensors.fresh = true;
     for (const auto& full : state.states) {
       run.tensors.states.push_back(flat::slice(full, run.compact_begin, run.length));
     }
+  }
+}
+
+void ShardedOptimizer::check_hyper(const std::vector<GroupHyper>& hyper) const {
+  DS_CHECK(last_group_ < static_cast<int>(hyper.size()),
+           "parameters are in {} optimizer groups, but hyper-parameters came for {}: give one set per group",
+           last_group_ + 1, hyper.size());
+  if (options_.kind != OptimizerKind::kSgd || options_.momentum) return;
+  for (const GroupHyper& group : hyper) {
+    const double momentum = hyper_value(group, "momentum", 0.0);
+    DS_CHECK_AS(
+        ConfigError, momentum == 0,
+        "SGD's momentum became {}, but it was 0 in all groups when the engine was built: start with momentum, or "
+        "build a new engine",
+        momentum);
   }
 }
 
@@ -108,6 +125,8 @@ void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std
       run.tensors.grad = flat::slice(placed, run.shard_begin, run.length);
       update_run(options_, hyper.at(run.group), step, grad_scale, run.tensors);
       run.tensors.grad = at::Tensor();
+      // A buffer that this step did not use has yet to start.
+      run.tensors.fresh = run.tensors.fresh && hyper_value(hyper.at(run.group), "momentum", 0.0) == 0;
     }
   }
   if (state.unit->device() != state.placement) store_shard(unit);
@@ -177,7 +196,7 @@ void ShardedOptimizer::step_muon(UnitState& state, const at::Tensor& gradient, c
   for (int i = 0; i < state.unit->layout().tensors(); ++i) {
     if (state.roles[i].group < 0) continue;
     const GroupHyper& group = hyper.at(state.roles[i].group);
-    const ShardLayout::Piece* piece = piece_of(state, i);
+    const ShardLayout::Piece* piece = state.unit->piece_of(i);
     UpdateRun run;
     if (piece != nullptr) run = piece_run(state, *piece, gradient);
     if (hyper_value(group, "use_muon", 0) == 0) {
@@ -199,13 +218,6 @@ void ShardedOptimizer::step_muon(UnitState& state, const at::Tensor& gradient, c
         .add_(flat::slice(update, piece->tensor_offset, piece->length), -lr);
     if (run.copy_out.defined()) flat::copy(run.master, run.copy_out);
   }
-}
-
-const ShardLayout::Piece* ShardedOptimizer::piece_of(const UnitState& state, int index) const {
-  for (const auto& piece : state.unit->pieces()) {
-    if (piece.tensor == index) return &piece;
-  }
-  return nullptr;
 }
 
 std::vector<Fragment> ShardedOptimizer::fragments() {
@@ -249,9 +261,20 @@ void ShardedOptimizer::finish_external(int unit) {
   store_shard(unit);
 }
 
+void ShardedOptimizer::reset_states() {
+  for (auto& state : units_) {
+    for (auto& tensor : state.states) tensor.zero_();
+    for (Run& run : state.runs) run.tensors.fresh = true;
+  }
+}
+
+void ShardedOptimizer::note_written_states(int unit) {
+  for (Run& run : units_[unit].runs) run.tensors.fresh = false;
+}
+
 at::Tensor ShardedOptimizer::local(int unit, int index, const std::string& key) {
   UnitState& state = units_[unit];
-  const ShardLayout::Piece* piece = piece_of(state, index);
+  const ShardLayout::Piece* piece = state.unit->piece_of(index);
   if (piece == nullptr || state.roles[index].group < 0 || options_.kind == OptimizerKind::kNone) return {};
   const UpdateRun run = piece_run(state, *piece, at::Tensor());
   if (key == "fp32") return run.master;
@@ -273,7 +296,7 @@ void ShardedOptimizer::store_shard(int unit) {
 void ShardedOptimizer::refresh_master(int unit, int index) {
   UnitState& state = units_[unit];
   if (!state.master.defined()) return;
-  const ShardLayout::Piece* piece = piece_of(state, index);
+  const ShardLayout::Piece* piece = state.unit->piece_of(index);
   if (piece == nullptr || state.roles[index].group < 0) return;
   const UpdateRun run = piece_run(state, *piece, at::Tensor());
   flat::copy(flat::slice(state.unit->shard(), piece->shard_offset, piece->length), run.master);

@@ -1,7 +1,7 @@
 // The optimizer over this rank's shards, for every plan, memory tier, native kernel or outside optimizer.
 //
 // For each unit, the trainable pieces of this rank's shard form runs: stretches of the shard with one parameter group,
-// merged across padding (padding holds zeros and stays harmless). Master copies and states exist for the runs only, so
+// merged across padding (what happens there harms nobody). Master copies and states exist for the runs only, so
 // frozen parameters cost nothing. Where the model has the master's dtype and device, the master IS the shard.
 #pragma once
 
@@ -44,6 +44,9 @@ class ShardedOptimizer {
 
   [[nodiscard]] const NativeOptimizerOptions& options() const { return options_; }
 
+  /// Throws when `hyper` has too few groups or asks for states that do not exist. The same on all ranks.
+  void check_hyper(const std::vector<GroupHyper>& hyper) const;
+
   /// Updates one unit from its settled gradient; writes the unit's shard. step is 1-based.
   void step_unit(int unit, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper, int64_t step,
                  double grad_scale);
@@ -52,6 +55,11 @@ class ShardedOptimizer {
   [[nodiscard]] std::vector<Fragment> fragments();
   void prepare_external(int unit, const at::Tensor& gradient, double grad_scale);
   void finish_external(int unit);
+
+  /// States as before the first step.
+  void reset_states();
+  /// To be called after a state of the unit was written through local().
+  void note_written_states(int unit);
 
   /// Local piece of a parameter's master ("fp32") or state; undefined when it has none here.
   [[nodiscard]] at::Tensor local(int unit, int index, const std::string& key);
@@ -89,10 +97,10 @@ class ShardedOptimizer {
   [[nodiscard]] UpdateRun piece_run(const UnitState& state, const ShardLayout::Piece& piece,
                                     const at::Tensor& gradient) const;
   [[nodiscard]] int64_t compact_offset(const UnitState& state, int64_t shard_offset) const;
-  [[nodiscard]] const ShardLayout::Piece* piece_of(const UnitState& state, int index) const;
 
   std::vector<UnitState> units_;
   NativeOptimizerOptions options_;
+  int last_group_ = -1;
 };
 
 /// Full fp32 tensor of which every rank of `group` holds one piece (exact: bits are combined as integers). Collective.

@@ -208,7 +208,6 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
         self._unmanaged_backwards += 1
         self.timers(BACKWARD_GLOBAL_TIMER).start()
-        self._core.set_boundary(self._reduces_now())
         seed = self._core.backward_seed(loss, float(divide_by))
         self._engine_backward_depth += 1
         self.timers(BACKWARD_INNER_GLOBAL_TIMER).start()
@@ -227,9 +226,6 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._core.finish_backward()
         self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
 
-    def _reduces_now(self) -> bool:
-        return self.is_gradient_accumulation_boundary() and not (self.inside_no_sync_ctxt or self._coalescing)
-
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
         assert self._stepper is not None, "must provide optimizer during init in order to use scale"
@@ -239,7 +235,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         return loss * self._core.loss_scale
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets all gradients, also those that were already reduced."""
+        """Forgets all gradients, also those that were taken over or reduced already, which module.zero_grad() leaves alone."""
         self._core.zero_grad()
         for param in self.module.parameters():
             param.grad = None

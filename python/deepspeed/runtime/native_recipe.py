@@ -33,7 +33,8 @@ def _torch_adam(optimizer: torch.optim.Optimizer) -> Recipe | None:
 def _torch_sgd(optimizer: torch.optim.Optimizer) -> Recipe | None:
     if not all(_off(g, "maximize", "differentiable") for g in optimizer.param_groups) or not _same(optimizer, "nesterov"):
         return None
-    return {"type": "sgd", "nesterov": bool(optimizer.param_groups[0]["nesterov"])}
+    return {"type": "sgd", "nesterov": bool(optimizer.param_groups[0]["nesterov"]),
+            "momentum": any(g["momentum"] != 0 for g in optimizer.param_groups)}
 
 
 def _torch_adagrad(optimizer: torch.optim.Optimizer) -> Recipe | None:

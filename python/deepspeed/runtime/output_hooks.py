@@ -76,7 +76,6 @@ class OutputWatcher:
     def _begin(self, engine: Any, grad: Tensor) -> None:
         self._active = True
         engine._unmanaged_backwards += 1
-        engine._core.set_boundary(engine._reduces_now())
         engine._core.backward_seed(grad.new_zeros(()), 1.0)
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
