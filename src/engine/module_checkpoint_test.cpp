@@ -206,6 +206,42 @@ TEST_F(Checkpoint, WeightsAloneLoadWithoutOptimizerFiles) {
   });
 }
 
+TEST_F(Checkpoint, OneOfAnEngineThatHadNotSteppedTakesBackWhatItsReaderHasDone) {
+  for (const std::string level : {"0", "1", "2", "3"}) {
+    SCOPED_TRACE(level);
+    on_ranks(2, [&](const Communicator& world) {
+      Trainer trainer(config_text(level), world);
+      trainer.engine->save_checkpoint(folder_, {.tag = "start" + level});
+      const auto expected = trainer.train(0, 3);
+      // Half a window is forgotten, too.
+      const at::Tensor input = pattern({4, kWidth}, 9);
+      trainer.engine->backward(trainer.engine->forward<NetImpl>(input).pow(2).mean());
+      ASSERT_TRUE(trainer.engine->load_checkpoint(folder_, {.tag = "start" + level}).has_value());
+      EXPECT_EQ(trainer.train(0, 3), expected);
+    });
+  }
+}
+
+TEST_F(Checkpoint, ARankThatCannotWriteIsNamedByTheOthersAndTrainingGoesOn) {
+  const std::string blocked = folder_ + "/t/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt";
+  make_directories(blocked + "/x");
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("2", R"("bf16": {"enabled": true},)"), world);
+    trainer.train(0, 1);
+    try {
+      trainer.engine->save_checkpoint(folder_, {.tag = "t"});
+      ADD_FAILURE() << "no error";
+    } catch (const Error& error) {
+      const std::string part = world.rank() == 1 ? "optim_states.pt" : "rank 1 failed";
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+    EXPECT_FALSE(file_size(folder_ + "/latest").has_value());
+    trainer.train(1, 3);
+    EXPECT_EQ(trainer.engine->global_steps(), 3);
+  });
+  remove_file(blocked + "/x");
+}
+
 std::string read_all(const std::string& path) {
   std::ostringstream text;
   text << std::ifstream(path, std::ios::binary).rdbuf();

@@ -172,6 +172,20 @@ void expect_error(const std::function<void(std::shared_ptr<NetImpl>)>& body, con
   }
 }
 
+TEST(ModuleEngineErrors, AModelIsAsItWasAfterAMistakeInTheSchedule) {
+  run_ranks(2, [](const std::shared_ptr<HostCommunicator>& host) {
+    const auto model = std::make_shared<NetImpl>();
+    const InitializeOptions options{.communicator = Communicator::host(host), .units = model->units()};
+    const std::string good = R"({"train_batch_size": 4, "zero_optimization": {"stage": 3}, "bf16": {"enabled": true},
+                                 "optimizer": {"type": "SGD"})";
+    EXPECT_THROW(initialize(model, good + R"(, "scheduler": {"type": "Foo"}})", options), ConfigError);
+    const at::Tensor input = pattern({2, kWidth}, 3);
+    EXPECT_TRUE(model->forward(input).defined());
+    EXPECT_EQ(model->scale.scalar_type(), at::kFloat);
+    EXPECT_NE(initialize(model, good + "}", options), nullptr);
+  });
+}
+
 TEST(ModuleEngineErrors, MistakesAreNamed) {
   const InitializeOptions alone{.communicator = Communicator::self()};
   const auto with = [&](const std::string& optimizer) {
