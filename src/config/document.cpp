@@ -32,7 +32,8 @@ a dictionary, JSON text, or JSON text encoded as base64url. The C++ API reads th
   9223372036854775807.
 - Deprecated names are read with a warning. The same setting under two names with two values is an error.
 - All problems of a configuration are reported at once, each with its JSON path.
-- The configuration in force (every key of every section) can be printed: `Config::to_json`, `engine.config`.
+- The configuration in force (every key of every section) can be printed: `Config::to_json`, in Python
+  `deepspeed.DeepSpeedConfig(path).print("configuration")`.
 
 ## Batch sizes
 

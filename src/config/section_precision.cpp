@@ -56,8 +56,7 @@ const config::Section& table_of(const TorchAutocastOptions*) {
           .option("enabled", &S::enabled, any(), "Turns autocast on.")
           .option("dtype", &S::dtype, any(), "Lower precision of autocast; null is torch's default.")
           .option("lower_precision_safe_modules", &S::lower_precision_safe_modules, any(),
-                  "Module classes whose gradients are reduced in the lower precision; null is Linear and Conv1d to "
-                  "Conv3d.")
+                  "Accepted: gradients travel in the parameters' dtype; communication_data_type chooses another one.")
           .build();
   return kTable;
 }

@@ -107,11 +107,11 @@ auto zero_placement(config::SectionBuilder<ZeroOptions>&& table) {
               "Lets save_16bit_model collect the whole model.")
       .option("stage3_module_granularity_threshold", &ZeroOptions::stage3_module_granularity_threshold,
               at_least(0).alias("module_granularity_threshold"),
-              "Modules with fewer elements per submodule are gathered as one unit.")
+              "Accepted for old configurations; has no effect here (see leaf_module).")
       .option("stage3_use_all_reduce_for_fetch_params", &ZeroOptions::stage3_use_all_reduce_for_fetch_params,
-              config::alias("use_all_reduce_for_fetch_params"), "Gathers parameters by all-reduce.")
+              config::alias("use_all_reduce_for_fetch_params"), "Accepted for old configurations; has no effect here.")
       .option("stage3_allgather_sequential", &ZeroOptions::stage3_allgather_sequential,
-              config::alias("allgather_sequential"), "Gathers parameters one by one, without a bucket.");
+              config::alias("allgather_sequential"), "Accepted for old configurations; has no effect here.");
 }
 
 auto zero_rest(config::SectionBuilder<ZeroOptions>&& table) {
@@ -122,7 +122,7 @@ auto zero_rest(config::SectionBuilder<ZeroOptions>&& table) {
       .option("round_robin_gradients", &ZeroOptions::round_robin_gradients, any(),
               "Deals parameters out to ranks in turn (stages 1 and 2).")
       .option("parameter_alignment", &ZeroOptions::parameter_alignment, any(),
-              "Starts each parameter of a flat buffer on an aligned address.")
+              "Accepted: parameters in flat buffers always start on an aligned address.")
       .option("zero_hpz_partition_size", &ZeroOptions::zero_hpz_partition_size, at_least(1),
               "ZeRO++ hpZ: ranks of the second, closer sharding that the backward pass uses (stage 3).")
       .option("zero_quantized_weights", &ZeroOptions::zero_quantized_weights, any(),
@@ -140,7 +140,7 @@ auto zero_rest(config::SectionBuilder<ZeroOptions>&& table) {
       .option("log_trace_cache_warnings", &ZeroOptions::log_trace_cache_warnings, any(),
               "Logs when the recorded order of modules becomes invalid.")
       .option("enable_sanity_checks", &ZeroOptions::enable_sanity_checks, any(),
-              "Checks internal invariants at run time.")
+              "Accepted: internal invariants are always checked.")
       .option("save_muon_momentum_buffer_in_memory", &ZeroOptions::save_muon_momentum_buffer_in_memory, any(),
               "Keeps Muon's momentum in memory when other states are on files.")
       .option("leaf_module", &ZeroOptions::leaf_module, any(), "Modules that stage 3 gathers and releases as one unit.")

@@ -291,6 +291,19 @@ void warn_doubtful(const O& o, Problems& problems) {
   if (o.zero.elastic_checkpoint) {
     problems.warn("zero_optimization.elastic_checkpoint", "has no effect; remove it");
   }
+  if (o.zero.stage3_use_all_reduce_for_fetch_params) {
+    problems.warn("zero_optimization.stage3_use_all_reduce_for_fetch_params",
+                  "has no effect: parameters are gathered by all-gather, or read where they are; remove it");
+  }
+  if (o.zero.stage3_allgather_sequential) {
+    problems.warn("zero_optimization.stage3_allgather_sequential",
+                  "has no effect: units are gathered one by one anyway; remove it");
+  }
+  if (o.zero.stage3_module_granularity_threshold > 0) {
+    problems.warn("zero_optimization.stage3_module_granularity_threshold",
+                  "has no effect: name modules to gather as one unit in leaf_module, or raise "
+                  "stage3_param_persistence_threshold");
+  }
   if (o.optimizer.legacy_fusion) problems.warn("optimizer.legacy_fusion", "has no effect; remove it");
   if (o.disable_allgather) problems.warn("disable_allgather", "has no effect; remove it");
 }

@@ -193,10 +193,14 @@ TEST(Validate, DataEfficiencyIsConsistent) {
 TEST(Validate, DoubtfulSettingsAreWarnedAbout) {
   const Config config = parsed(R"("vocabulary_size": 50257, "disable_allgather": true,
       "optimizer": {"type": "AdamW", "params": {"max_grad_norm": 1.0}, "legacy_fusion": true},
-      "zero_optimization": {"stage": 1, "elastic_checkpoint": true})");
+      "zero_optimization": {"stage": 1, "elastic_checkpoint": true, "allgather_sequential": true,
+                            "stage3_use_all_reduce_for_fetch_params": true, "module_granularity_threshold": 5})");
   EXPECT_TRUE(warned(config, "vocabulary_size: 50257 is not a multiple of 8"));
   EXPECT_TRUE(warned(config, "optimizer.params.max_grad_norm"));
   EXPECT_TRUE(warned(config, "zero_optimization.elastic_checkpoint"));
+  EXPECT_TRUE(warned(config, "zero_optimization.stage3_allgather_sequential"));
+  EXPECT_TRUE(warned(config, "zero_optimization.stage3_use_all_reduce_for_fetch_params"));
+  EXPECT_TRUE(warned(config, "zero_optimization.stage3_module_granularity_threshold"));
   EXPECT_TRUE(warned(config, "optimizer.legacy_fusion"));
   EXPECT_TRUE(warned(config, "disable_allgather"));
 }
