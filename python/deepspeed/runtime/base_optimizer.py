@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler, LossScalerBase
 from deepspeed.runtime.native_recipe import hyper_parameters
+from deepspeed.runtime.optimizer_states import core_keys
 
 
 class DeepSpeedOptimizer:
@@ -194,7 +195,7 @@ def local_states(engine: Any) -> dict[Tensor, dict[str, Any]]:
     step = core.get_step()
     states: dict[Tensor, dict[str, Any]] = {}
     for index, (_, param) in enumerate(engine.core_params):
-        pieces = {key: core.read_local(index, key) for key in core.state_keys()}
+        pieces = {name: core.read_local(index, key) for name, key in core_keys(engine, index).items()}
         pieces = {key: value for key, value in pieces.items() if value is not None}
         if pieces and step > 0:
             states[param] = {"step": step, **pieces}
