@@ -144,7 +144,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
                 optimizer_from_client(client, config, model_parameters, self.module)
             self._file_numbers = clean_groups(self.basic_optimizer, self.module)
         self._core, native = engine_build.make_core(self, self._plan_groups)
-        if any(is_sharded(p) for p in self.module.parameters()):
+        if config.shards_parameters:  # also when every parameter is small enough to stay whole: callers look for the object
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
         self._stepper = None if self.basic_optimizer is None else FragmentStepper(self._core, self.basic_optimizer, native)
         self._wrapper: ZeROOptimizer | None = None

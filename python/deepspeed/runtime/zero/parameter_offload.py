@@ -1,7 +1,7 @@
 """Module hooks of a model with sharded parameters: gather a module's units before its forward, release them after it.
 
-One hook before and one after the forward of every module that needs units (and of the root, which owns accesses that no hooked
-module claims). Each hook makes one call into the core per unit; the core arms what backward needs on the outputs. Reading a
+One hook before and one after the forward of every module that needs units (and of the root of a model that has any, which owns
+accesses that no hooked module claims). Each hook makes one call into the core per unit; the core arms what backward needs on the outputs. Reading a
 released parameter inside a forward gathers it for the module that is running and registers it as external from then on.
 """
 from __future__ import annotations
@@ -111,7 +111,7 @@ class DeepSpeedZeRoOffload:
         """Puts hooks on `module` and everything below it; called again after hooks were removed."""
         self._units.clear()
         self._hooked.clear()
-        self._visit(module, is_root=True)
+        self._visit(module, is_root=any(is_sharded(p) for p in module.parameters()))
 
     def _visit(self, module: nn.Module, is_root: bool = False) -> None:
         module.__dict__["_ds_offload"] = self
