@@ -204,3 +204,36 @@ def test_weights_survive_a_failing_step():
         engine.module.down.forward = lambda h: 1 / 0
         engine(*batch(2))
     assert all(torch.equal(v, before[n]) for n, v in full_weights(engine.module).items())
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_failures_of_the_users_code_leave_timers_and_counters_usable(stage):
+
+    class Fails(torch.autograd.Function):
+
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, grad):
+            raise ArithmeticError("in backward")
+
+    def failing_schedule(step):
+        if step == 2:
+            raise ArithmeticError("in the scheduler")
+        return 1.0
+
+    engine = initialize(config=config(stage, steps=2, wall_clock_breakdown=True),
+                        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, failing_schedule))[0]
+    with pytest.raises(TypeError):
+        engine("not tokens")
+    with pytest.raises(ArithmeticError, match="in backward"):
+        engine.backward(Fails.apply(engine(*batch(0))))
+    engine.zero_grad()
+    train(engine, 3)
+    with pytest.raises(ArithmeticError, match="in the scheduler"):
+        train(engine, 1, first=3)
+    assert engine.micro_steps == 4 and engine.global_steps == 2 and not engine._in_step
+    train(engine, 1, first=4)
+    assert engine.micro_steps == 5 and engine.global_steps == 2 and not engine.was_step_applied()

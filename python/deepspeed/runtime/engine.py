@@ -187,17 +187,21 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.timers(FORWARD_GLOBAL_TIMER).start()
         if self.training:
             self.tput_timer.start()
+        try:
+            output = self._run_module(inputs, kwargs)
+            if self._stepper is not None and torch.is_grad_enabled():
+                self._outputs.watch(output)
+            return output
+        finally:
+            self.timers(FORWARD_GLOBAL_TIMER).stop()
+
+    def _run_module(self, inputs: tuple, kwargs: dict) -> Any:
         if self._config.fp16.auto_cast:
             inputs, kwargs = self._to_half(inputs), self._to_half(kwargs)
         if self._autocast:
             with torch.autocast(self.device.type, dtype=self.torch_autocast_dtype()):
-                output = self.module(*inputs, **kwargs)
-        else:
-            output = self.module(*inputs, **kwargs)
-        if self._stepper is not None and torch.is_grad_enabled():
-            self._outputs.watch(output)
-        self.timers(FORWARD_GLOBAL_TIMER).stop()
-        return output
+                return self.module(*inputs, **kwargs)
+        return self.module(*inputs, **kwargs)
 
     # ------------------------------------------------------------------ backward
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
@@ -208,8 +212,15 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
         self._unmanaged_backwards += 1
         self.timers(BACKWARD_GLOBAL_TIMER).start()
+        try:
+            self._run_backward(loss, float(divide_by), retain_graph)
+        finally:
+            self.timers(BACKWARD_GLOBAL_TIMER).stop()
+        return loss.detach() / divide_by if divide_by != 1 else loss.detach()
+
+    def _run_backward(self, loss: Tensor, divide_by: float, retain_graph: bool) -> None:
         self._core.set_boundary(self._reduces_now())
-        seed = self._core.backward_seed(loss, float(divide_by))
+        seed = self._core.backward_seed(loss, divide_by)
         self._engine_backward_depth += 1
         self.timers(BACKWARD_INNER_GLOBAL_TIMER).start()
         try:
@@ -218,14 +229,14 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             self._engine_backward_depth -= 1
             self.timers(BACKWARD_INNER_GLOBAL_TIMER).stop()
         self._finish_backward()
-        self.timers(BACKWARD_GLOBAL_TIMER).stop()
-        return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _finish_backward(self) -> None:
         self._outputs.forget()
         self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).start()
-        self._core.finish_backward()
-        self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
+        try:
+            self._core.finish_backward()
+        finally:
+            self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
 
     def _reduces_now(self) -> bool:
         return self.is_gradient_accumulation_boundary() and not (self.inside_no_sync_ctxt or self._coalescing)
@@ -286,25 +297,31 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         assert self._stepper is not None, "must provide optimizer during init in order to use step"
         self.timers(STEP_GLOBAL_TIMER).start()
         self._in_step, self._step_applied = True, False
-        boundary = self.is_gradient_accumulation_boundary()
-        if boundary:
-            self._take_model_step(lr_kwargs)
-        self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
-        self.timers(STEP_GLOBAL_TIMER).stop()
-        self._in_step = False
-        self.micro_steps += 1
+        boundary, steps_before = self.is_gradient_accumulation_boundary(), self.global_steps
+        try:
+            if boundary:
+                self._take_model_step(lr_kwargs)
+            self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
+        finally:
+            self.timers(STEP_GLOBAL_TIMER).stop()
+            self._in_step = False
+            # A scheduler that fails does so after the update: the window's gradients are used up.
+            if not boundary or self.global_steps > steps_before:
+                self.micro_steps += 1
         if self._timing:
             self._log_timers(boundary)
 
     def _take_model_step(self, lr_kwargs: dict | None) -> None:
         self.optimizer.step()
         self._step_applied = not self._wrapper.overflow
-        if not self._step_applied:
-            self.skipped_steps += 1
-        elif self.lr_scheduler is not None:
-            self._step_scheduler(lr_kwargs)
-        self.global_steps += 1
-        self.global_samples += self._samples_of_step()
+        try:
+            if not self._step_applied:
+                self.skipped_steps += 1
+            elif self.lr_scheduler is not None:
+                self._step_scheduler(lr_kwargs)
+        finally:
+            self.global_steps += 1
+            self.global_samples += self._samples_of_step()
         every = self._config.steps_per_print
         if every is not None and self.global_steps % every == 0:
             log_dist(f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", ranks=[0])
