@@ -206,18 +206,29 @@ def test_weights_survive_a_failing_step():
     assert all(torch.equal(v, before[n]) for n, v in full_weights(engine.module).items())
 
 
+class FailsInBackward(torch.autograd.Function):
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, grad):
+        raise ArithmeticError("in backward")
+
+
+def test_a_backward_that_failed_does_not_hide_a_missing_loss_scale():
+    engine = initialize(config=config(2, fp16={"enabled": True, "loss_scale": 128}))[0]
+    head = engine.module.embedding.register_forward_hook(lambda _module, _inputs, output: FailsInBackward.apply(output))
+    with pytest.raises(ArithmeticError):
+        engine.scale(engine(*batch(0))).backward()
+    head.remove()
+    with pytest.raises(RuntimeError, match="Loss scaling is required"):
+        engine(*batch(1)).backward()
+
+
 @pytest.mark.parametrize("stage", (0, 3))
 def test_failures_of_the_users_code_leave_timers_and_counters_usable(stage):
-
-    class Fails(torch.autograd.Function):
-
-        @staticmethod
-        def forward(context, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(context, grad):
-            raise ArithmeticError("in backward")
 
     def failing_schedule(step):
         if step == 2:
@@ -229,7 +240,7 @@ def test_failures_of_the_users_code_leave_timers_and_counters_usable(stage):
     with pytest.raises(TypeError):
         engine("not tokens")
     with pytest.raises(ArithmeticError, match="in backward"):
-        engine.backward(Fails.apply(engine(*batch(0))))
+        engine.backward(FailsInBackward.apply(engine(*batch(0))))
     engine.zero_grad()
     train(engine, 3)
     with pytest.raises(ArithmeticError, match="in the scheduler"):
