@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from typing import Any, Iterator
+import weakref
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.nn as nn
@@ -65,6 +66,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._make_optimizer(model_parameters)
         self._make_scheduler()
         self._outputs = OutputWatcher(self)
+        self._resume_gc = self._pause_gc()
         if self._config.dump_state:
             self.dump_state_now()
 
@@ -163,6 +165,13 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
             params = {key: value for key, value in config.scheduler_params.items() if value != "auto"}
             self.lr_scheduler = scheduler_class(config.scheduler_name)(self.basic_optimizer, **params)
+
+    def _pause_gc(self) -> Callable[[], Any] | None:
+        """Stops the automatic collector where configured. Returns what lets it run again, at the latest when the engine goes."""
+        if not self._config.disable_python_gc or not gc.isenabled():
+            return None
+        gc.disable()
+        return weakref.finalize(self, gc.enable)
 
     # ------------------------------------------------------------------ nn.Module
     def __getattr__(self, name: str) -> Any:
@@ -354,6 +363,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         core, self._core = self._core, None
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
+        if self._resume_gc is not None:
+            self._resume_gc()
         core.destroy()
         engine_build.release_parameters(self)
         self._stepper = self._wrapper = None
