@@ -27,6 +27,7 @@ from deepspeed.runtime.lr_schedules import scheduler_class
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
+from deepspeed.runtime.section_params import construct, given
 from deepspeed.runtime.zero.parameter import dissolve, is_sharded
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
@@ -163,8 +164,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if client is not None:
             self.lr_scheduler = client if hasattr(client, "step") else client(self.basic_optimizer)
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
-            params = {key: value for key, value in config.scheduler_params.items() if value != "auto"}
-            self.lr_scheduler = scheduler_class(config.scheduler_name)(self.basic_optimizer, **params)
+            self.lr_scheduler = construct("scheduler", scheduler_class(config.scheduler_name), self.basic_optimizer,
+                                          given(config.scheduler_params))
 
     def _pause_gc(self) -> Callable[[], Any] | None:
         """Stops the automatic collector where configured. Returns what lets it run again, at the latest when the engine goes."""
