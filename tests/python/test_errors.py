@@ -248,3 +248,38 @@ def test_failures_of_the_users_code_leave_timers_and_counters_usable(stage):
     assert engine.micro_steps == 4 and engine.global_steps == 2 and not engine._in_step
     train(engine, 1, first=4)
     assert engine.micro_steps == 5 and engine.global_steps == 2 and not engine.was_step_applied()
+
+
+def test_a_scheduler_that_is_none():
+    for wrong, found in ((5, "5"), (lambda optimizer: None, "None")):
+        with pytest.raises(ValueError, match=f"lr_scheduler must be a scheduler.*found {found} from"):
+            initialize(lr_scheduler=wrong, config=config(0))
+
+
+@pytest.mark.parametrize("stage", (0, 2))
+def test_optimizers_that_an_engine_cannot_step(stage):
+    with pytest.raises(ValueError, match="returned NoneType; expected a torch.optim.Optimizer"):
+        initialize(optimizer=lambda parameters: None, config=config(stage))
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss again"):
+        initialize(optimizer=torch.optim.LBFGS, config=config(stage, zero_allow_untested_optimizer=True))
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss again"):
+        initialize(config=config(stage, optimizer={"type": "LBFGS", "params": {}}))
+
+
+def test_arguments_of_checkpoints(tmp_path):
+    engine = initialize(config=config(0))[0]
+    with pytest.raises(ValueError, match="client_state must be a dictionary, got str: 'x'"):
+        engine.save_checkpoint(tmp_path, client_state="x")
+    with pytest.raises(ValueError, match="load_dir must be a non-empty string, got None"):
+        engine.load_checkpoint(None)
+
+
+def test_configurations_that_are_not_json(tmp_path):
+    from deepspeed import DeepSpeedConfigError
+    path = tmp_path / "config.json"
+    path.write_text('{"a":')
+    for source, match in (('{"a":', "the text given as configuration is not valid JSON"), (str(path), "config.json is not valid JSON"),
+                          (str(tmp_path), "is a directory; expected the path of a JSON file"), (5, "found int"),
+                          ({"train_batch_size": object()}, "cannot contain object")):
+        with pytest.raises(DeepSpeedConfigError, match=match):
+            initialize(config=source)

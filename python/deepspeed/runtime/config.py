@@ -81,12 +81,12 @@ class DeepSpeedConfig:
     """A validated configuration. Sections are attributes with their resolved values; `_param_dict` is what the user gave."""
 
     def __init__(self, config: Any, mpu: Any = None, mesh_device: Any = None, *, check_batch: bool = True) -> None:
-        self._param_dict, text = read_source(config)
         self.mesh_device = mesh_device
         self.world_size = data_parallel_size(mpu, mesh_device)
         try:
+            self._param_dict, text = read_source(config)
             self.resolved_json, warnings = _C.parse_config(text, self.world_size, check_batch)
-        except DeepSpeedConfigError as error:
+        except (DeepSpeedConfigError, ValueError, TypeError) as error:
             raise ConfigValidationError(str(error)) from None
         for warning in warnings:
             warning_once(warning)

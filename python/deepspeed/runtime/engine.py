@@ -162,7 +162,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     def _make_scheduler(self) -> None:
         client, config = self.client_lr_scheduler, self._config
         if client is not None:
-            self.lr_scheduler = client if hasattr(client, "step") else client(self.basic_optimizer)
+            self.lr_scheduler = client(self.basic_optimizer) if callable(client) and not hasattr(client, "step") else client
+            if not hasattr(self.lr_scheduler, "step"):
+                raise ValueError("lr_scheduler must be a scheduler with a step() method, or a function from an optimizer to one; "
+                                 f"found {self.lr_scheduler!r} from {client!r}")
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
             self.lr_scheduler = construct("scheduler", scheduler_class(config.scheduler_name), self.basic_optimizer,
                                           given(config.scheduler_params))

@@ -5,6 +5,7 @@ afterwards (native_recipe.py).
 """
 from __future__ import annotations
 
+import inspect
 from typing import Any, Callable, Iterable
 
 import torch
@@ -58,8 +59,9 @@ def optimizer_from_config(config: DeepSpeedConfig, parameters: Any, module: nn.M
     groups = as_groups(parameters, module)
     if not groups:
         raise ValueError("the configuration names an optimizer, but there are no parameters: check model_parameters")
-    make = _MAKERS.get(name, _from_torch)
-    return make(config, groups, params)
+    optimizer = _MAKERS.get(name, _from_torch)(config, groups, params)
+    _refuse_closures(optimizer)
+    return optimizer
 
 
 def _adam(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
@@ -113,6 +115,13 @@ _MAKERS: dict[str, Callable[[DeepSpeedConfig, list, dict], torch.optim.Optimizer
     "adam": _adam, "adamw": _adam, "lion": _lion, "adagrad": _adagrad, "lamb": _lamb}
 
 
+def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(f"{type(optimizer).__name__} evaluates the loss again inside step(), but here gradients come from "
+                         "engine.backward(): use an optimizer whose step() needs no closure")
+
+
 def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any, module: nn.Module) -> torch.optim.Optimizer:
     """The client's optimizer object, or what its function makes of the parameters; checked against the configuration."""
     if isinstance(client, torch.optim.Optimizer):
@@ -120,9 +129,12 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
     elif callable(client):
         optimizer = client(list(module.parameters()) if parameters is None else
                            parameters if isinstance(parameters, list) else list(parameters))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"the function given as optimizer returned {type(optimizer).__name__}; expected a torch.optim.Optimizer")
     else:
         raise AssertionError(f"Client Optimizer is of unexpected type {type(client)}: pass a torch.optim.Optimizer, or a function "
                              "from parameters to one")
+    _refuse_closures(optimizer)
     offloaded = config.offload_device("optimizer") != "none"
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.lion import DeepSpeedCPULion
