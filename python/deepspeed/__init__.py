@@ -35,6 +35,8 @@ _NAMES = {
     "DeepSpeedHybridEngine": "deepspeed.runtime.hybrid_engine:DeepSpeedHybridEngine",
     "DeepSpeedTransformerLayer": "deepspeed.ops.transformer:DeepSpeedTransformerLayer",
     "DeepSpeedTransformerConfig": "deepspeed.ops.transformer:DeepSpeedTransformerConfig",
+    "DualPipeVEngine": "deepspeed.runtime.pipe.dualpipev:DualPipeVEngine",
+    "DualPipeVModule": "deepspeed.runtime.pipe.dualpipev:DualPipeVModule",
     "InferenceEngine": "deepspeed.inference.engine:InferenceEngine",
     "PipelineEngine": "deepspeed.runtime.pipe.engine:PipelineEngine",
     "PipelineModule": "deepspeed.runtime.pipe:PipelineModule",

@@ -50,6 +50,7 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.runtime.pipe.module": {"PipelineModule": _PIPE, "LayerSpec": Later("pipeline parallelism"),
                                       "TiedLayerSpec": Later("pipeline parallelism")},
     "deepspeed.runtime.pipe.engine": {"PipelineEngine": _PIPE},
+    "deepspeed.runtime.pipe.dualpipev": {"DualPipeVEngine": _PIPE, "DualPipeVModule": _PIPE},
     "deepspeed.runtime.pipe.topology": {name: Later("pipeline parallelism")
                                         for name in ("ProcessTopology", "PipeDataParallelTopology",
                                                      "PipeModelDataParallelTopology", "PipelineParallelGrid")},
@@ -64,8 +65,6 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.module_inject": {},
     "deepspeed.linear": {"OptimizedLinear": Later("optimized linear layers", True), "LoRAConfig": Later("optimized linear layers"),
                          "QuantizationConfig": Later("optimized linear layers")},
-    "deepspeed.monitor": {},
-    "deepspeed.monitor.monitor": {"MonitorMaster": Later("monitors")},
     "deepspeed.profiling": {},
     "deepspeed.profiling.flops_profiler": {"FlopsProfiler": Later("the flops profiler"), "get_model_profile": Later("the flops profiler")},
     "deepspeed.ops.transformer": {"DeepSpeedTransformerLayer": Later("the fused transformer layer", True),

@@ -264,6 +264,8 @@ def test_full_values_are_readable_and_writable(stage):
 
 def test_attributes_fall_through_to_the_module():
     engine = engine_for(2)
+    assert not engine.monitor.enabled and engine.flops_profiler is None
+    engine.monitor.write_events([("Train/Samples/lr", 0.1, 1)])
     assert engine.embedding is engine.module.embedding
     engine.note = 5
     assert engine.note == 5

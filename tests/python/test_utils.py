@@ -313,3 +313,21 @@ def test_loss_scaler_schedule():
     with pytest.raises(Exception, match="already at minimum"):
         scaler.update_scale(True)
     assert isinstance(CreateLossScaler(torch.float, 0, True, None), LossScaler)
+
+
+def test_expert_parameters_are_told_from_shared_ones():
+    from deepspeed.moe.utils import (configure_moe_param_groups, split_params_grads_into_shared_and_expert_params,
+                                     split_params_into_shared_and_expert_params)
+    shared, expert, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    expert.allreduce = False
+    assert split_params_into_shared_and_expert_params([expert, shared, unused]) == ([shared, unused], [expert])
+    shared.grad, expert.grad = torch.zeros(2), torch.ones(2)
+    grads = split_params_grads_into_shared_and_expert_params([expert, shared, unused])
+    assert [len(part) for part in grads] == [1, 1] and grads[0][0] is shared.grad and grads[1][0] is expert.grad
+    assert configure_moe_param_groups([shared, unused]) == [{"params": [shared, unused], "name": "dense-params"}]
+    marked = [{"params": [expert], "moe": True}]
+    assert configure_moe_param_groups(marked) is marked
+    with pytest.raises(NotImplementedError, match="not built yet"):
+        configure_moe_param_groups([shared, expert])
+    with pytest.raises(TypeError, match="found int"):
+        configure_moe_param_groups([shared, 5])

@@ -106,6 +106,8 @@ class DeepSpeedConfig:
         self.activation_checkpointing_config = self.activation_checkpointing
         self.comms_config = SimpleNamespace(comms_logger_enabled=self.comms_logger.enabled, comms_logger=self.comms_logger)
         self.timers_config = self.timers
+        self.monitor_config = SimpleNamespace(tensorboard=self.tensorboard, csv_monitor=self.csv_monitor, wandb=self.wandb,
+                                              comet=self.comet, enabled=False)
         self.optimizer_name = self._optimizer_name()
         self.optimizer_params = dict(getattr(self.optimizer, "params", None) or {}) if self.optimizer_name else None
         self.optimizer_legacy_fusion = bool(getattr(self.optimizer, "legacy_fusion", False))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepspeed._lazy import resolve
 from deepspeed.accelerator import get_accelerator
+from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.runtime import engine_build, precision
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -138,6 +139,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.tput_timer = ThroughputTimer(config.timers.throughput, config.train_batch_size, steps_per_output=config.steps_per_print,
                                           logging_fn=lambda message: log_dist(message, ranks=[0]))
         self.engine_timers_cache: dict[str, float] = {}
+        self.monitor = MonitorMaster(config.monitor_config)
+        self.flops_profiler = None  # the configuration refuses to switch it on
 
     def _make_optimizer(self, model_parameters: Any) -> None:
         config = self._config
