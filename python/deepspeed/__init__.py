@@ -51,7 +51,7 @@ _NAMES = {
     "zero": "deepspeed.runtime.zero",
     "checkpointing": "deepspeed.runtime.activation_checkpointing.checkpointing",
 }
-__getattr__ = attach("deepspeed", _NAMES)
+__getattr__, __dir__ = attach("deepspeed", _NAMES)
 
 init_inference = not_built("deepspeed.init_inference", "inference")
 default_inference_config = not_built("deepspeed.default_inference_config", "inference")

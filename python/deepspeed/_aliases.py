@@ -95,6 +95,7 @@ def _install(module: ModuleType, entries: dict[str, Any]) -> None:
         return value
 
     module.__getattr__ = __getattr__  # type: ignore[attr-defined]
+    module.__dir__ = lambda: sorted({*vars(module), *entries})  # type: ignore[attr-defined, method-assign]
     module.__all__ = list(entries)  # type: ignore[attr-defined]
 
 

@@ -66,6 +66,16 @@ def test_top_level_name_exists(name):
     assert hasattr(deepspeed, name)
 
 
+def test_names_that_load_late_are_listed_and_there():
+    import deepspeed
+    import deepspeed.monitor
+    import deepspeed.runtime.pipe.topology as alias
+    assert {"DeepSpeedEngine", "zero", "comm", "ops", "OnDevice", "initialize"} <= set(dir(deepspeed))
+    assert "monitor" in dir(deepspeed.monitor) and "ProcessTopology" in dir(alias)
+    for name in dir(deepspeed):
+        getattr(deepspeed, name)
+
+
 def test_classes_live_where_callers_look_for_them():
     from deepspeed import DeepSpeedEngine
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
