@@ -37,6 +37,8 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.pt": {},
     "deepspeed.pt.deepspeed_light": {"DeepSpeedLight": "deepspeed.runtime.engine:DeepSpeedEngine"},
     "deepspeed.pt.deepspeed_lr_schedules": _WARMUP,
+    "deepspeed.runtime.config_utils": {"DeepSpeedConfigModel": "deepspeed.runtime.config:Section"},
+    "deepspeed.comm.constants": {f"{name.upper()}_BACKEND": name for name in ("nccl", "ccl", "mpi", "gloo", "sccl", "hccl")},
     "deepspeed.runtime.zero.offload_constants": {"OFFLOAD_CPU_DEVICE": "cpu", "OFFLOAD_NVME_DEVICE": "nvme"},
     "deepspeed.runtime.swap_tensor": {},
     "deepspeed.runtime.swap_tensor.constants": {"AIO_DEFAULT_DICT": {"block_size": 1048576, "queue_depth": 8,

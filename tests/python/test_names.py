@@ -38,6 +38,10 @@ utils.zero_to_fp32:get_model_state_file utils.zero_to_fp32:get_optim_files utils
 zero:GatheredParameters zero:Init zero:TiledLinear zero:TiledLinearReturnBias zero:ZeroParamStatus zero:register_external_parameter
 zero:unwrap_model_for_generation pipe:PipelineModule pipe:LayerSpec git_version_info:torch_info
 runtime.pipe.topology:PipeModelDataParallelTopology monitor.monitor:MonitorMaster constants:TORCH_DISTRIBUTED_DEFAULT_PORT
+runtime.config_utils:DeepSpeedConfigModel comm.constants:NCCL_BACKEND comm:in_aml comm:in_aws_sm comm.comm:init_distributed
+comm.comm:destroy_process_group comm.comm:mpi_discovery runtime.zero.offload_config:DeepSpeedZeroOffloadParamConfig
+runtime.zero.offload_config:DeepSpeedZeroOffloadOptimizerConfig runtime.utils:CheckOverflow runtime.utils:get_global_norm
+runtime.utils:get_weight_norm runtime.utils:noop_context runtime.utils:memory_status utils.logging:print_configuration
 launcher.launch:main env_report:main env_report:cli_main runtime.pipe.dualpipev:DualPipeVEngine
 moe.utils:split_params_into_shared_and_expert_params moe.utils:split_params_grads_into_shared_and_expert_params
 moe.utils:configure_moe_param_groups ops.adam:ZenFlowCPUAdam ops.adam:ZenFlowSelectiveAdamW ops.adam:ZenFlowSelectiveAdamW_stage3

@@ -126,6 +126,17 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.optimizer!r})"
 
+    def get_lr(self) -> Any:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def set_lr(self, lr: float) -> None:
+        """The same rate for all groups."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self._engine.is_gradient_accumulation_boundary()
+
     # ---- loss scale
     @property
     def loss_scale(self) -> float:
