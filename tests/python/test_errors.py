@@ -283,3 +283,36 @@ def test_configurations_that_are_not_json(tmp_path):
                           ({"train_batch_size": object()}, "cannot contain object")):
         with pytest.raises(DeepSpeedConfigError, match=match):
             initialize(config=source)
+
+
+def test_a_penalty_on_released_parameters_is_explained():
+    import deepspeed
+    engine = initialize(config=config(3))[0]
+    params = [p for p in engine.parameters() if p.requires_grad]
+    with pytest.raises(RuntimeError, match="released.*GatheredParameters"):
+        engine.backward(engine(*batch(0)) + sum((p**2).sum() for p in params))
+    engine.zero_grad()
+    with pytest.raises(RuntimeError, match="released.*GatheredParameters"):
+        loss = engine(*batch(0))
+        with deepspeed.zero.GatheredParameters(params):
+            loss = loss + sum((p**2).sum() for p in params)
+        engine.backward(loss)
+    engine.zero_grad()
+    loss = engine(*batch(0))
+    with deepspeed.zero.GatheredParameters(params):  # as the message says
+        engine.backward(loss + sum((p**2).sum() for p in params))
+    plain = make_model()
+    (plain(*batch(0)) + sum((p**2).sum() for p in plain.parameters() if p.requires_grad)).backward()
+    torch.testing.assert_close(deepspeed.utils.safe_get_full_grad(engine.module.up.weight), plain.up.weight.grad)
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_engines_are_not_copied_or_pickled(stage, tmp_path):
+    import copy
+    engine = initialize(config=config(stage))[0]
+    for attempt in (copy.deepcopy, copy.copy, lambda value: torch.save(value, tmp_path / "engine.pt")):
+        with pytest.raises(TypeError, match="save_16bit_model"):
+            attempt(engine)
+    if stage == 3:
+        with pytest.raises(TypeError, match="GatheredParameters"):
+            torch.save(engine.module, tmp_path / "module.pt")

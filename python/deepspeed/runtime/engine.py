@@ -30,7 +30,7 @@ from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
 from deepspeed.runtime.section_params import construct, given
 from deepspeed.runtime.zero.parameter import dissolve, is_sharded
-from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.utils import groups as group_roles
 from deepspeed.utils.logging import log_dist
@@ -181,6 +181,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         return weakref.finalize(self, gc.enable)
 
     # ------------------------------------------------------------------ nn.Module
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an engine cannot be copied or pickled: it holds communicators and this rank's shards. Save it with "
+                        "save_checkpoint(), its weights with save_16bit_model(), or copy engine.module")
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -241,6 +245,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.timers(BACKWARD_INNER_GLOBAL_TIMER).start()
         try:
             loss.backward(seed, retain_graph=retain_graph)
+        except RuntimeError as error:
+            if self.parameter_offload is not None and speaks_of_released(error):
+                raise RuntimeError(f"backward met a parameter that was released: {error}. {HOW_TO_USE_OUTSIDE_FORWARD}") from error
+            raise
         finally:
             self._engine_backward_depth -= 1
             self.timers(BACKWARD_INNER_GLOBAL_TIMER).stop()
