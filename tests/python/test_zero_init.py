@@ -381,6 +381,19 @@ def test_hooks_can_be_removed_and_put_back():
     train(engine, 2)
 
 
+@pytest.mark.parametrize("override", [True, False])
+def test_apply_sees_whole_parameters_unless_configured_otherwise(override):
+    import deepspeed
+    seen = []
+    settings = config(3, zero_optimization={"stage": 3, "override_module_apply": override})
+    original = nn.Module.apply
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        model = make_model()
+        model.up.apply(lambda part: seen.append(part.weight.numel()))
+        assert (nn.Module.apply is original) is not override
+    assert seen == [120 if override else 0] and nn.Module.apply is original
+
+
 def test_a_model_of_small_parameters_has_its_offload_object_too():
     import deepspeed
     from deepspeed.zero import DeepSpeedZeRoOffload
