@@ -169,6 +169,8 @@ def restore_init_context() -> None:
 class GatheredParameters:
     """Context: the given sharded parameters are whole inside.
 
+    A term of the loss that reads parameters needs the context around backward() too, because autograd reads them again.
+
     Args:
         params: a parameter, a module's parameters, any iterable; None entries, buffers and ordinary parameters are left alone.
         modifier_rank: changes that this rank of the group made are stored on all ranks at exit. None: changes are lost.
