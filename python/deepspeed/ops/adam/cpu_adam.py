@@ -43,8 +43,8 @@ class DeepSpeedCPUAdam(KernelOptimizer):
                 loss = closure()
         ready = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
         if len(ready) > 1:
-            raise ValueError(f"step_subgroup({subgroup_id}): {len(ready)} parameters have gradients, but a sub-group has one state: flatten "
-                             "the sub-group into one parameter")
+            raise ValueError(f"step_subgroup({subgroup_id}): {len(ready)} parameters have gradients, but a sub-group has one state: "
+                             "flatten the sub-group into one parameter")
         for group, param in ready:
             self._step_parameter(group, param, self.state[subgroup_id])
         return loss

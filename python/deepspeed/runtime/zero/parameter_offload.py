@@ -1,8 +1,9 @@
 """Module hooks of a model with sharded parameters: gather a module's units before its forward, release them after it.
 
 One hook before and one after the forward of every module that needs units (and of the root of a model that has any, which owns
-accesses that no hooked module claims). Each hook makes one call into the core per unit; the core arms what backward needs on the outputs. Reading a
-released parameter inside a forward gathers it for the module that is running and registers it as external from then on.
+accesses that no hooked module claims). Each hook makes one call into the core per unit; the core arms what backward needs on
+the outputs. Reading a released parameter inside a forward gathers it for the module that is running and registers it as external
+from then on.
 """
 from __future__ import annotations
 
