@@ -35,6 +35,8 @@ _NAMES = {
     "DeepSpeedHybridEngine": "deepspeed.runtime.hybrid_engine:DeepSpeedHybridEngine",
     "DeepSpeedTransformerLayer": "deepspeed.ops.transformer:DeepSpeedTransformerLayer",
     "DeepSpeedTransformerConfig": "deepspeed.ops.transformer:DeepSpeedTransformerConfig",
+    "DualPipeVEngine": "deepspeed.runtime.pipe.dualpipev:DualPipeVEngine",
+    "DualPipeVModule": "deepspeed.runtime.pipe.dualpipev:DualPipeVModule",
     "InferenceEngine": "deepspeed.inference.engine:InferenceEngine",
     "PipelineEngine": "deepspeed.runtime.pipe.engine:PipelineEngine",
     "PipelineModule": "deepspeed.runtime.pipe:PipelineModule",
@@ -49,7 +51,7 @@ _NAMES = {
     "zero": "deepspeed.runtime.zero",
     "checkpointing": "deepspeed.runtime.activation_checkpointing.checkpointing",
 }
-__getattr__ = attach("deepspeed", _NAMES)
+__getattr__, __dir__ = attach("deepspeed", _NAMES)
 
 init_inference = not_built("deepspeed.init_inference", "inference")
 default_inference_config = not_built("deepspeed.default_inference_config", "inference")

@@ -37,6 +37,8 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.pt": {},
     "deepspeed.pt.deepspeed_light": {"DeepSpeedLight": "deepspeed.runtime.engine:DeepSpeedEngine"},
     "deepspeed.pt.deepspeed_lr_schedules": _WARMUP,
+    "deepspeed.runtime.config_utils": {"DeepSpeedConfigModel": "deepspeed.runtime.config:Section"},
+    "deepspeed.comm.constants": {f"{name.upper()}_BACKEND": name for name in ("nccl", "ccl", "mpi", "gloo", "sccl", "hccl")},
     "deepspeed.runtime.zero.offload_constants": {"OFFLOAD_CPU_DEVICE": "cpu", "OFFLOAD_NVME_DEVICE": "nvme"},
     "deepspeed.runtime.swap_tensor": {},
     "deepspeed.runtime.swap_tensor.constants": {"AIO_DEFAULT_DICT": {"block_size": 1048576, "queue_depth": 8,
@@ -50,6 +52,7 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.runtime.pipe.module": {"PipelineModule": _PIPE, "LayerSpec": Later("pipeline parallelism"),
                                       "TiedLayerSpec": Later("pipeline parallelism")},
     "deepspeed.runtime.pipe.engine": {"PipelineEngine": _PIPE},
+    "deepspeed.runtime.pipe.dualpipev": {"DualPipeVEngine": _PIPE, "DualPipeVModule": _PIPE},
     "deepspeed.runtime.pipe.topology": {name: Later("pipeline parallelism")
                                         for name in ("ProcessTopology", "PipeDataParallelTopology",
                                                      "PipeModelDataParallelTopology", "PipelineParallelGrid")},
@@ -64,8 +67,6 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.module_inject": {},
     "deepspeed.linear": {"OptimizedLinear": Later("optimized linear layers", True), "LoRAConfig": Later("optimized linear layers"),
                          "QuantizationConfig": Later("optimized linear layers")},
-    "deepspeed.monitor": {},
-    "deepspeed.monitor.monitor": {"MonitorMaster": Later("monitors")},
     "deepspeed.profiling": {},
     "deepspeed.profiling.flops_profiler": {"FlopsProfiler": Later("the flops profiler"), "get_model_profile": Later("the flops profiler")},
     "deepspeed.ops.transformer": {"DeepSpeedTransformerLayer": Later("the fused transformer layer", True),
@@ -96,6 +97,7 @@ def _install(module: ModuleType, entries: dict[str, Any]) -> None:
         return value
 
     module.__getattr__ = __getattr__  # type: ignore[attr-defined]
+    module.__dir__ = lambda: sorted({*vars(module), *entries})  # type: ignore[attr-defined, method-assign]
     module.__all__ = list(entries)  # type: ignore[attr-defined]
 
 

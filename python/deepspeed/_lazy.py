@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from typing import Any, Callable, Mapping
 
 
-def attach(package: str, names: Mapping[str, str] | None = None) -> Callable[[str], Any]:
-    """A module-level __getattr__ for `package`: `names` maps a name to "module:attribute" (or a module); other names are
-    tried as submodules. What was found is kept in the package, so the next access costs nothing."""
+def attach(package: str, names: Mapping[str, str] | None = None) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A module-level (__getattr__, __dir__) for `package`: `names` maps a name to "module:attribute" (or a module); other names
+    are tried as submodules. What was found is kept in the package, so the next access costs nothing."""
     table = dict(names or {})
 
     def __getattr__(name: str) -> Any:
@@ -27,7 +28,11 @@ def attach(package: str, names: Mapping[str, str] | None = None) -> Callable[[st
         setattr(sys.modules[package], name, value)
         return value
 
-    return __getattr__
+    def __dir__() -> list[str]:
+        module = sys.modules[package]
+        return sorted({*vars(module), *table, *(found.name for found in pkgutil.iter_modules(module.__path__))})
+
+    return __getattr__, __dir__
 
 
 def resolve(target: str) -> Any:

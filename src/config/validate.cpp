@@ -304,6 +304,10 @@ void warn_doubtful(const O& o, Problems& problems) {
                   "has no effect: name modules to gather as one unit in leaf_module, or raise "
                   "stage3_param_persistence_threshold");
   }
+  if (o.checkpoint.use_node_local_storage) {
+    problems.warn("checkpoint.use_node_local_storage",
+                  "has no effect: only rank 0 writes what all ranks share, so save to storage that all machines see");
+  }
   if (o.optimizer.legacy_fusion) problems.warn("optimizer.legacy_fusion", "has no effect; remove it");
   if (o.disable_allgather) problems.warn("disable_allgather", "has no effect; remove it");
 }

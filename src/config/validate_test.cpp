@@ -198,6 +198,7 @@ TEST(Validate, DoubtfulSettingsAreWarnedAbout) {
   EXPECT_TRUE(warned(config, "vocabulary_size: 50257 is not a multiple of 8"));
   EXPECT_TRUE(warned(config, "optimizer.params.max_grad_norm"));
   EXPECT_TRUE(warned(config, "zero_optimization.elastic_checkpoint"));
+  EXPECT_TRUE(warned(parsed(R"("checkpoint": {"use_node_local_storage": true})"), "use_node_local_storage"));
   EXPECT_TRUE(warned(config, "zero_optimization.stage3_allgather_sequential"));
   EXPECT_TRUE(warned(config, "zero_optimization.stage3_use_all_reduce_for_fetch_params"));
   EXPECT_TRUE(warned(config, "zero_optimization.stage3_module_granularity_threshold"));

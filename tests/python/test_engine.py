@@ -264,6 +264,13 @@ def test_full_values_are_readable_and_writable(stage):
 
 def test_attributes_fall_through_to_the_module():
     engine = engine_for(2)
+    assert engine.param_names[engine.module.up.weight] == "up.weight" and engine.loaded_checkpoint_dp_world_size is None
+    assert engine.mesh_device is None and engine.num_experts == [] and not engine.checkpoint_writer_enabled()
+    assert engine.all_gather_scalar(torch.tensor([2.0]), engine.data_parallel_group) == [torch.tensor([2.0])]
+    engine.optimizer.set_lr(0.25)
+    assert engine.optimizer.get_lr() == 0.25 and engine.get_lr() == [0.25] and engine.optimizer.is_gradient_accumulation_boundary()
+    assert not engine.monitor.enabled and engine.flops_profiler is None
+    engine.monitor.write_events([("Train/Samples/lr", 0.1, 1)])
     assert engine.embedding is engine.module.embedding
     engine.note = 5
     assert engine.note == 5

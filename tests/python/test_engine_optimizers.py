@@ -205,3 +205,14 @@ def test_torch_schedulers_are_stepped_with_the_optimizer(stage, how, recwarn):
     train(engine, 4)
     assert isinstance(scheduler, torch.optim.lr_scheduler.StepLR) and engine.get_lr() == [pytest.approx(2.5e-3)]
     assert not [w for w in recwarn if "lr_scheduler.step" in str(w.message)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_scheduler_object_of_torch_is_content(stage, recwarn):
+    import deepspeed
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config(stage))[0]
+    train(engine, 2)
+    assert engine.get_lr() == [pytest.approx(2.5e-3)] and not [w for w in recwarn if "optimizer.step" in str(w.message)]

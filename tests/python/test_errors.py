@@ -204,3 +204,115 @@ def test_weights_survive_a_failing_step():
         engine.module.down.forward = lambda h: 1 / 0
         engine(*batch(2))
     assert all(torch.equal(v, before[n]) for n, v in full_weights(engine.module).items())
+
+
+class FailsInBackward(torch.autograd.Function):
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, grad):
+        raise ArithmeticError("in backward")
+
+
+def test_a_backward_that_failed_does_not_hide_a_missing_loss_scale():
+    engine = initialize(config=config(2, fp16={"enabled": True, "loss_scale": 128}))[0]
+    head = engine.module.embedding.register_forward_hook(lambda _module, _inputs, output: FailsInBackward.apply(output))
+    with pytest.raises(ArithmeticError):
+        engine.scale(engine(*batch(0))).backward()
+    head.remove()
+    with pytest.raises(RuntimeError, match="Loss scaling is required"):
+        engine(*batch(1)).backward()
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_failures_of_the_users_code_leave_timers_and_counters_usable(stage):
+
+    def failing_schedule(step):
+        if step == 2:
+            raise ArithmeticError("in the scheduler")
+        return 1.0
+
+    engine = initialize(config=config(stage, steps=2, wall_clock_breakdown=True),
+                        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, failing_schedule))[0]
+    with pytest.raises(TypeError):
+        engine("not tokens")
+    with pytest.raises(ArithmeticError, match="in backward"):
+        engine.backward(FailsInBackward.apply(engine(*batch(0))))
+    engine.zero_grad()
+    train(engine, 3)
+    with pytest.raises(ArithmeticError, match="in the scheduler"):
+        train(engine, 1, first=3)
+    assert engine.micro_steps == 4 and engine.global_steps == 2 and not engine._in_step
+    train(engine, 1, first=4)
+    assert engine.micro_steps == 5 and engine.global_steps == 2 and not engine.was_step_applied()
+
+
+def test_a_scheduler_that_is_none():
+    for wrong, found in ((5, "5"), (lambda optimizer: None, "None")):
+        with pytest.raises(ValueError, match=f"lr_scheduler must be a scheduler.*found {found} from"):
+            initialize(lr_scheduler=wrong, config=config(0))
+
+
+@pytest.mark.parametrize("stage", (0, 2))
+def test_optimizers_that_an_engine_cannot_step(stage):
+    with pytest.raises(ValueError, match="returned NoneType; expected a torch.optim.Optimizer"):
+        initialize(optimizer=lambda parameters: None, config=config(stage))
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss again"):
+        initialize(optimizer=torch.optim.LBFGS, config=config(stage, zero_allow_untested_optimizer=True))
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss again"):
+        initialize(config=config(stage, optimizer={"type": "LBFGS", "params": {}}))
+
+
+def test_arguments_of_checkpoints(tmp_path):
+    engine = initialize(config=config(0))[0]
+    with pytest.raises(ValueError, match="client_state must be a dictionary, got str: 'x'"):
+        engine.save_checkpoint(tmp_path, client_state="x")
+    with pytest.raises(ValueError, match="load_dir must be a non-empty string, got None"):
+        engine.load_checkpoint(None)
+
+
+def test_configurations_that_are_not_json(tmp_path):
+    from deepspeed import DeepSpeedConfigError
+    path = tmp_path / "config.json"
+    path.write_text('{"a":')
+    for source, match in (('{"a":', "the text given as configuration is not valid JSON"), (str(path), "config.json is not valid JSON"),
+                          (str(tmp_path), "is a directory; expected the path of a JSON file"), (5, "found int"),
+                          ({"train_batch_size": object()}, "cannot contain object")):
+        with pytest.raises(DeepSpeedConfigError, match=match):
+            initialize(config=source)
+
+
+def test_a_penalty_on_released_parameters_is_explained():
+    import deepspeed
+    engine = initialize(config=config(3))[0]
+    params = [p for p in engine.parameters() if p.requires_grad]
+    with pytest.raises(RuntimeError, match="released.*GatheredParameters"):
+        engine.backward(engine(*batch(0)) + sum((p**2).sum() for p in params))
+    engine.zero_grad()
+    with pytest.raises(RuntimeError, match="released.*GatheredParameters"):
+        loss = engine(*batch(0))
+        with deepspeed.zero.GatheredParameters(params):
+            loss = loss + sum((p**2).sum() for p in params)
+        engine.backward(loss)
+    engine.zero_grad()
+    loss = engine(*batch(0))
+    with deepspeed.zero.GatheredParameters(params):  # as the message says
+        engine.backward(loss + sum((p**2).sum() for p in params))
+    plain = make_model()
+    (plain(*batch(0)) + sum((p**2).sum() for p in plain.parameters() if p.requires_grad)).backward()
+    torch.testing.assert_close(deepspeed.utils.safe_get_full_grad(engine.module.up.weight), plain.up.weight.grad)
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_engines_are_not_copied_or_pickled(stage, tmp_path):
+    import copy
+    engine = initialize(config=config(stage))[0]
+    for attempt in (copy.deepcopy, copy.copy, lambda value: torch.save(value, tmp_path / "engine.pt")):
+        with pytest.raises(TypeError, match="save_16bit_model"):
+            attempt(engine)
+    if stage == 3:
+        with pytest.raises(TypeError, match="GatheredParameters"):
+            torch.save(engine.module, tmp_path / "module.pt")

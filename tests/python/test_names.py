@@ -38,10 +38,17 @@ utils.zero_to_fp32:get_model_state_file utils.zero_to_fp32:get_optim_files utils
 zero:GatheredParameters zero:Init zero:TiledLinear zero:TiledLinearReturnBias zero:ZeroParamStatus zero:register_external_parameter
 zero:unwrap_model_for_generation pipe:PipelineModule pipe:LayerSpec git_version_info:torch_info
 runtime.pipe.topology:PipeModelDataParallelTopology monitor.monitor:MonitorMaster constants:TORCH_DISTRIBUTED_DEFAULT_PORT
+runtime.config_utils:DeepSpeedConfigModel comm.constants:NCCL_BACKEND comm:in_aml comm:in_aws_sm comm.comm:init_distributed
+comm.comm:destroy_process_group comm.comm:mpi_discovery runtime.zero.offload_config:DeepSpeedZeroOffloadParamConfig
+runtime.zero.offload_config:DeepSpeedZeroOffloadOptimizerConfig runtime.utils:CheckOverflow runtime.utils:get_global_norm
+runtime.utils:get_weight_norm runtime.utils:noop_context runtime.utils:memory_status utils.logging:print_configuration
+launcher.launch:main env_report:main env_report:cli_main runtime.pipe.dualpipev:DualPipeVEngine
+moe.utils:split_params_into_shared_and_expert_params moe.utils:split_params_grads_into_shared_and_expert_params
+moe.utils:configure_moe_param_groups ops.adam:ZenFlowCPUAdam ops.adam:ZenFlowSelectiveAdamW ops.adam:ZenFlowSelectiveAdamW_stage3
 """.split()
 
 TOP_LEVEL = """initialize init_distributed init_inference add_config_arguments tp_model_init default_inference_config DeepSpeedEngine
-DeepSpeedConfig DeepSpeedConfigError DeepSpeedOptimizer DeepSpeedDataLoader PipelineEngine PipelineModule InferenceEngine OnDevice
+DeepSpeedConfig DeepSpeedConfigError DeepSpeedOptimizer DeepSpeedDataLoader PipelineEngine PipelineModule DualPipeVEngine InferenceEngine OnDevice
 get_accelerator log_dist logger zero checkpointing comm dist moe ops runtime utils accelerator compression __version__
 __git_hash__ __git_branch__ HAS_TRITON""".split()
 
@@ -61,6 +68,16 @@ def test_name_is_importable_and_an_attribute(name):
 def test_top_level_name_exists(name):
     import deepspeed
     assert hasattr(deepspeed, name)
+
+
+def test_names_that_load_late_are_listed_and_there():
+    import deepspeed
+    import deepspeed.monitor
+    import deepspeed.runtime.pipe.topology as alias
+    assert {"DeepSpeedEngine", "zero", "comm", "ops", "OnDevice", "initialize"} <= set(dir(deepspeed))
+    assert "monitor" in dir(deepspeed.monitor) and "ProcessTopology" in dir(alias)
+    for name in dir(deepspeed):
+        getattr(deepspeed, name)
 
 
 def test_classes_live_where_callers_look_for_them():
@@ -102,7 +119,8 @@ def test_signatures_that_callers_inspect():
     assert list(inspect.signature(deepspeed.DeepSpeedEngine.backward).parameters) == ["self", "loss", "retain_graph", "scale_wrt_gas"]
 
 
-@pytest.mark.parametrize("name", ["pipe.PipelineModule", "moe.layer.MoE", "inference.engine.InferenceEngine"])
+@pytest.mark.parametrize("name", ["pipe.PipelineModule", "moe.layer.MoE", "inference.engine.InferenceEngine", "DualPipeVEngine",
+                                  "ops.adam.ZenFlowCPUAdam", "launcher.launch.main", "ops.adam.DeepSpeedCPUAdam.rollback_subgroup"])
 def test_features_of_later_say_so_when_used(name):
     import deepspeed
     found = deepspeed
@@ -116,6 +134,11 @@ def test_init_inference_says_that_it_is_not_built():
     import deepspeed
     with pytest.raises(NotImplementedError, match="init_inference"):
         deepspeed.init_inference(None)
+
+
+def test_the_report_is_the_programs():
+    run = subprocess.run([sys.executable, "-m", "deepspeed.env_report"], capture_output=True, text=True, check=True)
+    assert "deepspeed" in run.stdout.lower() and "torch" in run.stdout
 
 
 def test_shutdown_does_not_exist():

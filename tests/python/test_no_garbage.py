@@ -41,3 +41,23 @@ def test_a_step_leaves_nothing_to_the_garbage_collector(stage):
         gc.enable()
     engine.destroy()
     assert left == []
+
+
+@pytest.mark.parametrize("end", ["destroy", "drop"])
+def test_the_collector_is_off_while_an_engine_wants_it_off(end):
+    import deepspeed
+    assert gc.isenabled()
+    try:
+        engine = deepspeed.initialize(model=make_model(), config=config(1, disable_python_gc=True))[0]
+        assert not gc.isenabled()
+        other = deepspeed.initialize(model=make_model(), config=config(1))[0]
+        other.destroy()
+        assert not gc.isenabled()
+        if end == "destroy":
+            engine.destroy()
+        else:
+            del engine
+            gc.collect()
+        assert gc.isenabled()
+    finally:
+        gc.enable()

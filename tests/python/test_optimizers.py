@@ -168,3 +168,24 @@ def test_muon_orthogonalises_matrices():
     matrix.grad, vector.grad = torch.randn(4, 6), torch.randn(6)
     optimizer.step()
     assert not torch.equal(matrix, before[0]) and "momentum_buffer" in optimizer.state[matrix] and "exp_avg" in optimizer.state[vector]
+
+
+def test_a_sub_group_is_stepped_with_its_own_state():
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    torch.manual_seed(0)
+    values, grads = torch.randn(2, 10), torch.randn(3, 2, 10)
+    expected = [torch.nn.Parameter(value.clone()) for value in values]
+    plain = DeepSpeedCPUAdam(expected, lr=0.1)
+    shown = torch.nn.Parameter(torch.zeros(10))
+    optimizer = DeepSpeedCPUAdam([shown], lr=0.1)
+    groups = values.clone()
+    for step in range(3):
+        for index, param in enumerate(expected):
+            param.grad = grads[step, index]
+            shown.data, shown.grad = groups[index], grads[step, index]
+            optimizer.step_subgroup(index)
+        plain.step()
+    assert torch.equal(groups, torch.stack([param.data for param in expected]))
+    assert set(optimizer.state) == {0, 1} and optimizer.state[1]["step"] == 3
+    with pytest.raises(ValueError, match="2 parameters have gradients"):
+        plain.step_subgroup(0)

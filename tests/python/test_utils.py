@@ -313,3 +313,45 @@ def test_loss_scaler_schedule():
     with pytest.raises(Exception, match="already at minimum"):
         scaler.update_scale(True)
     assert isinstance(CreateLossScaler(torch.float, 0, True, None), LossScaler)
+
+
+def test_expert_parameters_are_told_from_shared_ones():
+    from deepspeed.moe.utils import (configure_moe_param_groups, split_params_grads_into_shared_and_expert_params,
+                                     split_params_into_shared_and_expert_params)
+    shared, expert, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    expert.allreduce = False
+    assert split_params_into_shared_and_expert_params([expert, shared, unused]) == ([shared, unused], [expert])
+    shared.grad, expert.grad = torch.zeros(2), torch.ones(2)
+    grads = split_params_grads_into_shared_and_expert_params([expert, shared, unused])
+    assert [len(part) for part in grads] == [1, 1] and grads[0][0] is shared.grad and grads[1][0] is expert.grad
+    assert configure_moe_param_groups([shared, unused]) == [{"params": [shared, unused], "name": "dense-params"}]
+    marked = [{"params": [expert], "moe": True}]
+    assert configure_moe_param_groups(marked) is marked
+    with pytest.raises(NotImplementedError, match="not built yet"):
+        configure_moe_param_groups([shared, expert])
+    with pytest.raises(TypeError, match="found int"):
+        configure_moe_param_groups([shared, 5])
+
+
+def test_norms_and_overflow_of_loose_tensors(caplog):
+    from deepspeed.runtime.utils import CheckOverflow, get_global_norm, get_weight_norm, memory_status, noop_context
+    params = [nn.Parameter(torch.full((4,), 2.0)), nn.Parameter(torch.full((9,), -3.0)), nn.Parameter(torch.ones(2))]
+    assert get_weight_norm(params[:2]) == pytest.approx((16 + 81)**0.5) and get_weight_norm(params[1], float("inf")) == 3
+    assert get_weight_norm([torch.tensor([float("nan")])]) == -1
+    assert get_global_norm([3.0, 4.0]) == 5 and get_global_norm([1.0, -1]) == get_global_norm([float("nan")]) == float("inf")
+    params[0].grad, params[1].grad = torch.ones(4), torch.ones(9)
+    checker = CheckOverflow([params[:2], params[2:]])
+    assert not checker.check() and not checker.check_using_norm([1.0, 2.0])
+    params[1].grad[5] = float("nan")
+    assert checker.check() and not checker.check([params[:1]]) and checker.check_using_norm([float("inf")])
+    with noop_context():
+        memory_status("now", reset_max=True)
+
+
+def test_offload_sections_as_classes():
+    from deepspeed import DeepSpeedConfigError
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
+    assert DeepSpeedZeroOffloadParamConfig(device="cpu").pin_memory in (True, False)
+    assert DeepSpeedZeroOffloadOptimizerConfig(device="cpu", ratio=0.5).ratio == 0.5
+    with pytest.raises(DeepSpeedConfigError, match="offload_param.devic"):
+        DeepSpeedZeroOffloadParamConfig(devic="cpu")

@@ -381,6 +381,34 @@ def test_hooks_can_be_removed_and_put_back():
     train(engine, 2)
 
 
+@pytest.mark.parametrize("override", [True, False])
+def test_apply_sees_whole_parameters_unless_configured_otherwise(override):
+    import deepspeed
+    seen = []
+    settings = config(3, zero_optimization={"stage": 3, "override_module_apply": override})
+    original = nn.Module.apply
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        model = make_model()
+        model.up.apply(lambda part: seen.append(part.weight.numel()))
+        assert (nn.Module.apply is original) is not override
+    assert seen == [120 if override else 0] and nn.Module.apply is original
+
+
+def test_a_model_of_small_parameters_has_its_offload_object_too():
+    import deepspeed
+    from deepspeed.zero import DeepSpeedZeRoOffload
+    zero = {"stage": 3}  # the default threshold keeps every parameter of this model whole
+    engine = deepspeed.initialize(model=make_model(), config=config(3, zero_optimization=zero))[0]
+    offload = engine.optimizer.parameter_offload
+    assert isinstance(offload, DeepSpeedZeRoOffload) and engine.parameter_offload is offload and offload.module is engine.module
+    assert train(engine, 2) == pytest.approx([row[0] for row in train_plain(make_model(), 2)], abs=1e-5)
+    with deepspeed.zero.unwrap_model_for_generation(engine) as module:
+        assert module is engine.module and not list(module.ds_external_parameters())
+    reference = deepspeed.initialize(model=make_model(), config={"train_batch_size": 4, "zero_optimization": zero})[0]
+    assert isinstance(reference.optimizer, DeepSpeedZeRoOffload) and reference.optimizer.module is reference.module
+    reference.eval()(*batch(0))
+
+
 def test_the_module_is_whole_for_generation_and_sharded_afterwards():
     import deepspeed
     engine = engine_over(make_model())

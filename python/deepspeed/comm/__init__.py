@@ -12,12 +12,12 @@ import torch.distributed as _torch_distributed
 from deepspeed.comm.comm import *  # noqa: F401,F403
 from deepspeed.comm.comm import __all__ as _comm_names
 from deepspeed.comm.communicators import get_communicator
-from deepspeed.comm.discovery import (mpi_discovery, patch_aml_env_for_torch_nccl_backend,
+from deepspeed.comm.discovery import (in_aml, in_aws_sm, mpi_discovery, patch_aml_env_for_torch_nccl_backend,
                                       patch_aws_sm_env_for_torch_nccl_backend)
 from deepspeed.comm.init import default_pg_timeout, destroy_process_group, init_distributed
 
-__all__ = [*_comm_names, "default_pg_timeout", "destroy_process_group", "get_communicator", "init_distributed",
-           "mpi_discovery", "patch_aml_env_for_torch_nccl_backend", "patch_aws_sm_env_for_torch_nccl_backend"]
+__all__ = [*_comm_names, "default_pg_timeout", "destroy_process_group", "get_communicator", "in_aml", "in_aws_sm",
+           "init_distributed", "mpi_discovery", "patch_aml_env_for_torch_nccl_backend", "patch_aws_sm_env_for_torch_nccl_backend"]
 
 
 def __getattr__(name: str) -> Any:

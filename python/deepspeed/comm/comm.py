@@ -17,6 +17,8 @@ from torch.distributed import ProcessGroup, ReduceOp, is_available
 
 from deepspeed.comm import communicators
 from deepspeed.comm.comms_logging import CommsLogger
+from deepspeed.comm.discovery import mpi_discovery  # noqa: F401  (these three by their old path)
+from deepspeed.comm.init import destroy_process_group, init_distributed  # noqa: F401
 
 __all__ = [
     "P2POp", "ProcessGroup", "ReduceOp", "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_gather_object",

@@ -11,12 +11,18 @@ DLTS_HOSTFILE = "/job/hostfile"
 EXPORT_ENVS = ["MLFLOW", "PYTHON", "MV2", "UCX"]
 
 
+def native_program(name: str) -> str:
+    """Path of one of the package's programs: beside this Python, otherwise on PATH."""
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    program = beside if os.access(beside, os.X_OK) else shutil.which(name)
+    if program is None:
+        raise FileNotFoundError(f"the program `{name}` is not installed beside this Python nor on PATH: reinstall the package")
+    return program
+
+
 def main(args: list[str] | None = None) -> None:
     """Replaces this process by the native launcher."""
-    beside = os.path.join(os.path.dirname(sys.executable), "deepspeed")
-    program = beside if os.access(beside, os.X_OK) else shutil.which("deepspeed")
-    if program is None:
-        raise FileNotFoundError("the program `deepspeed` is not installed beside this Python nor on PATH: reinstall the package")
+    program = native_program("deepspeed")
     os.execv(program, [program, *(sys.argv[1:] if args is None else args)])
 
 

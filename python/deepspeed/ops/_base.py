@@ -40,16 +40,15 @@ class KernelOptimizer(torch.optim.Optimizer):
             self._begin_group(group)
             for param in group["params"]:
                 if param.grad is not None:
-                    self._step_parameter(group, param)
+                    self._step_parameter(group, param, self.state[param])
         return loss
 
-    def _step_parameter(self, group: dict, param: Tensor) -> None:
+    def _step_parameter(self, group: dict, param: Tensor, state: dict) -> None:
         if self.cpu_only:
             assert param.device.type == "cpu", (f"{type(self).__name__} works on CPU tensors, found a parameter on {param.device}: "
                                                 "move it to the CPU or use the fused optimizer")
         if param.grad.is_sparse:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        state = self.state[param]
         if not state:
             self._init_state(group, param, state)
         data = param.data

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler, LossScalerBase
 from deepspeed.runtime.native_recipe import hyper_parameters
+from deepspeed.runtime.optimizer_states import core_keys
 
 
 class DeepSpeedOptimizer:
@@ -125,6 +126,17 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.optimizer!r})"
 
+    def get_lr(self) -> Any:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def set_lr(self, lr: float) -> None:
+        """The same rate for all groups."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self._engine.is_gradient_accumulation_boundary()
+
     # ---- loss scale
     @property
     def loss_scale(self) -> float:
@@ -194,7 +206,7 @@ def local_states(engine: Any) -> dict[Tensor, dict[str, Any]]:
     step = core.get_step()
     states: dict[Tensor, dict[str, Any]] = {}
     for index, (_, param) in enumerate(engine.core_params):
-        pieces = {key: core.read_local(index, key) for key in core.state_keys()}
+        pieces = {name: core.read_local(index, key) for name, key in core_keys(engine, index).items()}
         pieces = {key: value for key, value in pieces.items() if value is not None}
         if pieces and step > 0:
             states[param] = {"step": step, **pieces}

@@ -81,12 +81,12 @@ class DeepSpeedConfig:
     """A validated configuration. Sections are attributes with their resolved values; `_param_dict` is what the user gave."""
 
     def __init__(self, config: Any, mpu: Any = None, mesh_device: Any = None, *, check_batch: bool = True) -> None:
-        self._param_dict, text = read_source(config)
         self.mesh_device = mesh_device
         self.world_size = data_parallel_size(mpu, mesh_device)
         try:
+            self._param_dict, text = read_source(config)
             self.resolved_json, warnings = _C.parse_config(text, self.world_size, check_batch)
-        except DeepSpeedConfigError as error:
+        except (DeepSpeedConfigError, ValueError, TypeError) as error:
             raise ConfigValidationError(str(error)) from None
         for warning in warnings:
             warning_once(warning)
@@ -106,6 +106,8 @@ class DeepSpeedConfig:
         self.activation_checkpointing_config = self.activation_checkpointing
         self.comms_config = SimpleNamespace(comms_logger_enabled=self.comms_logger.enabled, comms_logger=self.comms_logger)
         self.timers_config = self.timers
+        self.monitor_config = SimpleNamespace(tensorboard=self.tensorboard, csv_monitor=self.csv_monitor, wandb=self.wandb,
+                                              comet=self.comet, enabled=False)
         self.optimizer_name = self._optimizer_name()
         self.optimizer_params = dict(getattr(self.optimizer, "params", None) or {}) if self.optimizer_name else None
         self.optimizer_legacy_fusion = bool(getattr(self.optimizer, "legacy_fusion", False))

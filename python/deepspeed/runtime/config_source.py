@@ -74,6 +74,13 @@ def _from_text(text: str) -> dict:
     return parsed
 
 
+def _checked(text: str, origin: str) -> dict:
+    try:
+        return _from_text(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{origin} is not valid JSON: {error}") from error
+
+
 def _from_base64(text: str) -> dict | None:
     try:
         decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("utf-8")
@@ -91,15 +98,14 @@ def read_source(source: Any) -> tuple[dict, str]:
     if not isinstance(source, str):
         raise ValueError("expected a dictionary, a path to a JSON file, or base64 of JSON text as configuration, "
                          f"found {type(source).__name__}")
+    if os.path.isdir(source):
+        raise ValueError(f"the configuration {source!r} is a directory; expected the path of a JSON file")
     if os.path.isfile(source):
         with open(source, encoding="utf-8") as file:
             text = file.read()
-        try:
-            return _from_text(text), text
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: not valid JSON: {error}") from error
+        return _checked(text, source), text
     if source.lstrip().startswith("{"):
-        return _from_text(source), source
+        return _checked(source, "the text given as configuration"), source
     decoded = _from_base64(source)
     if decoded is None:
         raise ValueError(f"the configuration {source!r} is neither an existing file nor base64 of JSON text")

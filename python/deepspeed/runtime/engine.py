@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from typing import Any, Iterator
+import weakref
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.nn as nn
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from deepspeed._lazy import resolve
 from deepspeed.accelerator import get_accelerator
+from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.runtime import engine_build, precision
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -26,8 +28,9 @@ from deepspeed.runtime.lr_schedules import scheduler_class
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
+from deepspeed.runtime.section_params import construct, given
 from deepspeed.runtime.zero.parameter import dissolve, is_sharded
-from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.utils import groups as group_roles
 from deepspeed.utils.logging import log_dist
@@ -65,6 +68,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._make_optimizer(model_parameters)
         self._make_scheduler()
         self._outputs = OutputWatcher(self)
+        self._resume_gc = self._pause_gc()
         if self._config.dump_state:
             self.dump_state_now()
 
@@ -135,6 +139,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.tput_timer = ThroughputTimer(config.timers.throughput, config.train_batch_size, steps_per_output=config.steps_per_print,
                                           logging_fn=lambda message: log_dist(message, ranks=[0]))
         self.engine_timers_cache: dict[str, float] = {}
+        self.monitor = MonitorMaster(config.monitor_config)
+        self.flops_profiler = None  # the configuration refuses to switch it on
 
     def _make_optimizer(self, model_parameters: Any) -> None:
         config = self._config
@@ -144,7 +150,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
                 optimizer_from_client(client, config, model_parameters, self.module)
             self._file_numbers = clean_groups(self.basic_optimizer, self.module)
         self._core, native = engine_build.make_core(self, self._plan_groups)
-        if any(is_sharded(p) for p in self.module.parameters()):
+        if config.shards_parameters:  # also when every parameter is small enough to stay whole: callers look for the object
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
         self._stepper = None if self.basic_optimizer is None else FragmentStepper(self._core, self.basic_optimizer, native)
         self._wrapper: ZeROOptimizer | None = None
@@ -159,12 +165,26 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     def _make_scheduler(self) -> None:
         client, config = self.client_lr_scheduler, self._config
         if client is not None:
-            self.lr_scheduler = client if hasattr(client, "step") else client(self.basic_optimizer)
+            self.lr_scheduler = client(self.basic_optimizer) if callable(client) and not hasattr(client, "step") else client
+            if not hasattr(self.lr_scheduler, "step"):
+                raise ValueError("lr_scheduler must be a scheduler with a step() method, or a function from an optimizer to one; "
+                                 f"found {self.lr_scheduler!r} from {client!r}")
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
-            params = {key: value for key, value in config.scheduler_params.items() if value != "auto"}
-            self.lr_scheduler = scheduler_class(config.scheduler_name)(self.basic_optimizer, **params)
+            self.lr_scheduler = construct("scheduler", scheduler_class(config.scheduler_name), self.basic_optimizer,
+                                          given(config.scheduler_params))
+
+    def _pause_gc(self) -> Callable[[], Any] | None:
+        """Stops the automatic collector where configured. Returns what lets it run again, at the latest when the engine goes."""
+        if not self._config.disable_python_gc or not gc.isenabled():
+            return None
+        gc.disable()
+        return weakref.finalize(self, gc.enable)
 
     # ------------------------------------------------------------------ nn.Module
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an engine cannot be copied or pickled: it holds communicators and this rank's shards. Save it with "
+                        "save_checkpoint(), its weights with save_16bit_model(), or copy engine.module")
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -187,17 +207,21 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.timers(FORWARD_GLOBAL_TIMER).start()
         if self.training:
             self.tput_timer.start()
+        try:
+            output = self._run_module(inputs, kwargs)
+            if self._stepper is not None and torch.is_grad_enabled():
+                self._outputs.watch(output)
+            return output
+        finally:
+            self.timers(FORWARD_GLOBAL_TIMER).stop()
+
+    def _run_module(self, inputs: tuple, kwargs: dict) -> Any:
         if self._config.fp16.auto_cast:
             inputs, kwargs = self._to_half(inputs), self._to_half(kwargs)
         if self._autocast:
             with torch.autocast(self.device.type, dtype=self.torch_autocast_dtype()):
-                output = self.module(*inputs, **kwargs)
-        else:
-            output = self.module(*inputs, **kwargs)
-        if self._stepper is not None and torch.is_grad_enabled():
-            self._outputs.watch(output)
-        self.timers(FORWARD_GLOBAL_TIMER).stop()
-        return output
+                return self.module(*inputs, **kwargs)
+        return self.module(*inputs, **kwargs)
 
     # ------------------------------------------------------------------ backward
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
@@ -208,23 +232,34 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
         self._unmanaged_backwards += 1
         self.timers(BACKWARD_GLOBAL_TIMER).start()
-        seed = self._core.backward_seed(loss, float(divide_by))
+        try:
+            self._run_backward(loss, float(divide_by), retain_graph)
+        finally:
+            self.timers(BACKWARD_GLOBAL_TIMER).stop()
+        return loss.detach() / divide_by if divide_by != 1 else loss.detach()
+
+    def _run_backward(self, loss: Tensor, divide_by: float, retain_graph: bool) -> None:
+        seed = self._core.backward_seed(loss, divide_by)
         self._engine_backward_depth += 1
         self.timers(BACKWARD_INNER_GLOBAL_TIMER).start()
         try:
             loss.backward(seed, retain_graph=retain_graph)
+        except RuntimeError as error:
+            if self.parameter_offload is not None and speaks_of_released(error):
+                raise RuntimeError(f"backward met a parameter that was released: {error}. {HOW_TO_USE_OUTSIDE_FORWARD}") from error
+            raise
         finally:
             self._engine_backward_depth -= 1
             self.timers(BACKWARD_INNER_GLOBAL_TIMER).stop()
         self._finish_backward()
-        self.timers(BACKWARD_GLOBAL_TIMER).stop()
-        return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _finish_backward(self) -> None:
         self._outputs.forget()
         self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).start()
-        self._core.finish_backward()
-        self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
+        try:
+            self._core.finish_backward()
+        finally:
+            self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
 
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
@@ -282,25 +317,31 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         assert self._stepper is not None, "must provide optimizer during init in order to use step"
         self.timers(STEP_GLOBAL_TIMER).start()
         self._in_step, self._step_applied = True, False
-        boundary = self.is_gradient_accumulation_boundary()
-        if boundary:
-            self._take_model_step(lr_kwargs)
-        self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
-        self.timers(STEP_GLOBAL_TIMER).stop()
-        self._in_step = False
-        self.micro_steps += 1
+        boundary, steps_before = self.is_gradient_accumulation_boundary(), self.global_steps
+        try:
+            if boundary:
+                self._take_model_step(lr_kwargs)
+            self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
+        finally:
+            self.timers(STEP_GLOBAL_TIMER).stop()
+            self._in_step = False
+            # A scheduler that fails does so after the update: the window's gradients are used up.
+            if not boundary or self.global_steps > steps_before:
+                self.micro_steps += 1
         if self._timing:
             self._log_timers(boundary)
 
     def _take_model_step(self, lr_kwargs: dict | None) -> None:
         self.optimizer.step()
         self._step_applied = not self._wrapper.overflow
-        if not self._step_applied:
-            self.skipped_steps += 1
-        elif self.lr_scheduler is not None:
-            self._step_scheduler(lr_kwargs)
-        self.global_steps += 1
-        self.global_samples += self._samples_of_step()
+        try:
+            if not self._step_applied:
+                self.skipped_steps += 1
+            elif self.lr_scheduler is not None:
+                self._step_scheduler(lr_kwargs)
+        finally:
+            self.global_steps += 1
+            self.global_samples += self._samples_of_step()
         every = self._config.steps_per_print
         if every is not None and self.global_steps % every == 0:
             log_dist(f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", ranks=[0])
@@ -333,6 +374,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         core, self._core = self._core, None
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
+        if self._resume_gc is not None:
+            self._resume_gc()
         core.destroy()
         engine_build.release_parameters(self)
         self._stepper = self._wrapper = None

@@ -88,10 +88,11 @@ def make_core(engine: Any, groups: Any) -> Any:
     recipe = {"type": "none"} if optimizer is None else native_recipe(optimizer) or {"type": "python"}
     index_of = group_index(optimizer)
     engine.core_params = list(engine.module.named_parameters())
+    engine.core_groups = [index_of.get(id(param), -1) for _, param in engine.core_params]
     listed = []
-    for name, param in engine.core_params:
+    for (name, param), group in zip(engine.core_params, engine.core_groups):
         slot = slot_of(param)
-        listed.append((name, param, index_of.get(id(param), -1), slot.unit if slot is not None else None))
+        listed.append((name, param, group, slot.unit if slot is not None else None))
     core = _C.Engine(config.resolved_json, groups, listed, recipe)
     for index, (_, param) in enumerate(engine.core_params):
         bind_engine(param, engine, index)

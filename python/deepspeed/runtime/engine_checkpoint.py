@@ -47,7 +47,9 @@ class CheckpointMethods:
         """Saves model, optimizer, scheduler, counters and `client_state` under save_dir/tag. Collective: all ranks must call."""
         if not save_dir:
             raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
-        client_state = client_state or {}
+        client_state = {} if client_state is None else client_state
+        if not isinstance(client_state, dict):
+            raise ValueError(f"client_state must be a dictionary, got {type(client_state).__name__}: {client_state!r:.80}")
         reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
         if reserved:
             raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
@@ -261,6 +263,8 @@ class CheckpointMethods:
         """(path of what was loaded, the client's state), or (None, None) when there is no `latest`. Collective.
 
         Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then."""
+        if not load_dir:
+            raise ValueError(f"load_dir must be a non-empty string, got {load_dir!r}")
         load_dir = os.fspath(load_dir)
         if self.load_universal_checkpoint():
             raise NotImplementedError("checkpoint.load_universal: universal checkpoints are not built yet")

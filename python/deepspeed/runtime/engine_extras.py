@@ -149,6 +149,30 @@ class EngineExtras:
             raise NotImplementedError("engine.reload_states on this device is not built yet")
 
     # ---- facts
+    mesh_device: Any = None  # meshes are refused by initialize()
+    loaded_checkpoint_dp_world_size: int | None = None  # until a checkpoint is loaded
+
+    @property
+    def num_experts(self) -> list[int]:
+        """Experts by layer; there are no expert layers yet."""
+        return []
+
+    @property
+    def param_names(self) -> dict[Tensor, str]:
+        """{parameter: dotted name}"""
+        return {param: name for name, param in self.module.named_parameters()}
+
+    def checkpoint_writer_enabled(self) -> bool:
+        """Whether files are written by a process of their own: configurations that ask for one are refused."""
+        return False
+
+    def all_gather_scalar(self, value: Tensor, dp_group: Any) -> list[Tensor]:
+        """Every rank's value. Collective over the group."""
+        from deepspeed import comm
+        gathered = [torch.zeros_like(value) for _ in range(comm.get_world_size(dp_group))]
+        comm.all_gather(gathered, value, group=dp_group)
+        return gathered
+
     def dump_state_now(self) -> None:
         """Logs the configuration and the core's description on rank 0."""
         log_dist("DeepSpeedEngine configuration:", ranks=[0])

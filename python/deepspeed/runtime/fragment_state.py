@@ -24,42 +24,49 @@ def local_state(engine: Any, index: int) -> dict[str, Any]:
     return {} if fragment is None else engine.basic_optimizer.state.get(fragment.master, {})
 
 
-def _is_piece(value: Any, length: int) -> bool:
-    return isinstance(value, Tensor) and value.numel() == length and (value.dim() > 0 or length == 1)
+def _is_piece(value: Any, fragment: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == fragment.length and (value.dim() > 0 or fragment.master.dim() == 0)
 
 
 @torch.no_grad()
 def read_full_state(engine: Any, index: int, key: str) -> Tensor | None:
-    """A whole state, fp32; None where no rank has it. Collective."""
+    """A whole state, fp32 (a counter: one number); None where no rank has it. Collective."""
     fragment, held = fragment_of(engine, index), local_state(engine, index).get(key)
     param = engine.core_params[index][1]
     shape = getattr(param, "ds_shape", param.shape)
-    present = torch.tensor([1.0 if held is not None else 0.0], device=engine.device)
-    engine.communicator.all_reduce(present, "max", f"state {key}").wait()
-    if present.item() == 0:
-        return None
-    full = torch.zeros(shape.numel(), dtype=torch.float32, device=engine.device)
-    if fragment is not None and held is not None and _is_piece(held, fragment.length):
+    is_piece = held is not None and _is_piece(held, fragment)
+    number = float(held) if held is not None and not is_piece else -torch.inf
+    partial = fragment is None or fragment.length < shape.numel()
+    # What any rank has decides for all, so that all make the same calls.
+    facts = torch.tensor([is_piece, partial, number], dtype=torch.float32, device=engine.device)
+    engine.communicator.all_reduce(facts, "max", f"state {key}").wait()
+    any_piece, any_partial, number = facts.tolist()
+    if not any_piece:
+        return torch.tensor(number) if number > -torch.inf else None
+    full = torch.full((shape.numel(),), -torch.inf, device=engine.device)
+    if is_piece:
         full[fragment.offset:fragment.offset + fragment.length] = held.reshape(-1).to(full)
-    if fragment is None or fragment.length < shape.numel() or engine.communicator.size > 1 and _sharded(engine, index):
-        engine.communicator.all_reduce(full, "sum", f"state {key}").wait()
+    if any_partial:
+        # The maximum, not the sum: replicas of a shard hold the same elements.
+        engine.communicator.all_reduce(full, "max", f"state {key}").wait()
     return full.view(shape)
 
 
-def _sharded(engine: Any, index: int) -> bool:
-    _, length = engine._core.fragment_of(index)
-    param = engine.core_params[index][1]
-    return length < getattr(param, "ds_shape", param.shape).numel()
+def write_full_state(engine: Any, index: int, key: str, value: Tensor) -> None:
+    """Stores this rank's piece of a whole state that every rank gives."""
+    fragment = fragment_of(engine, index)
+    if fragment is not None:
+        write_local_state(engine, index, key, value.reshape(-1)[fragment.offset:fragment.offset + fragment.length])
 
 
 @torch.no_grad()
-def write_full_state(engine: Any, index: int, key: str, value: Tensor) -> None:
-    """Stores this rank's piece of a whole state that every rank gives."""
+def write_local_state(engine: Any, index: int, key: str, value: Tensor) -> None:
+    """Stores a piece in this rank's state."""
     fragment = fragment_of(engine, index)
     if fragment is None:
         return
     state = engine.basic_optimizer.state[fragment.master]
-    piece = value.detach().reshape(-1)[fragment.offset:fragment.offset + fragment.length].view(fragment.master.shape)
+    piece = value.detach().reshape(fragment.master.shape)
     if isinstance(state.get(key), Tensor):
         state[key].copy_(piece)
     else:

@@ -5,14 +5,16 @@ afterwards (native_recipe.py).
 """
 from __future__ import annotations
 
+import inspect
 from typing import Any, Callable, Iterable
 
 import torch
 import torch.nn as nn
 
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.section_params import check_values, construct, given, unknown_key
 from deepspeed.runtime.zero.utils import ZeRORuntimeException, is_zero_supported_optimizer
-from deepspeed.utils.logging import logger
+from deepspeed.utils.logging import logger, warning_once
 
 _LATER = {"onebitadam": "1-bit Adam", "zerooneadam": "0/1 Adam", "onebitlamb": "1-bit LAMB"}
 _MUP = {"muadam": "MuAdam", "muadamw": "MuAdamW", "musgd": "MuSGD"}
@@ -40,57 +42,61 @@ def full_numel(param: torch.Tensor) -> int:
 
 def optimizer_from_config(config: DeepSpeedConfig, parameters: Any, module: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer over the given parameters (default: all of the module)."""
-    name, params = config.optimizer_name, dict(config.optimizer_params or {})
+    name, params = config.optimizer_name, given(config.optimizer_params)
     if "max_grad_norm" in params:
         raise ValueError("'max_grad_norm' is not supported as an optimizer parameter: use the key 'gradient_clipping' beside "
                          "'optimizer' instead")
     if name in _LATER:
         raise NotImplementedError(f"optimizer.type {config.optimizer.type!r}: {_LATER[name]} is not built yet")
-    params = {key: value for key, value in params.items() if value != "auto"}
+    check_values("optimizer", params)
     if "betas" in params:
         params["betas"] = tuple(params["betas"])
     if name == "muon":
-        from deepspeed.runtime.zero.muon import MuonWithAuxAdam, muon_groups
+        from deepspeed.runtime.zero.muon import MUON_OPTIONS, MuonWithAuxAdam, muon_groups
+        for key in [key for key in params if key not in MUON_OPTIONS]:
+            warning_once(unknown_key("optimizer", key, params[key], "Muon", MUON_OPTIONS) + "; it has no effect")
         return MuonWithAuxAdam(muon_groups(as_groups(parameters, module), module, params))
     groups = as_groups(parameters, module)
     if not groups:
         raise ValueError("the configuration names an optimizer, but there are no parameters: check model_parameters")
-    make = _MAKERS.get(name, _from_torch)
-    return make(config, groups, params)
+    optimizer = _MAKERS.get(name, _from_torch)(config, groups, params)
+    _refuse_closures(optimizer)
+    return optimizer
 
 
 def _adam(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     # "Adam" means AdamW unless adam_w_mode says otherwise.
     decoupled = params.pop("adam_w_mode", True) or config.optimizer_name == "adamw"
     states_in_fp32 = params.pop("fp32_optimizer_states", True)
+    own = ("adam_w_mode", "fp32_optimizer_states", "torch_adam")
     if params.pop("torch_adam", False):
         params.pop("bias_correction", None)
-        return (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, **params)
+        return construct("optimizer", torch.optim.AdamW if decoupled else torch.optim.Adam, groups, params, also=own)
     if config.offload_device("optimizer") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
-        return DeepSpeedCPUAdam(groups, adamw_mode=decoupled,
-                                fp32_optimizer_states=states_in_fp32 and not config.bf16.bf16_optimizer_states, **params)
+        fixed = {"adamw_mode": decoupled, "fp32_optimizer_states": states_in_fp32 and not config.bf16.bf16_optimizer_states}
+        return construct("optimizer", DeepSpeedCPUAdam, groups, params, fixed=fixed, also=own)
     from deepspeed.ops.adam import FusedAdam
-    return FusedAdam(groups, adam_w_mode=decoupled, **params)
+    return construct("optimizer", FusedAdam, groups, params, fixed={"adam_w_mode": decoupled}, also=own)
 
 
 def _lion(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
-    return (FusedLion if config.offload_device("optimizer") == "none" else DeepSpeedCPULion)(groups, **params)
+    return construct("optimizer", FusedLion if config.offload_device("optimizer") == "none" else DeepSpeedCPULion, groups, params)
 
 
 def _adagrad(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     if config.offload_device("optimizer") == "none":
-        return torch.optim.Adagrad(groups, **params)
+        return construct("optimizer", torch.optim.Adagrad, groups, params)
     from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
-    return DeepSpeedCPUAdagrad(groups, **params)
+    return construct("optimizer", DeepSpeedCPUAdagrad, groups, params)
 
 
 def _lamb(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.lamb import FusedLamb
     if config.fp16.enabled and config.fp16.loss_scale != 0:
         raise AssertionError("optimizer.type Lamb with fp16 needs dynamic loss scaling: set fp16.loss_scale to 0")
-    return FusedLamb(groups, **params)
+    return construct("optimizer", FusedLamb, groups, params)
 
 
 def _from_torch(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
@@ -102,11 +108,18 @@ def _from_torch(config: DeepSpeedConfig, groups: list, params: dict) -> torch.op
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise AssertionError(f"{name} is not a supported DeepSpeed Optimizer: optimizer.type is one of Adam, AdamW, Lamb, Lion, "
                              "Adagrad, Muon, or the exact name of a class in torch.optim")
-    return found(groups, **params)
+    return construct("optimizer", found, groups, params)
 
 
 _MAKERS: dict[str, Callable[[DeepSpeedConfig, list, dict], torch.optim.Optimizer]] = {
     "adam": _adam, "adamw": _adam, "lion": _lion, "adagrad": _adagrad, "lamb": _lamb}
+
+
+def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(f"{type(optimizer).__name__} evaluates the loss again inside step(), but here gradients come from "
+                         "engine.backward(): use an optimizer whose step() needs no closure")
 
 
 def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any, module: nn.Module) -> torch.optim.Optimizer:
@@ -116,9 +129,12 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
     elif callable(client):
         optimizer = client(list(module.parameters()) if parameters is None else
                            parameters if isinstance(parameters, list) else list(parameters))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"the function given as optimizer returned {type(optimizer).__name__}; expected a torch.optim.Optimizer")
     else:
         raise AssertionError(f"Client Optimizer is of unexpected type {type(client)}: pass a torch.optim.Optimizer, or a function "
                              "from parameters to one")
+    _refuse_closures(optimizer)
     offloaded = config.offload_device("optimizer") != "none"
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.lion import DeepSpeedCPULion

@@ -34,6 +34,8 @@ class OutputWatcher:
         self._forwards: list[_Forward] = []
 
     def watch(self, output: Any) -> None:
+        if self._active:  # an earlier backward pass ended in an exception
+            self._active = self._engine()._manual_backward_expected = False
         outputs = [output] if type(output) is Tensor else list(tensors_of(output))
         outputs = [t for t in outputs if t.requires_grad and t.grad_fn is not None]
         if not outputs:

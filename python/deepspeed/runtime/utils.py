@@ -1,6 +1,8 @@
 """Small helpers that programs import from here."""
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import random
 from typing import Any, Callable, Iterable
@@ -84,6 +86,68 @@ def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2, mpu:
     if mpu is not None:
         raise NotImplementedError("clip_grad_norm_(mpu=...): model parallelism is not built yet")
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+
+def get_weight_norm(parameters: Any, norm_type: float = 2, mpu: Any = None) -> float:
+    """Norm of all parameters as one vector; -1 when it is not finite."""
+    if mpu is not None:
+        raise NotImplementedError("get_weight_norm(mpu=...): model parallelism is not built yet")
+    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    norm = float(torch.nn.utils.get_total_norm([p.detach().float() for p in listed], float(norm_type)))
+    return norm if math.isfinite(norm) else -1
+
+
+def get_global_norm(norm_list: Iterable[float]) -> float:
+    """One L2 norm from those of parts; inf when any part's norm is not usable (-1, inf or nan)."""
+    norms = [float(norm) for norm in norm_list]
+    if not all(math.isfinite(norm) and norm != -1 for norm in norms):
+        return math.inf
+    return math.sqrt(sum(norm * norm for norm in norms))
+
+
+class CheckOverflow:
+    """Looks for gradients that are not finite, here and on the ranks that hold other parts."""
+
+    def __init__(self, param_groups: Iterable[Iterable[Tensor]] | None = None, mpu: Any = None, zero_reduce_scatter: bool = False,
+                 deepspeed: Any = None) -> None:
+        self.params = [param for group in param_groups or () for param in group]
+        self.mpu, self.zero_reduce_scatter = mpu, zero_reduce_scatter
+
+    def check(self, param_groups: Iterable[Iterable[Tensor]] | None = None) -> bool:
+        return self.has_overflow(self.params if param_groups is None else [param for group in param_groups for param in group])
+
+    def check_using_norm(self, norm_group: Iterable[float], reduce_overflow: bool = True) -> bool:
+        """The same from norms of gradients. Collective over all ranks unless told otherwise."""
+        return self._anywhere(math.isinf(get_global_norm(norm_group)), reduce_overflow)
+
+    def has_overflow_serial(self, params: Iterable[Tensor]) -> bool:
+        return any(param.grad is not None and not bool(torch.isfinite(param.grad).all()) for param in params)
+
+    def has_overflow(self, params: Iterable[Tensor], has_moe_params: bool | None = None) -> bool:
+        return self._anywhere(self.has_overflow_serial(params), self.zero_reduce_scatter)
+
+    def _anywhere(self, found: bool, over_world: bool) -> bool:
+        from deepspeed import comm
+        if not comm.is_initialized() or not (over_world or self.mpu is not None):
+            return found
+        from deepspeed.accelerator import get_accelerator
+        flag = torch.tensor([float(found)], device=get_accelerator().current_device_name())
+        comm.all_reduce(flag, op=comm.ReduceOp.MAX, group=None if over_world else self.mpu.get_model_parallel_group())
+        return bool(flag.item())
+
+
+def memory_status(msg: str, print_rank: int = -1, reset_max: bool = False) -> None:
+    """Logs the device's memory on one rank (-1: all), and starts its maximum anew when asked to."""
+    from deepspeed import comm
+    from deepspeed.accelerator import get_accelerator
+    if comm.is_initialized() and print_rank not in (-1, comm.get_rank()):
+        return
+    if reset_max:
+        get_accelerator().reset_peak_memory_stats()
+    see_memory_usage(msg, force=True)
+
+
+noop_context = contextlib.nullcontext
 
 
 def empty_cache() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Sequence
+from typing import Any, Sequence
 
 log_levels = {
     "debug": logging.DEBUG,
@@ -83,6 +83,13 @@ def warning_once(message: str) -> None:
 def print_rank_0(message: str, debug: bool = False, force: bool = False) -> None:
     if _rank() <= 0 and (debug or force):
         logger.info(message, stacklevel=2)
+
+
+def print_configuration(args: Any, name: str) -> None:
+    """Logs every attribute of `args`."""
+    logger.info("%s:", name)
+    for key in sorted(vars(args)):
+        logger.info("  %s %s %s", key, "." * (29 - len(key)), getattr(args, key))
 
 
 def print_json_dist(message: dict, ranks: Sequence[int] | None = None, path: str | None = None) -> None:

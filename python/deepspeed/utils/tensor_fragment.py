@@ -29,29 +29,36 @@ class tensor_fragment:
     hp_fragment_address: fragment_address
 
 
-def _core_of(param: Tensor) -> tuple[Any, int] | None:
-    """(core, index) of the engine that trains `param`."""
+def _engine_of(param: Tensor) -> tuple[Any, int] | None:
+    """(engine that trains `param`, the parameter's index in its core)."""
     from deepspeed.runtime.zero.parameter import slot_of
     slot = slot_of(param)
     engine = slot.engine() if slot is not None and slot.engine is not None else None
-    return None if engine is None or engine._core is None else (engine._core, slot.engine_index)
+    return None if engine is None or engine._core is None else (engine, slot.engine_index)
+
+
+def _must_have_engine(param: Tensor, what: str) -> tuple[Any, int]:
+    found = _engine_of(param)
+    if found is None:
+        raise ValueError(f"{what}: the parameter of shape {list(getattr(param, 'ds_shape', param.shape))} belongs to no engine")
+    return found
 
 
 def _read_full(param: Tensor, key: str) -> Tensor | None:
-    found = _core_of(param)
-    return None if found is None else found[0].read_full(found[1], key)
+    found = _engine_of(param)
+    return None if found is None else found[0]._core.read_full(found[1], key)
 
 
-def _write_full(param: Tensor, key: str, value: Tensor, what: str) -> None:
-    found = _core_of(param)
-    if found is None:
-        raise ValueError(f"{what}: the parameter of shape {list(getattr(param, 'ds_shape', param.shape))} belongs to no engine")
+def _checked_shape(param: Tensor, value: Tensor, what: str) -> Tensor:
     shape = getattr(param, "ds_shape", param.shape)
     if value.shape != shape and value.numel() != shape.numel():
         raise ValueError(f"{what}: the parameter has shape {list(shape)}, the value {list(value.shape)}")
-    found[0].write_full(found[1], key, value.detach().reshape(shape).float())
+    return value.detach().reshape(shape).float()
 
 
+def _write_full(param: Tensor, key: str, value: Tensor, what: str) -> None:
+    engine, index = _must_have_engine(param, what)
+    engine._core.write_full(index, key, _checked_shape(param, value, what))
 
 
 def safe_get_full_fp32_param(param: Tensor) -> Tensor | None:
@@ -65,24 +72,11 @@ def safe_get_full_grad(param: Tensor) -> Tensor | None:
 
 
 def safe_get_full_optimizer_state(param: Tensor, optim_state_key: str) -> Tensor | None:
-    """A whole optimizer state, e.g. "exp_avg"."""
-    from_python = _python_state(param, optim_state_key)
-    return from_python if from_python is not None else _read_full(param, optim_state_key)
-
-
-def _python_state(param: Tensor, key: str) -> Tensor | None:
-    """A state that a torch optimizer keeps over fragments, put together. None for the core's own optimizers."""
-    from deepspeed.runtime.fragment_state import read_full_state
+    """A whole optimizer state under the name that its optimizer gives it, e.g. "exp_avg"; "step" is a scalar. None on every rank
+    for a state that the optimizer does not have."""
+    from deepspeed.runtime import optimizer_states
     found = _engine_of(param)
-    return None if found is None else read_full_state(found[0], found[1], key)
-
-
-def _engine_of(param: Tensor) -> tuple[Any, int] | None:
-    from deepspeed.runtime.zero.parameter import slot_of
-    slot = slot_of(param)
-    engine = slot.engine() if slot is not None and slot.engine is not None else None
-    return None if engine is None or engine._core is None or engine._stepper is None or engine._stepper.native else \
-        (engine, slot.engine_index)
+    return None if found is None else optimizer_states.read_full(*found, optim_state_key)
 
 
 def safe_set_full_fp32_param(param: Tensor, value: Tensor) -> None:
@@ -95,12 +89,10 @@ def safe_set_full_grad(param: Tensor, value: Tensor) -> None:
 
 
 def safe_set_full_optimizer_state(param: Tensor, value: Tensor, optim_state_key: str) -> None:
-    found = _engine_of(param)
-    if found is not None:
-        from deepspeed.runtime.fragment_state import write_full_state
-        write_full_state(found[0], found[1], optim_state_key, value)
-        return
-    _write_full(param, optim_state_key, value, "safe_set_full_optimizer_state")
+    from deepspeed.runtime import optimizer_states
+    what = "safe_set_full_optimizer_state"
+    engine, index = _must_have_engine(param, what)
+    optimizer_states.write_full(engine, index, optim_state_key, _checked_shape(param, value, what))
 
 
 def safe_update_full_grad_vectorized(param_list: Sequence[Tensor], update_func: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -113,15 +105,13 @@ def safe_update_full_grad_vectorized(param_list: Sequence[Tensor], update_func: 
 
 # ---- this rank's pieces (1-D)
 def _read_local(param: Tensor, key: str) -> Tensor | None:
-    found = _core_of(param)
-    return None if found is None else found[0].read_local(found[1], key)
+    found = _engine_of(param)
+    return None if found is None else found[0]._core.read_local(found[1], key)
 
 
 def _write_local(param: Tensor, key: str, value: Tensor, what: str) -> None:
-    found = _core_of(param)
-    if found is None:
-        raise ValueError(f"{what}: the parameter belongs to no engine")
-    found[0].write_local(found[1], key, value.detach().reshape(-1).float())
+    engine, index = _must_have_engine(param, what)
+    engine._core.write_local(index, key, value.detach().reshape(-1).float())
 
 
 def safe_get_local_fp32_param(param: Tensor) -> Tensor | None:
@@ -133,13 +123,14 @@ def safe_get_local_grad(param: Tensor) -> Tensor | None:
 
 
 def safe_get_local_optimizer_state(param: Tensor, optim_state_key: str) -> Tensor | None:
-    return _read_local(param, optim_state_key)
+    from deepspeed.runtime import optimizer_states
+    found = _engine_of(param)
+    return None if found is None else optimizer_states.read_local(*found, optim_state_key)
 
 
 def safe_set_local_fp32_param(param: Tensor, value: Tensor) -> None:
     _write_local(param, "fp32", value, "safe_set_local_fp32_param")
-    found = _core_of(param)
-    found[0].refresh_parameters()
+    _must_have_engine(param, "safe_set_local_fp32_param")[0]._core.refresh_parameters()
 
 
 def safe_set_local_grad(param: Tensor, value: Tensor) -> None:
@@ -147,6 +138,5 @@ def safe_set_local_grad(param: Tensor, value: Tensor) -> None:
 
 
 def safe_set_local_optimizer_state(param: Tensor, value: Tensor, optim_state_key: str) -> None:
-    _write_local(param, optim_state_key, value, "safe_set_local_optimizer_state")
-
-
+    from deepspeed.runtime import optimizer_states
+    optimizer_states.write_local(*_must_have_engine(param, "safe_set_local_optimizer_state"), optim_state_key, value)

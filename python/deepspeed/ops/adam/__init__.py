@@ -1,11 +1,11 @@
 """Adam and AdamW over native kernels."""
+from deepspeed._lazy import not_built_class as _later
+
 from .cpu_adam import DeepSpeedCPUAdam
 from .fused_adam import FusedAdam
 
-__all__ = ["DeepSpeedCPUAdam", "FusedAdam", "ZenFlowCPUAdam", "ZenFlowSelectiveAdamW"]
+ZenFlowCPUAdam, ZenFlowSelectiveAdamW, ZenFlowSelectiveAdamW_stage3 = (
+    _later(f"deepspeed.ops.adam.{name}", "ZenFlow")
+    for name in ("ZenFlowCPUAdam", "ZenFlowSelectiveAdamW", "ZenFlowSelectiveAdamW_stage3"))
 
-
-def __getattr__(name: str):
-    if name in ("ZenFlowCPUAdam", "ZenFlowSelectiveAdamW", "ZenFlowSelectiveAdamW_stage3"):
-        raise NotImplementedError(f"{name}: ZenFlow is not built yet")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["DeepSpeedCPUAdam", "FusedAdam", "ZenFlowCPUAdam", "ZenFlowSelectiveAdamW", "ZenFlowSelectiveAdamW_stage3"]

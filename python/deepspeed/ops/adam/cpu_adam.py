@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from deepspeed import _C
+from deepspeed._lazy import not_built
 from deepspeed.ops._base import KernelOptimizer, kernel_state, state_like
 
 
@@ -31,6 +32,24 @@ class DeepSpeedCPUAdam(KernelOptimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("amsgrad", False)
+
+    @torch.no_grad()
+    def step_subgroup(self, subgroup_id: int, closure: Callable | None = None) -> Any:
+        """One step of the parameter that has a gradient, with the state kept under `subgroup_id`: for callers that show one flat
+        sub-group after another through the same parameter."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ready = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
+        if len(ready) > 1:
+            raise ValueError(f"step_subgroup({subgroup_id}): {len(ready)} parameters have gradients, but a sub-group has one state: "
+                             "flatten the sub-group into one parameter")
+        for group, param in ready:
+            self._step_parameter(group, param, self.state[subgroup_id])
+        return loss
+
+    rollback_subgroup = not_built("DeepSpeedCPUAdam.rollback_subgroup", "undoing a step of Adam (SuperOffload)")
 
     def _init_state(self, group: dict, param: Tensor, state: dict) -> None:
         dtype = torch.float32 if self.fp32_optimizer_states else param.dtype

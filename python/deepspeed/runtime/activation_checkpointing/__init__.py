@@ -1,4 +1,4 @@
 """Recomputation of activations in backward."""
 from deepspeed._lazy import attach
 
-__getattr__ = attach(__name__)
+__getattr__, __dir__ = attach(__name__)

@@ -2,7 +2,7 @@
 from deepspeed._lazy import attach
 
 _PARTITION = "deepspeed.runtime.zero.partition_parameters"
-__getattr__ = attach(__name__, {
+__getattr__, __dir__ = attach(__name__, {
     "Init": f"{_PARTITION}:Init",
     "GatheredParameters": f"{_PARTITION}:GatheredParameters",
     "ZeroParamStatus": f"{_PARTITION}:ZeroParamStatus",

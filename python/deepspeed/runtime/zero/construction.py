@@ -62,7 +62,7 @@ def _patch() -> None:
                 pending.append(cls)
                 _wrap_init(cls)
     _set(nn.Module, "__init_subclass__", classmethod(_on_new_class))
-    if type(_contexts[-1]).override_module_apply:
+    if _contexts[-1].override_module_apply:
         _set(nn.Module, "apply", _apply_with_whole_parameters(nn.Module.apply))
     _patch_constructors()
 

@@ -1,11 +1,13 @@
 """Module hooks of a model with sharded parameters: gather a module's units before its forward, release them after it.
 
-One hook before and one after the forward of every module that needs units (and of the root, which owns accesses that no hooked
-module claims). Each hook makes one call into the core per unit; the core arms what backward needs on the outputs. Reading a
-released parameter inside a forward gathers it for the module that is running and registers it as external from then on.
+One hook before and one after the forward of every module that needs units (and of the root of a model that has any, which owns
+accesses that no hooked module claims). Each hook makes one call into the core per unit; the core arms what backward needs on
+the outputs. Reading a released parameter inside a forward gathers it for the module that is running and registers it as external
+from then on.
 """
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any, Iterator, Mapping
 
@@ -16,6 +18,16 @@ from torch import Tensor
 from deepspeed.runtime.zero.external import externals_of
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
+
+
+HOW_TO_USE_OUTSIDE_FORWARD = (
+    "Outside a forward sharded parameters are empty: compute terms of the loss that read parameters (such as a penalty on weights) "
+    "inside the module's forward, or keep deepspeed.zero.GatheredParameters(parameters) around both the term and backward()")
+
+
+def speaks_of_released(error: RuntimeError) -> bool:
+    """Whether autograd complains of a shape that a parameter has only while it is released."""
+    return re.search(r"got \[0\]|tensor [ab] \(0\)", str(error)) is not None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -111,7 +123,7 @@ class DeepSpeedZeRoOffload:
         """Puts hooks on `module` and everything below it; called again after hooks were removed."""
         self._units.clear()
         self._hooked.clear()
-        self._visit(module, is_root=True)
+        self._visit(module, is_root=any(is_sharded(p) for p in module.parameters()))
 
     def _visit(self, module: nn.Module, is_root: bool = False) -> None:
         module.__dict__["_ds_offload"] = self
@@ -214,6 +226,11 @@ class DeepSpeedZeRoOffload:
 
     def __deepcopy__(self, _memo) -> "DeepSpeedZeRoOffload":
         return self  # a copied module keeps hooks that know nothing of it and do nothing
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a module with sharded parameters cannot be pickled: this rank holds pieces of them. Save weights with "
+                        "engine.save_16bit_model() or engine.save_checkpoint(), or the module's state_dict() inside "
+                        "deepspeed.zero.GatheredParameters(module.parameters())")
 
     # ---- removal
     def remove_hooks(self) -> None:

@@ -71,7 +71,7 @@ class Init:
         tensor_overrides: which of dtype and device are imposed on tensors made inside.
     """
 
-    override_module_apply = True
+    override_module_apply = True  # without a configuration
 
     def __init__(self, module: nn.Module | None = None, data_parallel_group: Any = None, mem_efficient_linear: bool = True,
                  remote_device: str | None = None, pin_memory: bool = False, config_dict_or_path: Any = None, config: Any = None,
@@ -93,6 +93,8 @@ class Init:
         source = config_dict_or_path if config_dict_or_path is not None else config
         self.config = None if source is None else source if isinstance(source, DeepSpeedConfig) else \
             DeepSpeedConfig(source, mpu, check_batch=False)
+        if self.config is not None:
+            self.override_module_apply = self.config.zero_config.override_module_apply
         self.process_group = sequence_data_parallel_group or data_parallel_group
         if self.process_group is None and mpu is not None and hasattr(mpu, "get_data_parallel_group"):
             self.process_group = mpu.get_data_parallel_group()
@@ -166,6 +168,8 @@ def restore_init_context() -> None:
 
 class GatheredParameters:
     """Context: the given sharded parameters are whole inside.
+
+    A term of the loss that reads parameters needs the context around backward() too, because autograd reads them again.
 
     Args:
         params: a parameter, a module's parameters, any iterable; None entries, buffers and ordinary parameters are left alone.

@@ -12,6 +12,7 @@ import torch.nn as nn
 
 _MUON_KEYS = ("lr", "momentum", "weight_decay", "ns_method")
 _ADAM_KEYS = ("lr", "betas", "eps", "weight_decay")
+MUON_OPTIONS = tuple(dict.fromkeys([*_MUON_KEYS, *_ADAM_KEYS, "muon_lr", "adam_lr", "per_head_muon"]))
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
