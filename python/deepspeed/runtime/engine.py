@@ -116,6 +116,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def _prepare_module(self, dont_change_device: bool) -> None:
         config = self._config
+        engine_build.detach_earlier_engines(self.module)
         on_host = config.offload_device("param") == "cpu"
         if not config.shards_parameters:
             dissolve(self.module.parameters())  # sharded by zero.Init, or by an engine that is gone
@@ -332,9 +333,13 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     # ------------------------------------------------------------------ end
     def destroy(self) -> None:
         """Takes the engine off the module: hooks go. Sharded parameters stay so: gather them, or give the model to another engine."""
+        self._end("engine.destroy() was called")
+
+    def _end(self, reason: str) -> None:
         if self._core is None:
             return
         core, self._core = self._core, None
+        self._ended = reason
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
         core.destroy()
