@@ -131,6 +131,31 @@ def test_an_optimizer_in_python_resumes_bit_for_bit(stage, tmp_path):
     assert train(resumed, 3, first=3) == expected
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam"])
+def test_a_checkpoint_from_before_the_first_step_resets_the_optimizer(stage, name, tmp_path):
+    import deepspeed
+    made = {"type": name, "params": {"lr": 1e-2, **({"momentum": 0.9} if name == "SGD" else {})}}
+    engine = deepspeed.initialize(model=make_model(), config=config(stage, optimizer=made, zero_allow_untested_optimizer=True))[0]
+    engine.save_checkpoint(tmp_path)
+    expected = train(engine, 3)
+    engine.load_checkpoint(tmp_path)
+    assert train(engine, 3) == expected and engine.global_steps == 3
+
+
+@pytest.mark.parametrize("stage", (0, 2))
+def test_a_checkpoint_without_scheduler_or_scaler_resets_them(stage, tmp_path):
+    import deepspeed
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 1}}
+    deepspeed.initialize(model=make_model(), config=config(0))[0].save_checkpoint(tmp_path)
+    engine = engine_for(stage, **fp16)
+    first = engine.lr_scheduler.state_dict()
+    train(engine, 4)
+    assert engine.optimizer.loss_scale > 256 and engine.lr_scheduler.state_dict() != first
+    engine.load_checkpoint(tmp_path)
+    assert engine.optimizer.loss_scale == 256 and engine.lr_scheduler.state_dict() == first
+
+
 @pytest.mark.parametrize("saved", STAGES)
 @pytest.mark.parametrize("loaded", STAGES)
 def test_any_stage_loads_any_stage(saved, loaded, tmp_path):

@@ -144,6 +144,11 @@ class StateFiles:
         # Some optimizers count only on the last parameter of a group.
         return max(int(step) for step in candidates) if candidates else None
 
+    def has_states(self) -> bool:
+        """Whether any optimizer state is stored: a checkpoint from before the first step has none."""
+        base = self.base[0]
+        return any(base if isinstance(base, (list, tuple)) else base.get("state", {}).values())
+
     def param_groups(self) -> list[dict]:
         return self.base[0].get("param_groups", []) if isinstance(self.base[0], dict) else []
 
@@ -183,6 +188,8 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
     from deepspeed.runtime.checkpoint_state import optimizer_groups
     check_files(engine, files, load_optimizer_states)
     core, has_masters = engine._core, True
+    if load_optimizer_states:
+        reset_optimizer(engine)
     for group in optimizer_groups(engine):
         for entry in group:
             offset, length = core.fragment_of(entry.index)
@@ -196,13 +203,32 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
                 _restore_states(engine, files, entry, offset, length)
     if load_optimizer_states:
         _restore_groups(engine, files)
-        if engine._stepper.native and (step := files.step()) is not None:
-            core.set_step(step)
+        if engine._stepper.native and files.has_states():
+            step = files.step()
+            # Some optimizers count nothing, but what matters to all is whether a step was made.
+            core.set_step(1 if step is None else step)
     _restore_scaler(engine, files.ranks[engine.communicator.rank if len(files.ranks) > engine.communicator.rank else 0])
     if load_from_fp32_weights and has_masters:
         core.refresh_parameters()
     else:
         core.refresh_from_parameters()
+
+
+@torch.no_grad()
+def reset_optimizer(engine: Any) -> None:
+    """States, step count and loss scale as they were before the first step."""
+    from deepspeed.runtime.checkpoint_state import optimizer_groups
+    core = engine._core
+    if engine._stepper.native:
+        for group in optimizer_groups(engine):
+            for entry in group:
+                _, length = core.fragment_of(entry.index)
+                for key in core.state_keys() if length > 0 else ():
+                    core.write_local(entry.index, key, torch.zeros(length))
+        core.set_step(0)
+    else:
+        engine.basic_optimizer.state.clear()
+    core.load_scaler_state(engine._first_scaler_state)
 
 
 def _restore_states(engine: Any, files: StateFiles, entry: Any, offset: int, length: int) -> None:

@@ -64,6 +64,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             self.training_dataloader = self.deepspeed_io(training_data)
         self._make_optimizer(model_parameters)
         self._make_scheduler()
+        self._keep_first_states()
         self._outputs = OutputWatcher(self)
         if self._config.dump_state:
             self.dump_state_now()
@@ -164,6 +165,12 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
             params = {key: value for key, value in config.scheduler_params.items() if value != "auto"}
             self.lr_scheduler = scheduler_class(config.scheduler_name)(self.basic_optimizer, **params)
+
+    def _keep_first_states(self) -> None:
+        """What load_checkpoint() goes back to where a checkpoint holds nothing."""
+        self._first_scaler_state = self._core.scaler_state()
+        self._first_scheduler = self.lr_scheduler  # users may exchange it
+        self._first_scheduler_state = dict(self.lr_scheduler.state_dict()) if hasattr(self.lr_scheduler, "state_dict") else None
 
     # ------------------------------------------------------------------ nn.Module
     def __getattr__(self, name: str) -> Any:
