@@ -5,11 +5,12 @@ lets the torch optimizer step over this rank's fragments between the core's two 
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from deepspeed.runtime.client_state import put_into_core, put_into_fragments, take_state
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler, LossScalerBase
 from deepspeed.runtime.native_recipe import hyper_parameters
 
@@ -21,19 +22,22 @@ class DeepSpeedOptimizer:
 class FragmentStepper:
     """Makes one optimizer step on the core, natively or through a torch optimizer over fragments."""
 
-    def __init__(self, core: Any, optimizer: torch.optim.Optimizer, native: bool) -> None:
+    def __init__(self, core: Any, optimizer: torch.optim.Optimizer, native: bool, core_params: Sequence[tuple[str, Tensor]]) -> None:
         self.core, self.optimizer, self.native = core, optimizer, native
         self.model_groups = [list(group["params"]) for group in optimizer.param_groups]
         self.own_step = optimizer.step  # before anybody replaces it on the object
         self.fragments: list[Any] = []
-        if not native:
+        state = take_state(optimizer, core_params, native)
+        if native:
+            put_into_core(core, optimizer, self.model_groups, core_params, state)
+        else:
             self._put_fragments_into_groups()
+            put_into_fragments(optimizer, self.fragments, core_params, state)
 
     def _put_fragments_into_groups(self) -> None:
         self.fragments = self.core.fragments()
         for index, group in enumerate(self.optimizer.param_groups):
             group["params"] = [f.master for f in self.fragments if f.group == index and f.length > 0]
-        self.optimizer.state.clear()
 
     def step(self) -> bool:
         """Whether the update was made; False after non-finite gradients."""
