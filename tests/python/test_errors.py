@@ -157,6 +157,31 @@ def test_a_parameter_resized_behind_our_back_is_named(stage):
         engine.step()
 
 
+@pytest.mark.parametrize("stage", (0, 2, 3))
+def test_an_engine_that_was_destroyed_says_so(stage, tmp_path):
+    engine = initialize(config=config(stage))[0]
+    train(engine, 1)
+    loss = engine(*batch(1))
+    engine.save_checkpoint(tmp_path, tag="last")
+    files = sorted(os.listdir(tmp_path / "last"))
+    engine.destroy()
+    calls = [lambda: engine.save_checkpoint(tmp_path, tag="last"), lambda: engine.load_checkpoint(tmp_path),
+             lambda: engine.save_16bit_model(tmp_path), lambda: engine.load_module_state_dict({"module": {}}), engine.zero_grad, engine.step,
+             engine.memory_bytes, lambda: engine.backward(loss), lambda: engine.scale(loss)]
+    calls += [lambda: engine(*batch(0))] if stage == 3 else []
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"engine was destroyed \(engine.destroy\(\) was called\)"):
+            call()
+    assert sorted(os.listdir(tmp_path / "last")) == files
+
+
+def test_an_engine_whose_module_went_to_another_engine_says_so():
+    engine = initialize(config=config(1))[0]
+    initialize(model=engine.module, config=config(1))
+    with pytest.raises(RuntimeError, match="made another engine over its module"):
+        engine.step()
+
+
 def test_a_model_on_the_meta_device():
     with torch.device("meta"):
         model = make_model()

@@ -52,6 +52,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.training_dataloader: Any = None
         self.parameter_offload: DeepSpeedZeRoOffload | None = None
         self._core: Any = None
+        self._ended = "it was never built"
         self._reset_counters()
         self._set_ranks(args)
         self._adopt_module(model)
@@ -192,6 +193,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Runs the module. Its floating inputs become half under fp16.auto_cast."""
+        if self._core is None and self._config.shards_parameters:
+            self.live_core("forward")
         self.timers(FORWARD_GLOBAL_TIMER).start()
         if self.training:
             self.tput_timer.start()
@@ -210,6 +213,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     # ------------------------------------------------------------------ backward
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
         """Backward of a scalar loss, divided by the accumulation steps and multiplied by the loss scale. Returns loss / steps."""
+        self.live_core("backward")
         assert self._stepper is not None, "must provide optimizer during init in order to use backward"
         assert isinstance(loss, Tensor) and loss.numel() == 1, (
             "loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use tensor.backward(grad)")
@@ -240,6 +244,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
+        self.live_core("scale")
         assert self._stepper is not None, "must provide optimizer during init in order to use scale"
         assert isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad, (
             "loss must be a scalar tensor with grad_fn. For non-scalar tensors, use tensor.backward(grad)")
@@ -248,7 +253,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients, also those that were already reduced."""
-        self._core.zero_grad()
+        self.live_core("zero_grad").zero_grad()
         for param in self.module.parameters():
             param.grad = None
 
@@ -290,6 +295,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def step(self, lr_kwargs: dict | None = None) -> None:
         """Counts a micro-step; at a boundary: clip, update, schedule."""
+        self.live_core("step")
         assert not self.inside_no_sync_ctxt, "It is illegal to call Engine.step() inside no_sync context manager"
         assert self._stepper is not None, "must provide optimizer during init in order to use step"
         self.timers(STEP_GLOBAL_TIMER).start()
@@ -338,6 +344,13 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         return self._step_applied
 
     # ------------------------------------------------------------------ end
+    def live_core(self, asked: str) -> Any:
+        """The core, for what was asked of this engine. RuntimeError once the engine has let go of its module."""
+        if self._core is None:
+            raise RuntimeError(f"{asked}: this engine was destroyed ({self._ended}) and no longer trains its module: use the engine that "
+                               "deepspeed.initialize() returned last, or call initialize() again")
+        return self._core
+
     def destroy(self) -> None:
         """Takes the engine off the module: hooks go. Sharded parameters stay so: gather them, or give the model to another engine."""
         self._end("engine.destroy() was called")
