@@ -114,6 +114,31 @@ def test_another_number_of_ranks_loads_the_same_values(stage, tmp_path):
     train(engine, 1)
 
 
+def body_a_rank_without_fragments(path: str):
+    import deepspeed
+    import torch.distributed as dist
+    deepspeed.init_distributed()
+
+    def make(stage: int, seed: int):
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(2, 1, bias=False)
+        return deepspeed.initialize(model=model, config=config(stage))[0]
+
+    saved = make(0, 1)
+    saved.save_checkpoint(path)
+    for stage in (1, 3):
+        engine = make(stage, 7)
+        fragments = [None] * 2
+        dist.all_gather_object(fragments, engine._core.fragment_of(0)[1])
+        assert 0 in fragments
+        engine.load_checkpoint(path)
+        assert torch.equal(full_weights(engine.module)["weight"], saved.module.weight)
+
+
+def test_a_rank_may_hold_nothing_of_the_loaded_model(tmp_path):
+    run_ranks(body_a_rank_without_fragments, 2, {"path": str(tmp_path)}, timeout_s=40)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_optimizer_in_python_resumes_bit_for_bit(stage, tmp_path):
     import deepspeed

@@ -149,7 +149,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._core, native = engine_build.make_core(self, self._plan_groups)
         if any(is_sharded(p) for p in self.module.parameters()):
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
-        self._stepper = None if self.basic_optimizer is None else FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
+        self._stepper = None if self.basic_optimizer is None else \
+            FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
         self._wrapper: ZeROOptimizer | None = None
         if self._stepper is None:
             self.optimizer = self.parameter_offload

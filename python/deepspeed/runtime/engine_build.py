@@ -117,8 +117,8 @@ def broadcast_buffers(module: nn.Module, communicator: Any) -> None:
 
 def detach_earlier_engines(module: nn.Module) -> None:
     """Ends engines that still train a parameter of `module`: two cores would take each other's gradients."""
-    slots = [slot_of(param) for param in module.parameters()]
-    earlier = {id(engine): engine for slot in slots if slot is not None and slot.engine is not None and (engine := slot.engine()) is not None}
+    slots = [slot for param in module.parameters() if (slot := slot_of(param)) is not None and slot.engine is not None]
+    earlier = {id(engine): engine for slot in slots if (engine := slot.engine()) is not None}
     for engine in earlier.values():
         engine._end("deepspeed.initialize() made another engine over its module")
         log_dist("deepspeed.initialize(): another engine still trained parameters of this module. It was taken off the module as "
