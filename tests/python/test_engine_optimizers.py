@@ -101,6 +101,24 @@ def test_a_state_loaded_into_the_clients_optimizer_is_shared_out(stage, name):
     run_ranks(body_client_state, 2, {"name": name, "options": {}, "stage": stage, "through_file": True})
 
 
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.NAdam])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_clients_optimizer_is_its_own_again_after_destroy(cls, stage):
+    import deepspeed
+    model, settings = make_model(), config(stage, gradient_clipping=0.0, zero_allow_untested_optimizer=True)
+    optimizer = cls([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    trained = list(optimizer.param_groups[0]["params"])
+    for first in (0, 2):
+        engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        losses = train(engine, 2, first=first)
+        engine.destroy()
+        assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], trained, strict=True))
+        assert not optimizer.state and not {"step", "zero_grad", "state_dict", "overflow"} & set(vars(optimizer))
+    alone = deepspeed.initialize(model=make_model(), optimizer=lambda p: cls(p, lr=1e-2), config=settings)[0]
+    train(alone, 2)
+    assert losses[0] == pytest.approx(alone(*batch(2)).item(), abs=1e-6)
+
+
 def test_a_client_state_of_another_model_is_refused():
     import deepspeed
     model = make_model()

@@ -39,6 +39,13 @@ class FragmentStepper:
         for index, group in enumerate(self.optimizer.param_groups):
             group["params"] = [f.master for f in self.fragments if f.group == index and f.length > 0]
 
+    def release(self) -> None:
+        """Gives the torch optimizer the model's parameters back. Its states were of the fragments and go."""
+        if not self.native:
+            for group, params in zip(self.optimizer.param_groups, self.model_groups):
+                group["params"] = params
+            self.optimizer.state.clear()
+
     def step(self) -> bool:
         """Whether the update was made; False after non-finite gradients."""
         if self.native:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.nn as nn
@@ -48,6 +48,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.mpu, self.collate_fn, self.client_optimizer, self.client_lr_scheduler = mpu, collate_fn, optimizer, lr_scheduler
         self.optimizer: Any = None
         self.basic_optimizer: torch.optim.Optimizer | None = None
+        self._detach_optimizer: Callable[[], None] | None = None
         self.lr_scheduler: Any = None
         self.training_dataloader: Any = None
         self.parameter_offload: DeepSpeedZeRoOffload | None = None
@@ -158,7 +159,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         wrapper_class = resolve_class(config.optimizer_class_path)
         self._wrapper = wrapper_class(self, self._stepper)
         # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
-        self.optimizer = self._wrapper if config.optimizer_class_path else attach_step(self.basic_optimizer, self._wrapper)
+        if config.optimizer_class_path:
+            self.optimizer = self._wrapper
+        else:
+            self.optimizer, self._detach_optimizer = self.basic_optimizer, attach_step(self.basic_optimizer, self._wrapper)
 
     def _make_scheduler(self) -> None:
         client, config = self.client_lr_scheduler, self._config
@@ -363,6 +367,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._ended = reason
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
+        if self._stepper is not None:
+            self._stepper.release()
+        if self._detach_optimizer is not None:
+            self._detach_optimizer()
         core.destroy()
         engine_build.release_parameters(self)
         self._stepper = self._wrapper = None
