@@ -168,6 +168,17 @@ def test_a_checkpoint_from_before_the_first_step_resets_the_optimizer(stage, nam
     assert train(engine, 3) == expected and engine.global_steps == 3
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_loading_in_the_middle_of_an_accumulation_window_begins_a_new_one(stage, tmp_path):
+    engine = engine_for(stage, steps=2)
+    train(engine, 2)
+    engine.save_checkpoint(tmp_path)
+    expected = train(engine, 4, first=2)
+    train(engine, 1, first=6)
+    engine.load_checkpoint(tmp_path)
+    assert train(engine, 4, first=2) == expected and engine.global_steps == 3 and engine.micro_steps == 4
+
+
 @pytest.mark.parametrize("stage", (0, 2))
 def test_a_checkpoint_without_scheduler_or_scaler_resets_them(stage, tmp_path):
     import deepspeed

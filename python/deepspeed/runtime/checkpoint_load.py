@@ -58,6 +58,9 @@ class CheckpointLoader:
         except Exception as error:  # every rank must learn of it before any rank stores something
             problem = error
         self._agree(problem)
+        # Gradients of the weights that go, and where they stood in an accumulation window.
+        engine.zero_grad()
+        engine.micro_steps = engine._unmanaged_backwards = 0
         if custom_load_fn is None:
             self._store_module(values)
         else:
