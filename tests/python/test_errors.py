@@ -175,6 +175,20 @@ def test_an_engine_that_was_destroyed_says_so(stage, tmp_path):
     assert sorted(os.listdir(tmp_path / "last")) == files
 
 
+@pytest.mark.parametrize("stage", (2, 3))
+def test_the_optimizer_of_a_destroyed_engine_says_so(stage):
+    engine, optimizer, _, _ = initialize(config=config(stage))
+    train(engine, 1)
+    saved = optimizer.state_dict()
+    engine.destroy()
+    calls = [optimizer.step, optimizer.zero_grad, optimizer.state_dict, lambda: optimizer.load_state_dict(saved), lambda: optimizer.state,
+             lambda: optimizer.loss_scale, lambda: optimizer.fp32_partitioned_groups_flat]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="engine was destroyed"):
+            call()
+    assert len(optimizer.param_groups) == 1 and repr(optimizer)
+
+
 def test_an_engine_whose_module_went_to_another_engine_says_so():
     engine = initialize(config=config(1))[0]
     initialize(model=engine.module, config=config(1))

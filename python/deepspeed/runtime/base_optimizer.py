@@ -74,13 +74,16 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def __init__(self, engine: Any, stepper: FragmentStepper) -> None:
         self._engine = engine
         self._stepper = stepper
-        self._core = stepper.core
         self.optimizer = stepper.optimizer
         self.overflow = False
         self.clip_grad = engine.gradient_clipping()
         self.dynamic_loss_scale = engine.fp16_enabled() and engine.dynamic_loss_scale()
         self.dp_process_group = engine.data_parallel_group
         self.partition_count = [engine.dp_world_size] * len(stepper.model_groups)
+
+    @property
+    def _core(self) -> Any:
+        return self._engine.live_core("optimizer")
 
     # ---- the torch optimizer's surface
     @property
@@ -110,6 +113,7 @@ class ZeROOptimizer(DeepSpeedOptimizer):
         """One update from the gradients of all backward passes since the last one. Collective."""
         if closure is not None:
             raise NotImplementedError("closures are not supported: gradients come from engine.backward()")
+        self._engine.live_core("optimizer.step")
         self.overflow = not self._stepper.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -119,12 +123,14 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def state_dict(self) -> dict:
         """This rank's optimizer state as checkpoints store it."""
         from deepspeed.runtime.checkpoint_state import optimizer_state
+        self._engine.live_core("optimizer.state_dict")
         return optimizer_state(self._engine)
 
     def load_state_dict(self, state_dict: Any = None, load_optimizer_states: bool = True, load_from_fp32_weights: bool = True,
                         state_dict_list: list | None = None, **_unused: Any) -> None:
         """Restores what state_dict() returned on this rank; a list holds one entry per rank."""
         from deepspeed.runtime.checkpoint_state import restore_optimizer
+        self._engine.live_core("optimizer.load_state_dict")
         states = state_dict_list if state_dict_list is not None else state_dict
         restore_optimizer(self._engine, states, load_optimizer_states=load_optimizer_states,
                           load_from_fp32_weights=load_from_fp32_weights)
@@ -180,6 +186,7 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def single_partition_of_fp32_groups(self) -> list[Tensor]:
         """Per group: this rank's fp32 master values, flat."""
         from deepspeed.runtime.checkpoint_state import flat_masters
+        self._engine.live_core("fp32 partitions")
         return flat_masters(self._engine)
 
     fp32_partitioned_groups_flat = fp32_groups_flat = single_partition_of_fp32_groups
@@ -201,7 +208,7 @@ class ZeROOptimizer(DeepSpeedOptimizer):
 
 def local_states(engine: Any) -> dict[Tensor, dict[str, Any]]:
     """{parameter: {state name: this rank's piece, "step": n}} of the core's own optimizer."""
-    core = engine._core
+    core = engine.live_core("optimizer.state")
     step = core.get_step()
     states: dict[Tensor, dict[str, Any]] = {}
     for index, (_, param) in enumerate(engine.core_params):
