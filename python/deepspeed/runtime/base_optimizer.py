@@ -114,6 +114,7 @@ class ZeROOptimizer(DeepSpeedOptimizer):
         if closure is not None:
             raise NotImplementedError("closures are not supported: gradients come from engine.backward()")
         self._engine.live_core("optimizer.step")
+        self._engine._module_watch.check()
         self.overflow = not self._stepper.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

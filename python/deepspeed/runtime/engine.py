@@ -23,6 +23,7 @@ from deepspeed.runtime.engine_checkpoint import CheckpointMethods
 from deepspeed.runtime.engine_config import ConfigGetters
 from deepspeed.runtime.engine_extras import EngineExtras
 from deepspeed.runtime.lr_schedules import scheduler_class
+from deepspeed.runtime.module_watch import ModuleWatch
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
@@ -150,6 +151,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._core, native = engine_build.make_core(self, self._plan_groups)
         if any(is_sharded(p) for p in self.module.parameters()):
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
+        self._module_watch = ModuleWatch(self.module, self.core_params)
         self._stepper = None if self.basic_optimizer is None else \
             FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
         self._wrapper: ZeROOptimizer | None = None
