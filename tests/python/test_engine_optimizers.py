@@ -119,13 +119,18 @@ def test_a_clients_optimizer_is_its_own_again_after_destroy(cls, stage):
     assert losses[0] == pytest.approx(alone(*batch(2)).item(), abs=1e-6)
 
 
-def test_a_client_state_of_another_model_is_refused():
+@pytest.mark.parametrize("stage", (2, 3))
+def test_a_client_state_of_another_model_is_refused(stage):
     import deepspeed
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     optimizer.state[model.up.weight] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
-    with pytest.raises(ValueError, match=r"'exp_avg' of parameter up.weight in AdamW has shape \[3\], expected \[15, 8\]"):
-        deepspeed.initialize(model=model, optimizer=optimizer, config=config(2))
+    with pytest.raises(ValueError, match=r"'exp_avg' of parameter up.weight in AdamW has shape \[3\], expected \[15, 8\]") as problem:
+        deepspeed.initialize(model=model, optimizer=optimizer, config=config(stage))
+    optimizer.state.clear()
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config(stage))[0]  # while `problem` keeps the first one alive
+    train(engine, 2)
+    assert engine.get_global_grad_norm() > 0 and problem.value is not None
 
 
 @pytest.mark.parametrize("name,params", [("Adam", {"lr": 1e-3}), ("AdamW", {"lr": 1e-3, "torch_adam": True}), ("Lion", {"lr": 1e-4}),

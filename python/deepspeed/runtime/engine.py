@@ -54,6 +54,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.training_dataloader: Any = None
         self.parameter_offload: DeepSpeedZeRoOffload | None = None
         self._core: Any = None
+        self._stepper: FragmentStepper | None = None
+        self._wrapper: ZeROOptimizer | None = None
         self._ended = "it was never built"
         self._reset_counters()
         self._set_ranks(args)
@@ -152,12 +154,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if any(is_sharded(p) for p in self.module.parameters()):
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
         self._module_watch = ModuleWatch(self.module, self.core_params)
-        self._stepper = None if self.basic_optimizer is None else \
-            FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
-        self._wrapper: ZeROOptimizer | None = None
-        if self._stepper is None:
+        if self.basic_optimizer is None:
             self.optimizer = self.parameter_offload
             return
+        self._stepper = FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
         wrapper_class = resolve_class(config.optimizer_class_path)
         self._wrapper = wrapper_class(self, self._stepper)
         # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
