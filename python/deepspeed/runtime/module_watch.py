@@ -1,7 +1,7 @@
 """Notices that a parameter of the module is not the object that the engine trains any more.
 
-Looked at before every update, so it must cost next to nothing: one pass in C over remembered (table, name, object) triples, 10 us for
-400 parameters. Only a difference is looked into.
+Looked at before every update, so it must cost next to nothing: one pass in C over remembered (table, name, object) triples, 20 us for
+400 parameters in 200 modules. Only a difference is looked into.
 """
 from __future__ import annotations
 
