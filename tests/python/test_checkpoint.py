@@ -114,6 +114,31 @@ def test_another_number_of_ranks_loads_the_same_values(stage, tmp_path):
     train(engine, 1)
 
 
+def body_a_rank_without_fragments(path: str):
+    import deepspeed
+    import torch.distributed as dist
+    deepspeed.init_distributed()
+
+    def make(stage: int, seed: int):
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(2, 1, bias=False)
+        return deepspeed.initialize(model=model, config=config(stage))[0]
+
+    saved = make(0, 1)
+    saved.save_checkpoint(path)
+    for stage in (1, 3):
+        engine = make(stage, 7)
+        fragments = [None] * 2
+        dist.all_gather_object(fragments, engine._core.fragment_of(0)[1])
+        assert 0 in fragments
+        engine.load_checkpoint(path)
+        assert torch.equal(full_weights(engine.module)["weight"], saved.module.weight)
+
+
+def test_a_rank_may_hold_nothing_of_the_loaded_model(tmp_path):
+    run_ranks(body_a_rank_without_fragments, 2, {"path": str(tmp_path)}, timeout_s=40)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_optimizer_in_python_resumes_bit_for_bit(stage, tmp_path):
     import deepspeed
@@ -129,6 +154,42 @@ def test_an_optimizer_in_python_resumes_bit_for_bit(stage, tmp_path):
     resumed = make(7)
     resumed.load_checkpoint(tmp_path)
     assert train(resumed, 3, first=3) == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam"])
+def test_a_checkpoint_from_before_the_first_step_resets_the_optimizer(stage, name, tmp_path):
+    import deepspeed
+    made = {"type": name, "params": {"lr": 1e-2, **({"momentum": 0.9} if name == "SGD" else {})}}
+    engine = deepspeed.initialize(model=make_model(), config=config(stage, optimizer=made, zero_allow_untested_optimizer=True))[0]
+    engine.save_checkpoint(tmp_path)
+    expected = train(engine, 3)
+    engine.load_checkpoint(tmp_path)
+    assert train(engine, 3) == expected and engine.global_steps == 3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loading_in_the_middle_of_an_accumulation_window_begins_a_new_one(stage, tmp_path):
+    engine = engine_for(stage, steps=2)
+    train(engine, 2)
+    engine.save_checkpoint(tmp_path)
+    expected = train(engine, 4, first=2)
+    train(engine, 1, first=6)
+    engine.load_checkpoint(tmp_path)
+    assert train(engine, 4, first=2) == expected and engine.global_steps == 3 and engine.micro_steps == 4
+
+
+@pytest.mark.parametrize("stage", (0, 2))
+def test_a_checkpoint_without_scheduler_or_scaler_resets_them(stage, tmp_path):
+    import deepspeed
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 1}}
+    deepspeed.initialize(model=make_model(), config=config(0))[0].save_checkpoint(tmp_path)
+    engine = engine_for(stage, **fp16)
+    first = engine.lr_scheduler.state_dict()
+    train(engine, 4)
+    assert engine.optimizer.loss_scale > 256 and engine.lr_scheduler.state_dict() != first
+    engine.load_checkpoint(tmp_path)
+    assert engine.optimizer.loss_scale == 256 and engine.lr_scheduler.state_dict() == first
 
 
 @pytest.mark.parametrize("saved", STAGES)

@@ -334,6 +334,21 @@ def test_a_model_can_be_given_to_a_second_engine_after_destroy(following):
     assert losses[0] == pytest.approx(train(reference, 2, first=2)[0], abs=1e-6)
 
 
+@pytest.mark.parametrize("first,following", [(0, 1), (2, 0), (2, 2), (3, 0), (3, 2), (3, 3)])
+def test_a_second_engine_over_the_same_model_takes_over(first, following, caplog):
+    import deepspeed
+    engine = engine_for(first)
+    train(engine, 2)
+    again = deepspeed.initialize(model=engine.module, config=config(following))[0]
+    assert [record.levelname for record in caplog.records if "another engine" in record.getMessage()] == ["WARNING"]
+    losses = train(again, 3, first=2)
+    alone = engine_for(first)
+    train(alone, 2)
+    alone.destroy()
+    expected = train(deepspeed.initialize(model=alone.module, config=config(following))[0], 3, first=2)
+    assert losses == expected and again.get_global_grad_norm() > 0
+
+
 def test_inference_without_optimizer():
     import deepspeed
     plain = make_model()

@@ -1,6 +1,7 @@
 """Which optimizer runs and what the client sees of it; options of sharding and placement."""
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -57,6 +58,79 @@ def test_any_torch_optimizer_trains_as_it_does_alone(make, stage):
     engine = deepspeed.initialize(model=make_model(), optimizer=make, config=config(stage, gradient_clipping=0.0,
                                                                                     zero_allow_untested_optimizer=True))[0]
     assert train(engine, 4) == pytest.approx(expected, abs=2e-5)
+
+
+def body_client_state(name: str, options: dict, stage: int, through_file: bool):
+    import deepspeed
+    deepspeed.init_distributed()
+    plain = make_model()
+    optimizer = getattr(torch.optim, name)([p for p in plain.parameters() if p.requires_grad], lr=1e-2, **options)
+
+    def plain_step(step: int) -> float:
+        loss = plain(*batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    for step in range(3):
+        plain_step(step)
+    model = copy.deepcopy(plain)
+    given = getattr(torch.optim, name)([p for p in model.parameters() if p.requires_grad], lr=1e-2, **options)
+    if through_file:
+        given.load_state_dict(optimizer.state_dict())
+    else:
+        given.state.update({new: copy.deepcopy(optimizer.state[old]) for new, old in zip(given.param_groups[0]["params"],
+                                                                                         optimizer.param_groups[0]["params"])})
+    engine = deepspeed.initialize(model=model, optimizer=given,
+                                  config=config(stage, gradient_clipping=0.0, zero_allow_untested_optimizer=True))[0]
+    assert train(engine, 4, first=3) == pytest.approx([plain_step(step) for step in range(3, 7)], abs=2e-5)
+
+
+CLIENT_STATES = [("AdamW", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {}), ("Adagrad", {"lr_decay": 0.1}), ("NAdam", {})]
+
+
+@pytest.mark.parametrize("name,options", CLIENT_STATES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_steps_that_the_clients_optimizer_made_before_count(name, options, stage):
+    body_client_state(name, options, stage, through_file=stage % 2 == 0)
+
+
+@pytest.mark.parametrize("stage,name", [(2, "AdamW"), (3, "NAdam")])
+def test_a_state_loaded_into_the_clients_optimizer_is_shared_out(stage, name):
+    run_ranks(body_client_state, 2, {"name": name, "options": {}, "stage": stage, "through_file": True})
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.NAdam])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_clients_optimizer_is_its_own_again_after_destroy(cls, stage):
+    import deepspeed
+    model, settings = make_model(), config(stage, gradient_clipping=0.0, zero_allow_untested_optimizer=True)
+    optimizer = cls([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    trained = list(optimizer.param_groups[0]["params"])
+    for first in (0, 2):
+        engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        losses = train(engine, 2, first=first)
+        engine.destroy()
+        assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], trained, strict=True))
+        assert not optimizer.state and not {"step", "zero_grad", "state_dict", "overflow"} & set(vars(optimizer))
+    alone = deepspeed.initialize(model=make_model(), optimizer=lambda p: cls(p, lr=1e-2), config=settings)[0]
+    train(alone, 2)
+    assert losses[0] == pytest.approx(alone(*batch(2)).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", (2, 3))
+def test_a_client_state_of_another_model_is_refused(stage):
+    import deepspeed
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.state[model.up.weight] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"'exp_avg' of parameter up.weight in AdamW has shape \[3\], expected \[15, 8\]") as problem:
+        deepspeed.initialize(model=model, optimizer=optimizer, config=config(stage))
+    optimizer.state.clear()
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config(stage))[0]  # while `problem` keeps the first one alive
+    train(engine, 2)
+    assert engine.get_global_grad_norm() > 0 and problem.value is not None
 
 
 @pytest.mark.parametrize("name,params", [("Adam", {"lr": 1e-3}), ("AdamW", {"lr": 1e-3, "torch_adam": True}), ("Lion", {"lr": 1e-4}),

@@ -157,6 +157,81 @@ def test_a_parameter_resized_behind_our_back_is_named(stage):
         engine.step()
 
 
+@pytest.mark.parametrize("stage", (0, 2, 3))
+def test_a_parameter_replaced_or_added_behind_our_back_is_named(stage):
+    engine = initialize(config=config(stage))[0]
+    train(engine, 1)
+    down, module = engine.module.down, engine.module
+    down.weight, before = torch.nn.Parameter(torch.zeros(8, 15)), down.weight
+    with pytest.raises(RuntimeError, match=r"parameter down.weight of shape \[8, 15\] was replaced"):
+        train(engine, 1)
+    down.weight = before
+    train(engine, 1)
+    module.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="parameter extra.weight of shape .* was added"):
+        train(engine, 1)
+    module.extra.requires_grad_(False)
+    module.down = torch.nn.Sequential(module.down)  # wrapped: the same parameters under other names
+    train(engine, 1)
+
+
+def test_looking_for_replaced_parameters_costs_next_to_nothing():
+    import timeit
+    from deepspeed.runtime.module_watch import ModuleWatch
+    module = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(200)])
+    watch = ModuleWatch(module, list(module.named_parameters()))
+    assert min(timeit.repeat(watch.check, number=10, repeat=5)) / 10 < 300e-6
+
+
+@pytest.mark.parametrize("shape", [(3,), (15, 8)])
+def test_values_for_a_sharded_parameter_are_not_lost(shape):
+    engine = initialize(config=config(3))[0]
+    train(engine, 1)
+    with pytest.raises(RuntimeError, match=r"parameter up.weight is sharded.*GatheredParameters.*\[15, 8\]"):
+        engine.module.up.weight.data = torch.zeros(shape)
+    engine.module.to(torch.device("cpu"))
+    train(engine, 1)
+
+
+@pytest.mark.parametrize("stage", (0, 2, 3))
+def test_an_engine_that_was_destroyed_says_so(stage, tmp_path):
+    engine = initialize(config=config(stage))[0]
+    train(engine, 1)
+    loss = engine(*batch(1))
+    engine.save_checkpoint(tmp_path, tag="last")
+    files = sorted(os.listdir(tmp_path / "last"))
+    engine.destroy()
+    calls = [lambda: engine.save_checkpoint(tmp_path, tag="last"), lambda: engine.load_checkpoint(tmp_path),
+             lambda: engine.save_16bit_model(tmp_path), lambda: engine.load_module_state_dict({"module": {}}), engine.zero_grad, engine.step,
+             engine.memory_bytes, lambda: engine.backward(loss), lambda: engine.scale(loss)]
+    calls += [lambda: engine(*batch(0))] if stage == 3 else []
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"engine was destroyed \(engine.destroy\(\) was called\)"):
+            call()
+    assert sorted(os.listdir(tmp_path / "last")) == files
+
+
+@pytest.mark.parametrize("stage", (2, 3))
+def test_the_optimizer_of_a_destroyed_engine_says_so(stage):
+    engine, optimizer, _, _ = initialize(config=config(stage))
+    train(engine, 1)
+    saved = optimizer.state_dict()
+    engine.destroy()
+    calls = [optimizer.step, optimizer.zero_grad, optimizer.state_dict, lambda: optimizer.load_state_dict(saved), lambda: optimizer.state,
+             lambda: optimizer.loss_scale, lambda: optimizer.fp32_partitioned_groups_flat]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="engine was destroyed"):
+            call()
+    assert len(optimizer.param_groups) == 1 and repr(optimizer)
+
+
+def test_an_engine_whose_module_went_to_another_engine_says_so():
+    engine = initialize(config=config(1))[0]
+    initialize(model=engine.module, config=config(1))
+    with pytest.raises(RuntimeError, match="made another engine over its module"):
+        engine.step()
+
+
 def test_a_model_on_the_meta_device():
     with torch.device("meta"):
         model = make_model()

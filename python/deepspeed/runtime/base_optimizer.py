@@ -5,11 +5,12 @@ lets the torch optimizer step over this rank's fragments between the core's two 
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from deepspeed.runtime.client_state import put_into_core, put_into_fragments, take_state
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler, LossScalerBase
 from deepspeed.runtime.native_recipe import hyper_parameters
 from deepspeed.runtime.optimizer_states import core_keys
@@ -22,19 +23,29 @@ class DeepSpeedOptimizer:
 class FragmentStepper:
     """Makes one optimizer step on the core, natively or through a torch optimizer over fragments."""
 
-    def __init__(self, core: Any, optimizer: torch.optim.Optimizer, native: bool) -> None:
+    def __init__(self, core: Any, optimizer: torch.optim.Optimizer, native: bool, core_params: Sequence[tuple[str, Tensor]]) -> None:
         self.core, self.optimizer, self.native = core, optimizer, native
         self.model_groups = [list(group["params"]) for group in optimizer.param_groups]
         self.own_step = optimizer.step  # before anybody replaces it on the object
         self.fragments: list[Any] = []
-        if not native:
+        state = take_state(optimizer, core_params, native)
+        if native:
+            put_into_core(core, optimizer, self.model_groups, core_params, state)
+        else:
             self._put_fragments_into_groups()
+            put_into_fragments(optimizer, self.fragments, core_params, state)
 
     def _put_fragments_into_groups(self) -> None:
         self.fragments = self.core.fragments()
         for index, group in enumerate(self.optimizer.param_groups):
             group["params"] = [f.master for f in self.fragments if f.group == index and f.length > 0]
-        self.optimizer.state.clear()
+
+    def release(self) -> None:
+        """Gives the torch optimizer the model's parameters back. Its states were of the fragments and go."""
+        if not self.native:
+            for group, params in zip(self.optimizer.param_groups, self.model_groups):
+                group["params"] = params
+            self.optimizer.state.clear()
 
     def step(self) -> bool:
         """Whether the update was made; False after non-finite gradients."""
@@ -64,13 +75,16 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def __init__(self, engine: Any, stepper: FragmentStepper) -> None:
         self._engine = engine
         self._stepper = stepper
-        self._core = stepper.core
         self.optimizer = stepper.optimizer
         self.overflow = False
         self.clip_grad = engine.gradient_clipping()
         self.dynamic_loss_scale = engine.fp16_enabled() and engine.dynamic_loss_scale()
         self.dp_process_group = engine.data_parallel_group
         self.partition_count = [engine.dp_world_size] * len(stepper.model_groups)
+
+    @property
+    def _core(self) -> Any:
+        return self._engine.live_core("optimizer")
 
     # ---- the torch optimizer's surface
     @property
@@ -100,6 +114,8 @@ class ZeROOptimizer(DeepSpeedOptimizer):
         """One update from the gradients of all backward passes since the last one. Collective."""
         if closure is not None:
             raise NotImplementedError("closures are not supported: gradients come from engine.backward()")
+        self._engine.live_core("optimizer.step")
+        self._engine._module_watch.check()
         self.overflow = not self._stepper.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -109,12 +125,14 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def state_dict(self) -> dict:
         """This rank's optimizer state as checkpoints store it."""
         from deepspeed.runtime.checkpoint_state import optimizer_state
+        self._engine.live_core("optimizer.state_dict")
         return optimizer_state(self._engine)
 
     def load_state_dict(self, state_dict: Any = None, load_optimizer_states: bool = True, load_from_fp32_weights: bool = True,
                         state_dict_list: list | None = None, **_unused: Any) -> None:
         """Restores what state_dict() returned on this rank; a list holds one entry per rank."""
         from deepspeed.runtime.checkpoint_state import restore_optimizer
+        self._engine.live_core("optimizer.load_state_dict")
         states = state_dict_list if state_dict_list is not None else state_dict
         restore_optimizer(self._engine, states, load_optimizer_states=load_optimizer_states,
                           load_from_fp32_weights=load_from_fp32_weights)
@@ -181,6 +199,7 @@ class ZeROOptimizer(DeepSpeedOptimizer):
     def single_partition_of_fp32_groups(self) -> list[Tensor]:
         """Per group: this rank's fp32 master values, flat."""
         from deepspeed.runtime.checkpoint_state import flat_masters
+        self._engine.live_core("fp32 partitions")
         return flat_masters(self._engine)
 
     fp32_partitioned_groups_flat = fp32_groups_flat = single_partition_of_fp32_groups
@@ -202,7 +221,7 @@ class ZeROOptimizer(DeepSpeedOptimizer):
 
 def local_states(engine: Any) -> dict[Tensor, dict[str, Any]]:
     """{parameter: {state name: this rank's piece, "step": n}} of the core's own optimizer."""
-    core = engine._core
+    core = engine.live_core("optimizer.state")
     step = core.get_step()
     states: dict[Tensor, dict[str, Any]] = {}
     for index, (_, param) in enumerate(engine.core_params):

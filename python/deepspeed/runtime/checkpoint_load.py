@@ -17,7 +17,7 @@ from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, MODEL_STATE_KEYS,
                                             OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES, SHARED_PARAMS)
 from deepspeed.checkpoint.safe_load import load_file
-from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, restore
+from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, reset_optimizer, restore
 from deepspeed.runtime.checkpoint_state import optimizer_groups
 from deepspeed.runtime.zero.parameter import slot_of
 
@@ -58,6 +58,9 @@ class CheckpointLoader:
         except Exception as error:  # every rank must learn of it before any rank stores something
             problem = error
         self._agree(problem)
+        # Gradients of the weights that go, and where they stood in an accumulation window.
+        engine.zero_grad()
+        engine.micro_steps = engine._unmanaged_backwards = 0
         if custom_load_fn is None:
             self._store_module(values)
         else:
@@ -67,6 +70,8 @@ class CheckpointLoader:
             if optimizer and self.files is not None:
                 restore(engine, self.files, True, engine.zero_load_from_fp32_weights())
             else:
+                if optimizer:
+                    reset_optimizer(engine)
                 engine._core.refresh_from_parameters()
         return self._finish(optimizer, scheduler, module_only)
 
@@ -220,8 +225,8 @@ class CheckpointLoader:
     def _finish(self, optimizer: bool, scheduler: bool, module_only: bool) -> tuple[str, dict]:
         engine, first = self.engine, self.models[0]
         if not module_only:
-            if scheduler and engine.lr_scheduler is not None and first.get("lr_scheduler") is not None:
-                engine.lr_scheduler.load_state_dict(first["lr_scheduler"])
+            if scheduler and engine.lr_scheduler is not None:
+                self._load_scheduler(first.get("lr_scheduler"))
             engine.global_steps = first["global_steps"]
             engine.global_samples = first.get("global_samples", engine.global_steps * engine.train_batch_size())
             engine.skipped_steps = first.get("skipped_steps", 0)
@@ -230,3 +235,10 @@ class CheckpointLoader:
         rank = min(engine.communicator.rank, len(self.model_paths) - 1)
         client = {key: value for key, value in self.models[rank].items() if key not in MODEL_STATE_KEYS}
         return self.model_paths[rank], client
+
+    def _load_scheduler(self, saved: dict | None) -> None:
+        scheduler = self.engine.lr_scheduler
+        if saved is None and scheduler is self.engine._first_scheduler:
+            saved = self.engine._first_scheduler_state
+        if saved is not None:
+            scheduler.load_state_dict(saved)

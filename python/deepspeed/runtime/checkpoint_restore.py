@@ -92,6 +92,11 @@ class StateFiles:
                 return self.ranks[rank][where][number]
         return None
 
+    @property
+    def has_masters(self) -> bool:
+        """Whether fp32 values are stored. A property of the files, the same on every rank whatever pieces it holds."""
+        return self.flat_groups or FP32_GROUPS in self.ranks[0]
+
     def _whole(self, name: str, key: str) -> Tensor | None:
         number, position = self.place[name]
         if key == "fp32":
@@ -144,6 +149,11 @@ class StateFiles:
         # Some optimizers count only on the last parameter of a group.
         return max(int(step) for step in candidates) if candidates else None
 
+    def has_states(self) -> bool:
+        """Whether any optimizer state is stored: a checkpoint from before the first step has none."""
+        base = self.base[0]
+        return any(base if isinstance(base, (list, tuple)) else base.get("state", {}).values())
+
     def param_groups(self) -> list[dict]:
         return self.base[0].get("param_groups", []) if isinstance(self.base[0], dict) else []
 
@@ -182,27 +192,46 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
     """Masters, states, step, hyper-parameters and loss scale. Collective (the model's parameters follow their masters)."""
     from deepspeed.runtime.checkpoint_state import optimizer_groups
     check_files(engine, files, load_optimizer_states)
-    core, has_masters = engine._core, True
+    core, use_masters = engine._core, load_from_fp32_weights and files.has_masters
+    if load_optimizer_states:
+        reset_optimizer(engine)
     for group in optimizer_groups(engine):
         for entry in group:
             offset, length = core.fragment_of(entry.index)
             if length == 0:
                 continue
-            master = files.read(entry.name, "fp32", offset, length) if load_from_fp32_weights else None
-            has_masters = has_masters and master is not None
-            if master is not None:
-                core.write_local(entry.index, "fp32", master)
+            if use_masters:
+                core.write_local(entry.index, "fp32", files.read(entry.name, "fp32", offset, length))
             if load_optimizer_states:
                 _restore_states(engine, files, entry, offset, length)
     if load_optimizer_states:
         _restore_groups(engine, files)
-        if engine._stepper.native and (step := files.step()) is not None:
-            core.set_step(step)
+        if engine._stepper.native and files.has_states():
+            step = files.step()
+            # Some optimizers count nothing, but what matters to all is whether a step was made.
+            core.set_step(1 if step is None else step)
     _restore_scaler(engine, files.ranks[engine.communicator.rank if len(files.ranks) > engine.communicator.rank else 0])
-    if load_from_fp32_weights and has_masters:
+    if use_masters:
         core.refresh_parameters()
     else:
         core.refresh_from_parameters()
+
+
+@torch.no_grad()
+def reset_optimizer(engine: Any) -> None:
+    """States, step count and loss scale as they were before the first step."""
+    from deepspeed.runtime.checkpoint_state import optimizer_groups
+    core = engine._core
+    if engine._stepper.native:
+        for group in optimizer_groups(engine):
+            for entry in group:
+                _, length = core.fragment_of(entry.index)
+                for key in core.state_keys() if length > 0 else ():
+                    core.write_local(entry.index, key, torch.zeros(length))
+        core.set_step(0)
+    else:
+        engine.basic_optimizer.state.clear()
+    core.load_scaler_state(engine._first_scaler_state)
 
 
 def _restore_states(engine: Any, files: StateFiles, entry: Any, offset: int, length: int) -> None:

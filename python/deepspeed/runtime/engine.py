@@ -25,6 +25,7 @@ from deepspeed.runtime.engine_checkpoint import CheckpointMethods
 from deepspeed.runtime.engine_config import ConfigGetters
 from deepspeed.runtime.engine_extras import EngineExtras
 from deepspeed.runtime.lr_schedules import scheduler_class
+from deepspeed.runtime.module_watch import ModuleWatch
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
@@ -51,10 +52,14 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.mpu, self.collate_fn, self.client_optimizer, self.client_lr_scheduler = mpu, collate_fn, optimizer, lr_scheduler
         self.optimizer: Any = None
         self.basic_optimizer: torch.optim.Optimizer | None = None
+        self._detach_optimizer: Callable[[], None] | None = None
         self.lr_scheduler: Any = None
         self.training_dataloader: Any = None
         self.parameter_offload: DeepSpeedZeRoOffload | None = None
         self._core: Any = None
+        self._stepper: FragmentStepper | None = None
+        self._wrapper: ZeROOptimizer | None = None
+        self._ended = "it was never built"
         self._reset_counters()
         self._set_ranks(args)
         self._adopt_module(model)
@@ -67,6 +72,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             self.training_dataloader = self.deepspeed_io(training_data)
         self._make_optimizer(model_parameters)
         self._make_scheduler()
+        self._keep_first_states()
         self._outputs = OutputWatcher(self)
         self._resume_gc = self._pause_gc()
         if self._config.dump_state:
@@ -120,6 +126,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def _prepare_module(self, dont_change_device: bool) -> None:
         config = self._config
+        engine_build.detach_earlier_engines(self.module)
         on_host = config.offload_device("param") == "cpu"
         if not config.shards_parameters:
             dissolve(self.module.parameters())  # sharded by zero.Init, or by an engine that is gone
@@ -152,15 +159,18 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._core, native = engine_build.make_core(self, self._plan_groups)
         if config.shards_parameters:  # also when every parameter is small enough to stay whole: callers look for the object
             self.parameter_offload = DeepSpeedZeRoOffload(self.module, self._core)
-        self._stepper = None if self.basic_optimizer is None else FragmentStepper(self._core, self.basic_optimizer, native)
-        self._wrapper: ZeROOptimizer | None = None
-        if self._stepper is None:
+        self._module_watch = ModuleWatch(self.module, self.core_params)
+        if self.basic_optimizer is None:
             self.optimizer = self.parameter_offload
             return
+        self._stepper = FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
         wrapper_class = resolve_class(config.optimizer_class_path)
         self._wrapper = wrapper_class(self, self._stepper)
         # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
-        self.optimizer = self._wrapper if config.optimizer_class_path else attach_step(self.basic_optimizer, self._wrapper)
+        if config.optimizer_class_path:
+            self.optimizer = self._wrapper
+        else:
+            self.optimizer, self._detach_optimizer = self.basic_optimizer, attach_step(self.basic_optimizer, self._wrapper)
 
     def _make_scheduler(self) -> None:
         client, config = self.client_lr_scheduler, self._config
@@ -179,6 +189,12 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             return None
         gc.disable()
         return weakref.finalize(self, gc.enable)
+
+    def _keep_first_states(self) -> None:
+        """What load_checkpoint() goes back to where a checkpoint holds nothing."""
+        self._first_scaler_state = self._core.scaler_state()
+        self._first_scheduler = self.lr_scheduler  # users may exchange it
+        self._first_scheduler_state = dict(self.lr_scheduler.state_dict()) if hasattr(self.lr_scheduler, "state_dict") else None
 
     # ------------------------------------------------------------------ nn.Module
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -204,6 +220,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Runs the module. Its floating inputs become half under fp16.auto_cast."""
+        if self._core is None and self._config.shards_parameters:
+            self.live_core("forward")
         self.timers(FORWARD_GLOBAL_TIMER).start()
         if self.training:
             self.tput_timer.start()
@@ -226,6 +244,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     # ------------------------------------------------------------------ backward
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
         """Backward of a scalar loss, divided by the accumulation steps and multiplied by the loss scale. Returns loss / steps."""
+        self.live_core("backward")
         assert self._stepper is not None, "must provide optimizer during init in order to use backward"
         assert isinstance(loss, Tensor) and loss.numel() == 1, (
             "loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use tensor.backward(grad)")
@@ -263,6 +282,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
+        self.live_core("scale")
         assert self._stepper is not None, "must provide optimizer during init in order to use scale"
         assert isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad, (
             "loss must be a scalar tensor with grad_fn. For non-scalar tensors, use tensor.backward(grad)")
@@ -271,7 +291,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients, also those that were taken over or reduced already, which module.zero_grad() leaves alone."""
-        self._core.zero_grad()
+        self.live_core("zero_grad").zero_grad()
         for param in self.module.parameters():
             param.grad = None
 
@@ -313,6 +333,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
 
     def step(self, lr_kwargs: dict | None = None) -> None:
         """Counts a micro-step; at a boundary: clip, update, schedule."""
+        self.live_core("step")
         assert not self.inside_no_sync_ctxt, "It is illegal to call Engine.step() inside no_sync context manager"
         assert self._stepper is not None, "must provide optimizer during init in order to use step"
         self.timers(STEP_GLOBAL_TIMER).start()
@@ -367,15 +388,30 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         return self._step_applied
 
     # ------------------------------------------------------------------ end
+    def live_core(self, asked: str) -> Any:
+        """The core, for what was asked of this engine. RuntimeError once the engine has let go of its module."""
+        if self._core is None:
+            raise RuntimeError(f"{asked}: this engine was destroyed ({self._ended}) and no longer trains its module: use the engine that "
+                               "deepspeed.initialize() returned last, or call initialize() again")
+        return self._core
+
     def destroy(self) -> None:
         """Takes the engine off the module: hooks go. Sharded parameters stay so: gather them, or give the model to another engine."""
+        self._end("engine.destroy() was called")
+
+    def _end(self, reason: str) -> None:
         if self._core is None:
             return
         core, self._core = self._core, None
+        self._ended = reason
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
         if self._resume_gc is not None:
             self._resume_gc()
+        if self._stepper is not None:
+            self._stepper.release()
+        if self._detach_optimizer is not None:
+            self._detach_optimizer()
         core.destroy()
         engine_build.release_parameters(self)
         self._stepper = self._wrapper = None

@@ -4,6 +4,7 @@ Order matters for numeric equality: device and dtype first, then rank 0's values
 """
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from deepspeed.runtime.native_recipe import native_recipe
 from deepspeed.runtime.optimizer_config import group_index
 from deepspeed.runtime.precision import training_dtype
 from deepspeed.runtime.zero.parameter import bind_engine, dissolve, is_sharded, manage, members_of_units, shard, slot_of
+from deepspeed.utils.logging import log_dist
 from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config, z3_leaf_module
 
 
@@ -112,6 +114,17 @@ def broadcast_buffers(module: nn.Module, communicator: Any) -> None:
         communicator.broadcast(raw, 0, f"buffer {name}").wait()
         if value.data_ptr() != buffer.data_ptr():
             buffer.copy_(value)
+
+
+def detach_earlier_engines(module: nn.Module) -> None:
+    """Ends engines that still train a parameter of `module`: two cores would take each other's gradients."""
+    slots = [slot for param in module.parameters() if (slot := slot_of(param)) is not None and slot.engine is not None]
+    earlier = {id(engine): engine for slot in slots if (engine := slot.engine()) is not None}
+    for engine in earlier.values():
+        engine._end("deepspeed.initialize() made another engine over its module")
+        log_dist("deepspeed.initialize(): another engine still trained parameters of this module. It was taken off the module as "
+                 "engine.destroy() does, and cannot be used any more; call destroy() on the old engine first", ranks=[0],
+                 level=logging.WARNING)
 
 
 def release_parameters(engine: Any) -> None:

@@ -45,6 +45,7 @@ class CheckpointMethods:
     def save_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None, save_latest: bool = True,
                         exclude_frozen_parameters: bool = False) -> bool:
         """Saves model, optimizer, scheduler, counters and `client_state` under save_dir/tag. Collective: all ranks must call."""
+        self.live_core("save_checkpoint")
         if not save_dir:
             raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
         client_state = {} if client_state is None else client_state
@@ -198,12 +199,13 @@ class CheckpointMethods:
                                fetch_z3_params: bool = False) -> None:
         """checkpoint["module"] into the model; optimizer masters follow."""
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+        core = self.live_core("load_module_state_dict")
         with GatheredParameters(self.module.parameters() if fetch_z3_params else [], modifier_rank=0):
             if custom_load_fn is not None:
                 custom_load_fn(src=checkpoint["module"], dst=self.module)
             else:
                 self.module.load_state_dict(checkpoint["module"], strict=strict)
-        self._core.refresh_from_parameters()
+        core.refresh_from_parameters()
 
     def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict | None:
         """The whole model on the CPU of rank 0, None on other ranks. Collective, one parameter at a time."""
@@ -238,6 +240,7 @@ class CheckpointMethods:
 
     def save_16bit_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False) -> bool:
         """One plain state dictionary in the model's dtype. False when parameters are sharded and gathering was not configured."""
+        self.live_core("save_16bit_model")
         path = os.path.join(os.fspath(save_dir), save_filename)
         if not self._config.shards_parameters:
             state = self.module_state_dict(exclude_frozen_parameters=exclude_frozen_parameters)
@@ -263,6 +266,7 @@ class CheckpointMethods:
         """(path of what was loaded, the client's state), or (None, None) when there is no `latest`. Collective.
 
         Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then."""
+        self.live_core("load_checkpoint")
         if not load_dir:
             raise ValueError(f"load_dir must be a non-empty string, got {load_dir!r}")
         load_dir = os.fspath(load_dir)

@@ -102,7 +102,7 @@ class EngineExtras:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes that this rank holds, by kind."""
-        return self._core.memory_bytes()
+        return self.live_core("memory_bytes").memory_bytes()
 
     # ---- timers
     def get_wall_clock_timers(self) -> dict[str, float]:
@@ -178,7 +178,7 @@ class EngineExtras:
         log_dist("DeepSpeedEngine configuration:", ranks=[0])
         if self.global_rank == 0:
             self._config.print("DeepSpeedEngine configuration")
-        log_dist(self._core.description(), ranks=[0])
+        log_dist(self.live_core("dump_state_now").description(), ranks=[0])
 
     def parameter_count(self) -> int:
         """Elements of the whole model."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -11,8 +11,12 @@ from deepspeed.runtime.base_optimizer import ZeROOptimizer
 _SCHEDULER_MARK = "_wrapped_by_lr_sched"  # torch's
 
 
-def attach_step(optimizer: torch.optim.Optimizer, wrapper: ZeROOptimizer) -> torch.optim.Optimizer:
-    """The same object, whose step, zero_grad and state dictionary are now the core's. Class and groups stay its own."""
+_REPLACED = ("step", "zero_grad", "state_dict", "load_state_dict")
+
+
+def attach_step(optimizer: torch.optim.Optimizer, wrapper: ZeROOptimizer) -> Callable[[], None]:
+    """Makes step, zero_grad and state dictionary of this object the core's. Class and groups stay its own. Returns what undoes it."""
+    own = {name: vars(optimizer)[name] for name in _REPLACED if name in vars(optimizer)}  # torch's schedulers replace methods too
 
     def step(self: torch.optim.Optimizer, closure: Any = None) -> None:
         wrapper.step(closure)
@@ -25,4 +29,10 @@ def attach_step(optimizer: torch.optim.Optimizer, wrapper: ZeROOptimizer) -> tor
     optimizer.state_dict = wrapper.state_dict
     optimizer.load_state_dict = wrapper.load_state_dict
     optimizer.overflow = False
-    return optimizer
+
+    def detach() -> None:
+        for name in (*_REPLACED, "overflow"):
+            vars(optimizer).pop(name, None)
+        vars(optimizer).update(own)
+
+    return detach

@@ -85,6 +85,22 @@ def bind_engine(param: nn.Parameter, engine: Any, index: int) -> None:
 class ZeroParameter(nn.Parameter):
     """A parameter under ZeRO-3. Do not construct: see adopt()."""
 
+    @property
+    def data(self) -> torch.Tensor:
+        """The values that are here: of shape [0] while the parameter is sharded."""
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        slot = slot_of(self)
+        if slot is not None and slot.unit is not None and not slot.unit.gathered and value.numel() > 0:
+            engine = slot.engine() if slot.engine is not None else None
+            name = engine.core_params[slot.engine_index][0] if engine is not None else f"{slot.index} of {slot.unit.name}"
+            raise RuntimeError(f"parameter {name} is sharded: a tensor of shape {list(value.shape)} assigned to its data would be lost at the "
+                               "next gather. Store values inside `with deepspeed.zero.GatheredParameters([param], modifier_rank=0):`, of shape "
+                               f"{list(slot.shape)}")
+        torch.Tensor.data.__set__(self, value)
+
     def _slot(self, name: str) -> ParamSlot:
         slot = self.__dict__.get("_ds_slot")
         if slot is None or slot.ds_id is None:  # a deep copy: an ordinary parameter of the same class
