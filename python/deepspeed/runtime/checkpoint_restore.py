@@ -207,9 +207,7 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
     if load_optimizer_states:
         _restore_groups(engine, files)
         if engine._stepper.native and files.has_states():
-            step = files.step()
-            # Some optimizers count nothing, but what matters to all is whether a step was made.
-            core.set_step(1 if step is None else step)
+            core.set_step(files.step() or 0)
     _restore_scaler(engine, files.ranks[engine.communicator.rank if len(files.ranks) > engine.communicator.rank else 0])
     if use_masters:
         core.refresh_parameters()
@@ -220,18 +218,11 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
 @torch.no_grad()
 def reset_optimizer(engine: Any) -> None:
     """States, step count and loss scale as they were before the first step."""
-    from deepspeed.runtime.checkpoint_state import optimizer_groups
-    core = engine._core
     if engine._stepper.native:
-        for group in optimizer_groups(engine):
-            for entry in group:
-                _, length = core.fragment_of(entry.index)
-                for key in core.state_keys() if length > 0 else ():
-                    core.write_local(entry.index, key, torch.zeros(length))
-        core.set_step(0)
+        engine._core.reset_optimizer()
     else:
         engine.basic_optimizer.state.clear()
-    core.load_scaler_state(engine._first_scaler_state)
+    engine._core.load_scaler_state(engine._first_scaler_state)
 
 
 def _restore_states(engine: Any, files: StateFiles, entry: Any, offset: int, length: int) -> None:

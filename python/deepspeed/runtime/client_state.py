@@ -50,8 +50,7 @@ def put_into_core(core: Any, optimizer: torch.optim.Optimizer, model_groups: lis
         tensors = {key: value for key, value in found.items() if isinstance(value, Tensor) and value.numel() > 0}
         for key, value in tensors.items():
             core.write_local(index, key, value.reshape(-1)[offset:offset + length].float())
-        # Optimizers that do not count steps still treat the first one apart.
-        steps.append(int(state.get("step", 1 if tensors else 0)))
+        steps.append(int(state.get("step", 0)))
     core.set_step(max(steps))
 
 
