@@ -60,6 +60,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._stepper: FragmentStepper | None = None
         self._wrapper: ZeROOptimizer | None = None
         self._ended = "it was never built"
+        self._resume_gc: Callable[[], Any] | None = None
         self._reset_counters()
         self._set_ranks(args)
         self._adopt_module(model)
