@@ -6,7 +6,7 @@
 //  - shard r is [r * shard_numel, (r+1) * shard_numel), equal on all ranks, as collectives want it;
 //  - where a shard boundary cuts a tensor, it does so at a multiple of kernels::kNormBlock counted from the tensor's
 //    start, so that the partial sums of squares of a tensor are the same however many ranks share it.
-// Gaps and the tail are padding: finite values that nothing reads. A unit of one shard has no boundaries and almost no padding.
+// Gaps and the tail are padding: finite values that nothing reads. A unit of one shard has almost none.
 #pragma once
 
 #include <cstdint>
