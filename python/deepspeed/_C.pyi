@@ -104,6 +104,8 @@ class Engine:
     # one micro-step
     def backward_seed(self, loss: Tensor, divide_by: float) -> Tensor:
         """The gradient to start backward from: loss_scale / divide_by, in the loss's dtype and device (scalar)."""
+    def begin_backward(self) -> None:
+        """A backward pass is under way that did not start from a seed."""
     def finish_backward(self) -> None:
         """After each backward: releases units, starts what reductions are due. Safe to call twice."""
     def step(self, hyper: Sequence[dict[str, float]]) -> bool:

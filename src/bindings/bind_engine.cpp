@@ -125,6 +125,7 @@ void register_steps(py::class_<Engine>& engine) {
       .def("post_forward", &Engine::post_forward, py::arg("unit"), py::arg("outputs"), ReleaseGil())
       .def("reset_order", &Engine::reset_order)
       .def("backward_seed", &Engine::backward_seed, py::arg("loss"), py::arg("divide_by"), ReleaseGil())
+      .def("begin_backward", &Engine::begin_backward)
       .def("finish_backward", &Engine::finish_backward, ReleaseGil())
       .def("step", &Engine::step, py::arg("hyper"), ReleaseGil())
       .def("zero_grad", &Engine::zero_grad, ReleaseGil())

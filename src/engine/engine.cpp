@@ -32,7 +32,7 @@ void Engine::announce_use(int unit) {
   if (!schedules_) return;
   const bool forward_only = !c10::GradMode::is_enabled() && !uses_[unit].in_backward;
   ParamScheduler& order = forward_only ? *forward_order_ : *training_order_;
-  if (forward_only && order.begins_with(unit)) order.end_iteration();  // the first unit again is a new pass
+  if (forward_only && order.began_with(unit)) order.end_iteration();  // the first unit again is a new pass
   const auto is_live = [this](int ahead) { return uses_[ahead].live; };
   for (const int ahead : order.on_use(unit, live_numel_, is_live)) {
     units_[ahead]->prefetch();

@@ -67,7 +67,10 @@ class Engine {
   void reset_order();
 
   // --- one micro-step
+  /// The gradient of a loss to start a pass with. Ends a pass that an exception cut off (collective then).
   [[nodiscard]] at::Tensor backward_seed(const at::Tensor& loss, double divide_by);
+  /// A pass is under way that somebody else started.
+  void begin_backward() { reducer_->begin_backward(); }
   void finish_backward();                           // collective
   bool step(const std::vector<GroupHyper>& hyper);  // collective
   void zero_grad();                                 // collective after a backward that an exception cut off
@@ -96,10 +99,10 @@ class Engine {
 
   // --- full values and local pieces. key: "fp32", "grad" or a state's name. index: position in params.
   [[nodiscard]] std::vector<std::string> state_keys() const { return optimizer_->options().state_names(); }
-  [[nodiscard]] std::optional<at::Tensor> read_full(int index, const std::string& key);   // collective
-  void write_full(int index, const std::string& key, const at::Tensor& value);            // collective for "fp32"
+  [[nodiscard]] std::optional<at::Tensor> read_full(int index, const std::string& key);  // collective
+  void write_full(int index, const std::string& key, const at::Tensor& value);  // collective for "fp32" and "grad"
   [[nodiscard]] std::optional<at::Tensor> read_local(int index, const std::string& key);  // collective for "grad"
-  void write_local(int index, const std::string& key, const at::Tensor& value);
+  void write_local(int index, const std::string& key, const at::Tensor& value);           // collective for "grad"
   struct PieceRange {
     int64_t offset = 0, length = 0;
   };

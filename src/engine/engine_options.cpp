@@ -44,7 +44,11 @@ void set_state_dtypes(const Config& config, NativeOptimizerOptions& optimizer) {
 
 /// What decides which collectives run, and on what.
 std::vector<SharedSetting> shared_settings(const Config& config) {
-  const config::Json all = config::Json::parse(config.to_json());
+  config::Json all = config::Json::parse(config.to_json());
+  for (const char* offload : {"offload_param", "offload_optimizer"}) {
+    auto& section = all["zero_optimization"][offload];
+    if (section.is_object()) section.erase("nvme_path");  // each machine has its own
+  }
   std::vector<SharedSetting> settings;
   for (const char* key :
        {"zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "gradient_accumulation_steps",

@@ -45,7 +45,11 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
 }
 
 Engine::~Engine() {
-  destroy();
+  try {
+    destroy();
+  } catch (const std::exception& error) {  // a group that failed while something was gathered ahead
+    log_.warning("{}", error.what());
+  }
 }
 
 void Engine::check_shared_settings() const {
@@ -221,7 +225,10 @@ void Engine::destroy() {
   alive_.reset();
   for (auto& hook : hooks_) hook.accumulator->del_post_hook(hook.key);
   hooks_.clear();
-  for (auto& unit : units_) unit->drop_write_listener(this);
+  for (auto& unit : units_) {
+    unit->drop_write_listener(this);
+    unit->release_all();
+  }
 }
 
 }  // namespace deepscale

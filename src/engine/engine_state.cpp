@@ -92,6 +92,7 @@ void Engine::write_full(int index, const std::string& key, const at::Tensor& val
   ParamUnit& unit = *units_[place.unit];
   if (key == "fp32") unit.write_full(place.index, value, -1);
   if (params_[index].group < 0) return;
+  if (key == "grad") settle();
   const PieceRange range = fragment_of(index);
   DS_CHECK(value.numel() == unit.layout().numel(place.index), "{} of parameter {} needs {} elements, got {}", key,
            params_[index].name, unit.layout().numel(place.index), value.numel());

@@ -118,39 +118,73 @@ TEST(EngineWindow, AGradientWrittenInTheMiddleOfAWindowIsAddedTo) {
   }
 }
 
-TEST(EngineWindow, ABackwardThatAnExceptionCutsOffLeavesNothingBehind) {
-  const auto work = [](bool incident, bool clears) {
+void cut_off(Model& model) {
+  const at::Tensor& middle = model.params_[2].tensor;
+  const auto hook = middle.register_hook([](const at::Tensor&) { throw std::runtime_error("cut off"); });
+  const at::Tensor loss = model.loss(sample(40), true);
+  EXPECT_THROW(loss.backward(model.engine->backward_seed(loss, 1)), std::runtime_error);
+  middle.remove_hook(hook);
+}
+
+TEST(EngineWindow, ABackwardThatAnExceptionCutsOffLeavesNothingBehindOnceItIsCleared) {
+  const auto work = [](bool incident) {
     return [=](Model& model, const Communicator& world) {
       if (incident) {
-        const at::Tensor& middle = model.params_[2].tensor;
-        const auto hook = middle.register_hook([](const at::Tensor&) { throw std::runtime_error("cut off"); });
-        const at::Tensor loss = model.loss(sample(40), true);
-        EXPECT_THROW(loss.backward(model.engine->backward_seed(loss, 1)), std::runtime_error);
-        middle.remove_hook(hook);
-        if (clears) model.engine->zero_grad();
+        cut_off(model);
+        model.engine->zero_grad();
       }
-      if (!incident || clears) {
-        backward(model, model.loss(sample(world.rank()), true));
-        EXPECT_TRUE(model.engine->step(kHyper));
-        return;
-      }
-      const at::Tensor loss = model.loss(sample(world.rank()), true);
-      const at::Tensor seed = model.engine->backward_seed(loss, 1);  // ends the broken one
-      model.engine->zero_grad();
-      (void)model.engine->backward_seed(loss, 1);
-      loss.backward(seed);
-      model.engine->finish_backward();
+      backward(model, model.loss(sample(world.rank()), true));
       EXPECT_TRUE(model.engine->step(kHyper));
     };
   };
   for (const int level : kAllLevels) {
     SCOPED_TRACE(level);
-    const Scenario setup{.zero_level = level};
-    const auto expected = weights_after(setup, work(false, false));
-    for (const bool clears : {true, false}) {
-      const auto actual = weights_after(setup, work(true, clears));
-      for (size_t p = 0; p < expected.size(); ++p) EXPECT_TRUE(at::equal(expected[p], actual[p])) << p;
-    }
+    const auto expected = weights_after({.zero_level = level}, work(false));
+    const auto actual = weights_after({.zero_level = level}, work(true));
+    for (size_t p = 0; p < expected.size(); ++p) EXPECT_TRUE(at::equal(expected[p], actual[p])) << p;
+  }
+}
+
+TEST(EngineWindow, WhatABackwardReachedBeforeItWasCutOffCountsAlikeAtEveryLevel) {
+  const auto work = [](Model& model, const Communicator& world) {
+    cut_off(model);
+    backward(model, model.loss(sample(world.rank()), true));
+    EXPECT_TRUE(model.engine->step(kHyper));
+  };
+  const auto expected = weights_after({.clip = 0, .optimizer = "sgd"}, work);
+  for (const int level : {1, 2, 3}) {
+    SCOPED_TRACE(level);
+    expect_close(expected, weights_after({.zero_level = level, .clip = 0, .optimizer = "sgd"}, work));
+  }
+}
+
+TEST(EngineWindow, GradientsFromOutsideMayComeBeforeThePassIsAnnounced) {
+  const auto work = [](Model& model, const Communicator& world) {
+    const at::Tensor loss = model.loss(sample(world.rank()), true);
+    if (model.params_[0].unit == nullptr) model.params_[0].tensor.pow(2).sum().backward();
+    model.engine->begin_backward();
+    loss.backward();
+    model.engine->finish_backward();
+    EXPECT_TRUE(model.engine->step(kHyper));
+  };
+  const auto expected = weights_after({.bucket_numel = 1, .clip = 0, .optimizer = "sgd"}, work);
+  for (const int level : {1, 2}) {
+    SCOPED_TRACE(level);
+    expect_close(expected,
+                 weights_after({.zero_level = level, .bucket_numel = 1, .clip = 0, .optimizer = "sgd"}, work));
+  }
+}
+
+TEST(EngineWindow, AWrittenGradientIsWrittenOnEveryRankBeforeAnythingWasRead) {
+  for (const int level : kAllLevels) {
+    SCOPED_TRACE(level);
+    weights_after({.zero_level = level, .clip = 0, .optimizer = "sgd"}, [](Model& model, const Communicator& world) {
+      backward(model, model.loss(sample(world.rank()), true));
+      // A bias, which only one rank holds a piece of.
+      model.engine->write_full(1, "grad", at::full({kWidths[1]}, 0.5));
+      EXPECT_TRUE(at::allclose(*model.engine->read_full(1, "grad"), at::full({kWidths[1]}, 0.5)));
+      EXPECT_TRUE(model.engine->read_full(0, "grad").has_value());
+    });
   }
 }
 

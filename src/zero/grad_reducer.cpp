@@ -223,8 +223,11 @@ void GradReducer::store(UnitState& state) {
   } else {
     flat::copy(state.scratch, state.shard, scale_after(state));
   }
-  if (state.scratch.defined() && scratches_.size() < kInFlight + 1) scratches_.push_back(std::move(state.scratch));
-  state.scratch = at::Tensor();
+  if (state.scratch.defined()) {
+    if (scratches_.size() > kInFlight) scratches_.erase(scratches_.begin());  // the oldest goes, to keep the pool small
+    scratches_.push_back(std::move(state.scratch));
+    state.scratch = at::Tensor();
+  }
   state.shard_valid = true;
 }
 
@@ -433,8 +436,12 @@ int64_t GradReducer::gradient_bytes() const {
 int64_t GradReducer::bucket_bytes() const {
   int64_t bytes = 0;
   for (const auto& spare : spares_) bytes += static_cast<int64_t>(spare.buffer.nbytes());
+  for (const auto& scratch : scratches_) bytes += static_cast<int64_t>(scratch.nbytes());
   for (const auto& state : units_) {
     if (state.bucket.defined()) bytes += static_cast<int64_t>(state.bucket.nbytes());
+    if (state.scratch.defined() && !state.scratch.is_same(state.whole)) {
+      bytes += static_cast<int64_t>(state.scratch.nbytes());
+    }
   }
   return bytes;
 }

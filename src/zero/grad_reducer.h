@@ -19,7 +19,7 @@
 // which units have such gradients anywhere and reduce those once more.
 //
 // [Note: what counts as the gradient] Gradients are taken over as they arrive; setting param.grad to None afterwards
-// takes nothing back, in no stage. clear() does.
+// takes nothing back, in no stage (but for passes with create_graph in the first kind). clear() does.
 //
 // Threads: called by autograd's thread and by the engine's, never at the same time.
 #pragma once
@@ -74,6 +74,7 @@ class GradReducer {
   /// Whether any gradient has arrived in this accumulation window on this rank.
   [[nodiscard]] bool has_gradients() const { return has_gradients_; }
   [[nodiscard]] int64_t gradient_bytes() const;
+  /// Buckets and scratch memory.
   [[nodiscard]] int64_t bucket_bytes() const;
 
  private:

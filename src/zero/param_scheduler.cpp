@@ -15,6 +15,7 @@ bool ParamScheduler::advance_to(int unit) {
 }
 
 std::vector<int> ParamScheduler::on_use(int unit, int64_t live_numel, const std::function<bool(int)>& is_live) {
+  if (uses_++ == 0) first_ = unit;
   if (!complete_) {
     if (recording_) trace_.push_back(unit);
     return {};
@@ -53,6 +54,7 @@ void ParamScheduler::end_iteration() {
   complete_ = recording_ && !trace_.empty();
   recording_ = true;
   cursor_ = 0;
+  uses_ = 0;
 }
 
 void ParamScheduler::forget() {

@@ -33,10 +33,9 @@ class ParamScheduler {
   /// An iteration (forward and backward) ended: the recorded order is complete.
   void end_iteration();
   void forget();
-  /// Whether the order being recorded or followed starts with `unit`, and is already past it.
-  [[nodiscard]] bool begins_with(int unit) const {
-    return trace_.size() > 1 && trace_.front() == unit && (!complete_ || cursor_ > 1);
-  }
+  /// Whether this iteration began with `unit` and has used others or the same since. Where nobody says that an
+  /// iteration ended, this is as good a sign as any: the order is a cycle, and may be cut anywhere.
+  [[nodiscard]] bool began_with(int unit) const { return uses_ > 1 && first_ == unit; }
 
  private:
   bool advance_to(int unit);
@@ -47,6 +46,8 @@ class ParamScheduler {
   size_t cursor_ = 0;  ///< position after the last matched use
   bool complete_ = false;
   bool recording_ = true;  ///< false: from the middle of an iteration to its end
+  int first_ = -1;         ///< of this iteration
+  int64_t uses_ = 0;       ///< in this iteration
 };
 
 }  // namespace deepscale

@@ -48,6 +48,19 @@ TEST(ParamScheduler, AStrangeOrderIsForgottenAndTheNextWholeIterationRecorded) {
   EXPECT_EQ(use(scheduler, 1), (std::vector<int>{3, 2}));
 }
 
+TEST(ParamScheduler, PassesWhoseFirstUnitIsAlsoTheLastAreLearntAsACycle) {
+  ParamScheduler scheduler({10, 20, 30, 40}, {.prefetch_numel = 15});
+  std::vector<int> ahead;
+  for (int pass = 0; pass < 6; ++pass) {
+    for (const int unit : {0, 1, 2, 0}) {
+      if (scheduler.began_with(unit)) scheduler.end_iteration();
+      ahead = use(scheduler, unit);
+      if (pass < 5 || unit != 1) continue;
+      EXPECT_EQ(ahead, (std::vector<int>{2}));
+    }
+  }
+}
+
 TEST(ParamScheduler, AUnitThatIsUsedAgainSoonIsKept) {
   auto scheduler = recorded({.max_reuse_distance_numel = 60});
   for (const int unit : {0, 1, 2, 3}) (void)use(scheduler, unit);

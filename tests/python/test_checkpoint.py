@@ -381,7 +381,7 @@ def body_one_rank_cannot_read(path: str):
         engine.load_checkpoint(path, tag="t")
         raise SystemError("loading should have failed")
     except CheckpointError as error:
-        assert ("unreadable here" if dist.get_rank() == 1 else "rank 1 cannot load") in str(error)
+        assert ("unreadable here" if dist.get_rank() == 1 else "rank 1 failed") in str(error)
     assert all(torch.equal(v, changed[n]) for n, v in full_weights(engine.module).items()) and set(before) == set(changed)
     train(engine, 1, rank=dist.get_rank())
 
@@ -517,3 +517,37 @@ def test_the_optimizers_own_state_dictionary_restores_it(stage):
     if stage > 0:  # plain fp32 state dictionaries hold no weights
         assert train(other, 2, first=3) == pytest.approx(expected, abs=0.05)
     assert other._core.get_step() >= 3
+
+
+def body_unwritable(path: str):
+    import deepspeed
+    import torch.distributed as dist
+    engine = deepspeed.initialize(model=make_model(), config=config(2))[0]
+    train(engine, 1)
+    rank = dist.get_rank()
+    with pytest.raises(Exception, match="rank 1 failed" if rank == 0 else "optim_states"):
+        engine.save_checkpoint(path, tag="t")
+    assert not os.path.exists(os.path.join(path, "latest"))
+    assert len(train(engine, 2, first=1)) == 2, "training goes on"
+
+
+def test_a_rank_that_cannot_write_is_named_by_the_others(tmp_path):
+    (tmp_path / "t" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").mkdir(parents=True)
+    run_ranks(body_unwritable, 2, {"path": str(tmp_path)})
+
+
+def body_latest(path: str):
+    import deepspeed
+    engine = deepspeed.initialize(model=make_model(), config=config(1))[0]
+    engine.save_checkpoint(path, tag="a")
+    # A machine whose file system has no `latest`: what rank 0 sees counts.
+    elsewhere = path if engine.global_rank == 0 else os.path.join(path, "none")
+    os.makedirs(elsewhere, exist_ok=True)
+    if engine.global_rank == 1:
+        os.symlink(os.path.join(path, "a"), os.path.join(elsewhere, "a"))
+    assert engine.load_checkpoint(elsewhere)[0] is not None
+    assert engine.load_checkpoint(os.path.join(path, "empty")) == (None, None)
+
+
+def test_rank_zero_decides_which_checkpoint_is_the_latest(tmp_path):
+    run_ranks(body_latest, 2, {"path": str(tmp_path)})

@@ -290,3 +290,18 @@ def test_a_scheduler_object_of_torch_is_content(stage, recwarn):
     engine = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config(stage))[0]
     train(engine, 2)
     assert engine.get_lr() == [pytest.approx(2.5e-3)] and not [w for w in recwarn if "optimizer.step" in str(w.message)]
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.AdamW(p, lr=1e-2), lambda p: torch.optim.NAdam(p, lr=1e-2)])
+def test_a_client_keeps_its_state_when_initialize_fails(make):
+    import deepspeed
+    model = make_model()
+    optimizer = make([p for p in model.parameters() if p.requires_grad])
+    model(*batch(0)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = optimizer.state[model.up.weight]["exp_avg"].clone()
+    with pytest.raises(ValueError, match="lr_scheduler"):
+        deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=5, config=config(2, zero_allow_untested_optimizer=True))
+    deepspeed.initialize(model=model, optimizer=optimizer, config=config(2, zero_allow_untested_optimizer=True))[0].destroy()
+    assert torch.equal(optimizer.state[model.up.weight]["exp_avg"], before) and float(optimizer.state[model.up.weight]["step"]) == 1.0

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from common import run_ranks
+from common import run_ranks, single_rank
 from models import config, full_weights, make_model
 
 
@@ -170,3 +170,19 @@ def body_reentrant(shared: bool):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_layer_in_several_reentrant_checkpoints_gets_its_whole_gradient(shared):
     run_ranks(body_reentrant, 2, {"shared": shared})
+
+
+def test_an_engine_that_was_dropped_does_not_take_the_next_ones_gradients(monkeypatch):
+    import gc
+    single_rank(monkeypatch)
+    model = make_model(cls=Chain)
+    gathering_engine(model).backward  # never stepped, never destroyed
+    gc.collect()
+    engine = gathering_engine(model)
+    losses = []
+    for _ in range(3):
+        loss = engine(inputs(0))
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0] and engine.get_global_grad_norm() > 0

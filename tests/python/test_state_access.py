@@ -85,3 +85,27 @@ def test_ranks_without_a_piece_agree_about_states():
                     continue
                 assert torch.isfinite(state).all() and state.abs().sum() > 0 and step.item() == 2
             engine.destroy()
+
+
+@ranks(2)
+def test_a_state_that_is_no_piece_is_refused_on_every_rank():
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    engine = deepspeed.initialize(model=make_model(), config=config(2, zero_allow_untested_optimizer=True),
+                                  optimizer=lambda p: torch.optim.Adafactor(p, lr=1e-2))[0]
+    train(engine, 1)
+    param = engine.module.up.weight  # whole on one rank
+    with pytest.raises(ValueError, match="neither of the parameter's shape nor one number"):
+        safe_get_full_optimizer_state(param, "row_var")
+    assert safe_get_full_fp32_param(param).shape == param.shape
+    assert safe_get_full_optimizer_state(param, "step").item() == 1.0
+
+
+def test_a_state_that_does_not_exist_yet_is_not_made(monkeypatch):
+    from deepspeed.utils import safe_set_full_optimizer_state
+    single_rank(monkeypatch)
+    engine = engine_with(lambda p: torch.optim.NAdam(p, lr=1e-2), 2)
+    param = engine.module.up.weight
+    with pytest.raises(ValueError, match="no optimizer state 'exp_avg' yet"):
+        safe_set_full_optimizer_state(param, torch.zeros(param.shape), "exp_avg")
+    train(engine, 1)

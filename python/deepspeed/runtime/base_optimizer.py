@@ -28,12 +28,13 @@ class FragmentStepper:
         self.model_groups = [list(group["params"]) for group in optimizer.param_groups]
         self.own_step = optimizer.step  # before anybody replaces it on the object
         self.fragments: list[Any] = []
-        state = take_state(optimizer, core_params, native)
+        taken = take_state(optimizer, core_params, native)
+        self._client_state = [(core_params[index][1], state) for index, state in taken.items()]
         if native:
-            put_into_core(core, optimizer, self.model_groups, core_params, state)
+            put_into_core(core, optimizer, self.model_groups, core_params, taken)
         else:
             self._put_fragments_into_groups()
-            put_into_fragments(optimizer, self.fragments, core_params, state)
+            put_into_fragments(optimizer, self.fragments, core_params, taken)
 
     def _put_fragments_into_groups(self) -> None:
         self.fragments = self.core.fragments()
@@ -41,14 +42,17 @@ class FragmentStepper:
             group["params"] = [f.master for f in self.fragments if f.group == index and f.length > 0]
 
     def release(self) -> None:
-        """Gives the torch optimizer the model's parameters back. Its states were of the fragments and go."""
+        """Gives the torch optimizer the model's parameters back, and its state where no step was made. Others were of the
+        fragments and go."""
         if not self.native:
             for group, params in zip(self.optimizer.param_groups, self.model_groups):
                 group["params"] = params
             self.optimizer.state.clear()
+        self.optimizer.state.update(self._client_state)
 
     def step(self) -> bool:
         """Whether the update was made; False after non-finite gradients."""
+        self._client_state = []
         if self.native:
             applied = self.core.step([hyper_parameters(group) for group in self.optimizer.param_groups])
         else:

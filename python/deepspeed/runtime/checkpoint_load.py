@@ -17,6 +17,7 @@ from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, MODEL_STATE_KEYS,
                                             OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES, SHARED_PARAMS)
 from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, reset_optimizer, restore
 from deepspeed.runtime.checkpoint_state import optimizer_groups
 from deepspeed.runtime.zero.parameter import slot_of
@@ -49,15 +50,13 @@ class CheckpointLoader:
     def load(self, *, strict: bool, optimizer: bool, scheduler: bool, module_only: bool,
              custom_load_fn: Callable | None) -> tuple[str, dict]:
         engine = self.engine
-        problem: Exception | None = None
-        try:
+        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, " Nothing was changed.")
+        with together.attempt():
             self._open(optimizer)
             values = self._check_module(strict) if custom_load_fn is None else {}
             if optimizer and self.files is not None and engine._stepper is not None:
                 check_files(engine, self.files, True)
-        except Exception as error:  # every rank must learn of it before any rank stores something
-            problem = error
-        self._agree(problem)
+        together.agree()
         # Gradients of the weights that go, and where they stood in an accumulation window.
         engine.zero_grad()
         engine.micro_steps = engine._unmanaged_backwards = 0
@@ -125,17 +124,6 @@ class CheckpointLoader:
             states.append(loaded[OPTIMIZER_STATE_DICT])
         shapes = first[PARAM_SHAPES] or []
         self.files = StateFiles(states, [list(group.items()) for group in shapes], paths)
-
-    def _agree(self, problem: Exception | None) -> None:
-        communicator = self.engine.communicator
-        if communicator.size > 1:
-            bad = torch.tensor([communicator.rank if problem is not None else -1])
-            communicator.all_reduce(bad, "max", "load_checkpoint").wait()
-            if problem is None and bad.item() >= 0:
-                raise CheckpointError(f"load_checkpoint({self.directory}): rank {int(bad.item())} cannot load its files; this rank could. "
-                                      "Nothing was changed; see that rank's error")
-        if problem is not None:
-            raise problem
 
     # ---- the module
     def _saved_value(self, name: str) -> Tensor | None:

@@ -110,11 +110,15 @@ class StateFiles:
         number, position = self.place[name]
         if not self.flat_groups:
             found = self._whole(name, key)
+            if found is None and key == "fp32" and self.has_masters:
+                raise CheckpointError(f"{self.paths[0]}: {FP32_GROUPS} has no value of {name}: the file is damaged")
             if found is not None and found.numel() != torch.Size(self.shape(name)).numel():
                 raise CheckpointError(f"{self.paths[0]}: {key} of {name} has {found.numel()} elements, expected shape {list(self.shape(name))}")
             return
         for piece in self.layouts[number].pieces(position):
             flat = self._flat(piece.rank, number, key)
+            if flat is None and key == "fp32":
+                raise CheckpointError(f"{self.paths[piece.rank]}: there are no fp32 values of parameter group {number}: the file is damaged")
             if flat is not None and flat.numel() < piece.start + piece.length:
                 raise CheckpointError(f"{self.paths[piece.rank]}: {key} of parameter group {number} has {flat.numel()} elements, but {name} "
                                       f"needs {piece.start + piece.length}: the file is of another model or cut off")

@@ -85,8 +85,11 @@ class DeepSpeedConfig:
         self.world_size = data_parallel_size(mpu, mesh_device)
         try:
             self._param_dict, text = read_source(config)
-            self.resolved_json, warnings = _C.parse_config(text, self.world_size, check_batch)
         except (DeepSpeedConfigError, ValueError, TypeError) as error:
+            raise ConfigValidationError(str(error)) from None
+        try:
+            self.resolved_json, warnings = _C.parse_config(text, self.world_size, check_batch)
+        except DeepSpeedConfigError as error:
             raise ConfigValidationError(str(error)) from None
         for warning in warnings:
             warning_once(warning)

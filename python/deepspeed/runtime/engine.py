@@ -6,6 +6,7 @@ it does not know are the module's.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import os
 import weakref
@@ -71,9 +72,13 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._make_timers()
         if training_data is not None:
             self.training_dataloader = self.deepspeed_io(training_data)
-        self._make_optimizer(model_parameters)
-        self._make_scheduler()
-        self._keep_first_states()
+        try:
+            self._make_optimizer(model_parameters)
+            self._make_scheduler()
+            self._keep_first_states()
+        except BaseException:
+            self._end("building it failed")  # whoever catches this may try again with the same module and optimizer
+            raise
         self._outputs = OutputWatcher(self)
         self._resume_gc = self._pause_gc()
         if self._config.dump_state:
@@ -195,7 +200,9 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         """What load_checkpoint() goes back to where a checkpoint holds nothing."""
         self._first_scaler_state = self._core.scaler_state()
         self._first_scheduler = self.lr_scheduler  # users may exchange it
-        self._first_scheduler_state = dict(self.lr_scheduler.state_dict()) if hasattr(self.lr_scheduler, "state_dict") else None
+        # Schedulers of the client's own need not have a state dictionary.
+        known = self.client_lr_scheduler is None or isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+        self._first_scheduler_state = copy.copy(self.lr_scheduler.state_dict()) if known and self.lr_scheduler is not None else None
 
     # ------------------------------------------------------------------ nn.Module
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -117,7 +117,8 @@ def broadcast_buffers(module: nn.Module, communicator: Any) -> None:
 
 
 def detach_earlier_engines(module: nn.Module) -> None:
-    """Ends engines that still train a parameter of `module`: two cores would take each other's gradients."""
+    """Ends engines that still train a parameter of `module`: two cores would take each other's gradients. Of an engine that was
+    dropped, the module's own hooks keep the core alive."""
     slots = [slot for param in module.parameters() if (slot := slot_of(param)) is not None and slot.engine is not None]
     earlier = {id(engine): engine for slot in slots if (engine := slot.engine()) is not None}
     for engine in earlier.values():
@@ -125,6 +126,11 @@ def detach_earlier_engines(module: nn.Module) -> None:
         log_dist("deepspeed.initialize(): another engine still trained parameters of this module. It was taken off the module as "
                  "engine.destroy() does, and cannot be used any more; call destroy() on the old engine first", ranks=[0],
                  level=logging.WARNING)
+    left = {id(offload): offload for part in module.modules() if (offload := part.__dict__.get("_ds_offload")) is not None}
+    for offload in left.values():
+        offload.destroy()
+        if offload.core is not None:
+            offload.core.destroy()
 
 
 def release_parameters(engine: Any) -> None:

@@ -11,10 +11,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES, CHECKPOINT_PARALLEL_DIMS, CHECKPOINT_PP_DEGREE,
                                             CHECKPOINT_TP_DEGREE, DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, ZERO_FILE_PREFIX)
+from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_state import file_groups
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
@@ -58,22 +60,22 @@ class CheckpointMethods:
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
         self._check_tag(tag)
         directory = os.path.join(save_dir, tag)
-        os.makedirs(directory, exist_ok=True)
-        self._save_model_states(directory, client_state, exclude_frozen_parameters)
+        together = Together(self, f"save_checkpoint({directory})", CheckpointError)
+        with together.attempt():
+            os.makedirs(directory, exist_ok=True)
+        self._save_model_states(directory, client_state, exclude_frozen_parameters, together)
         if self._config.shards_optimizer and self._stepper is not None:
-            self._save_optimizer_states(save_dir, directory)
-        self.communicator.barrier("save_checkpoint")
+            self._save_optimizer_states(save_dir, directory, together)
+        together.agree()
         if self.global_rank == 0:
-            self._remove_leftovers(directory)
-        if save_latest and self.global_rank == 0:
-            partial = os.path.join(save_dir, "latest.partial")
-            with open(partial, "w") as file:
-                file.write(tag)
-            os.replace(partial, os.path.join(save_dir, "latest"))
-        self.communicator.barrier("save_checkpoint latest")
+            with together.attempt():
+                self._remove_leftovers(directory)
+                if save_latest:
+                    _write_latest(save_dir, tag)
+        together.agree()
         return True
 
-    def _save_model_states(self, directory: str, client_state: dict, exclude_frozen: bool) -> None:
+    def _save_model_states(self, directory: str, client_state: dict, exclude_frozen: bool, together: Together) -> None:
         from deepspeed import __version__
         sharded, trains = self._config.shards_parameters, self._stepper is not None
         in_model_file = trains and not self._config.shards_optimizer
@@ -97,7 +99,8 @@ class CheckpointMethods:
         if sharded or rank == 0:
             path = model_file(directory, rank if sharded else None)
             log_dist(f"Saving model checkpoint: {path}", ranks=[0])
-            write_file(_private(state), path)
+            with together.attempt():
+                write_file(_private(state), path)
 
     def _remove_leftovers(self, directory: str) -> None:
         """Files of an earlier checkpoint under the same tag, by more ranks or in another layout, would be read as part of this one."""
@@ -116,12 +119,13 @@ class CheckpointMethods:
         return OrderedDict((name, torch.empty(0, dtype=value.dtype) if name in owned and slot_of(owned[name]) is not None else value)
                            for name, value in state.items())
 
-    def _save_optimizer_states(self, save_dir: str, directory: str) -> None:
+    def _save_optimizer_states(self, save_dir: str, directory: str, together: Together) -> None:
         from deepspeed import __version__
         state = {OPTIMIZER_STATE_DICT: self._wrapper.state_dict(), "ds_config": self.config, DS_VERSION: __version__}
-        write_file(state, optimizer_file(directory, self.communicator.rank, self.bfloat16_enabled()))
-        if self.global_rank == 0:
-            self._copy_recovery_script(save_dir)
+        with together.attempt():
+            write_file(state, optimizer_file(directory, self.communicator.rank, self.bfloat16_enabled()))
+            if self.global_rank == 0:
+                self._copy_recovery_script(save_dir)
 
     def _copy_recovery_script(self, save_path: str) -> None:
         from deepspeed.utils import zero_to_fp32
@@ -172,11 +176,7 @@ class CheckpointMethods:
         """All ranks must save under one tag."""
         if not self.checkpoint_tag_validation_enabled() or self.communicator.size == 1:
             return
-        digest = int.from_bytes(hashlib.sha1(tag.encode()).digest()[:7], "big")
-        low, high = torch.tensor([digest]), torch.tensor([digest])
-        self.communicator.all_reduce(low, "min", "checkpoint tag").wait()
-        self.communicator.all_reduce(high, "max", "checkpoint tag").wait()
-        if low.item() == high.item():
+        if same_everywhere(self, int.from_bytes(hashlib.sha1(tag.encode()).digest()[:7], "big"), "checkpoint tag"):
             return
         message = (f"[rank={self.global_rank}] The checkpoint tag name '{tag}' is not consistent across all ranks. Including rank unique "
                    "information in checkpoint tag could cause issues when restoring with different world sizes.")
@@ -249,11 +249,13 @@ class CheckpointMethods:
         else:
             logger.info(f"Did not save the model {path} because stage3_gather_16bit_weights_on_model_save is False")
             return False
+        together = Together(self, f"save_16bit_model({path})", CheckpointError)
         if self.global_rank == 0:
-            os.makedirs(save_dir, exist_ok=True)
             logger.info(f"Saving model weights to {path}")
-            write_file(_private(state), path)
-        self.communicator.barrier("save_16bit_model")
+            with together.attempt():
+                os.makedirs(save_dir, exist_ok=True)
+                write_file(_private(state), path)
+        together.agree()
         return True
 
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
@@ -273,16 +275,31 @@ class CheckpointMethods:
         if self.load_universal_checkpoint():
             raise NotImplementedError("checkpoint.load_universal: universal checkpoints are not built yet")
         if tag is None:
-            latest = os.path.join(load_dir, "latest")
-            if not os.path.isfile(latest):
-                logger.warning(f"Unable to find latest file at {latest}: pass an explicit tag, or check the directory")
+            # As rank 0 sees it: other machines may not see the same files.
+            tag = text_of_rank_0(self, _read_latest(load_dir) if self.global_rank == 0 else None, "latest checkpoint")
+            if tag is None:
                 return None, None
-            with open(latest) as file:
-                tag = file.read().strip()
         loader = CheckpointLoader(self, os.path.join(load_dir, str(tag)))
         return loader.load(strict=load_module_strict, optimizer=load_optimizer_states and not load_module_only,
                            scheduler=load_lr_scheduler_states and not load_module_only, module_only=load_module_only,
                            custom_load_fn=custom_load_fn)
+
+
+def _write_latest(save_dir: str, tag: str) -> None:
+    partial = os.path.join(save_dir, "latest.partial")
+    with open(partial, "w") as file:
+        file.write(tag)
+    os.replace(partial, os.path.join(save_dir, "latest"))
+
+
+def _read_latest(load_dir: str) -> str | None:
+    latest = os.path.join(load_dir, "latest")
+    try:
+        with open(latest) as file:
+            return file.read().strip()
+    except OSError:
+        logger.warning(f"Unable to find latest file at {latest}: pass an explicit tag, or check the directory")
+        return None
 
 
 def _shape_of(_index: int, param: Any) -> torch.Size:

@@ -36,6 +36,7 @@ class OutputWatcher:
     def watch(self, output: Any) -> None:
         if self._active:  # an earlier backward pass ended in an exception
             self._active = self._engine()._manual_backward_expected = False
+            self._engine()._core.finish_backward()
         outputs = [output] if type(output) is Tensor else list(tensors_of(output))
         outputs = [t for t in outputs if t.requires_grad and t.grad_fn is not None]
         if not outputs:
@@ -66,7 +67,7 @@ class OutputWatcher:
         if engine is None or engine._engine_backward_depth > 0 or engine._core is None or grad is None:
             return None
         if not self._active:
-            self._begin(engine, grad)
+            self._begin(engine)
             forward.divided.clear()
         steps = self._steps()
         if steps == 1 or index in forward.divided:
@@ -75,10 +76,10 @@ class OutputWatcher:
             forward.divided.update(_reachable(forward.nodes, index))
         return grad / steps
 
-    def _begin(self, engine: Any, grad: Tensor) -> None:
+    def _begin(self, engine: Any) -> None:
         self._active = True
         engine._unmanaged_backwards += 1
-        engine._core.backward_seed(grad.new_zeros(()), 1.0)
+        engine._core.begin_backward()
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
     def _end(self) -> None:
@@ -88,7 +89,6 @@ class OutputWatcher:
         expected, engine._manual_backward_expected = engine._manual_backward_expected, False
         if engine._wrapper.needs_scaler() and not expected:
             engine._core.zero_grad()
-            engine._core.finish_backward()
             raise RuntimeError("Loss scaling is required for this configuration, but backward() was called directly without scaling the "
                                "loss. Use engine.backward(loss), or engine.scale(loss).backward()")
         engine._finish_backward()

@@ -1,0 +1,58 @@
+"""Decisions that all ranks of an engine take together. Every function here is collective."""
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterator
+
+import torch
+
+
+def _reduced(engine: Any, values: list[int], op: str, what: str) -> list[int]:
+    """Numbers of the host over all ranks, by way of the engine's device: its process group may serve no other."""
+    travelling = torch.tensor(values, dtype=torch.int64, device=engine.device)
+    engine.communicator.all_reduce(travelling, op, what).wait()
+    return travelling.tolist()
+
+
+def same_everywhere(engine: Any, number: int, what: str) -> bool:
+    low, high = _reduced(engine, [-number, number], "max", what)
+    return -low == high
+
+
+def text_of_rank_0(engine: Any, text: str | None, what: str) -> str | None:
+    """Rank 0's text (or None) on every rank."""
+    if engine.communicator.size == 1:
+        return text
+    encoded = b"" if text is None else text.encode()
+    first = engine.communicator.rank == 0
+    length = _reduced(engine, [(-1 if text is None else len(encoded)) if first else -1], "max", what)[0]
+    if length < 0:
+        return None
+    return bytes(_reduced(engine, list(encoded) if first else [0] * length, "max", what)).decode()
+
+
+class Together:
+    """Work with files in which all ranks succeed or all fail.
+
+    A rank that fails goes on, because the others are in the same collectives; agree() then raises on all ranks: there its own
+    error, on the others `error_class` with a message that names it."""
+
+    def __init__(self, engine: Any, what: str, error_class: type[Exception] = RuntimeError, consequence: str = "") -> None:
+        self._engine, self._what, self._error_class, self._consequence = engine, what, error_class, consequence
+        self._problem: Exception | None = None
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as problem:
+            self._problem = self._problem or problem
+
+    def agree(self) -> None:
+        engine = self._engine
+        failed = -1 if self._problem is None else engine.communicator.rank
+        rank = _reduced(engine, [failed], "max", self._what)[0] if engine.communicator.size > 1 else failed
+        if self._problem is not None:
+            raise self._problem
+        if rank >= 0:
+            raise self._error_class(f"{self._what}: rank {rank} failed, this rank did not; see that rank's error.{self._consequence}")
