@@ -76,7 +76,8 @@ class Report:
             (self.folder / "sample.txt").write_text(sampled, encoding="utf-8")
             print(f"sampled text:\n{sampled}\n")
         drawn = draw_curve(self.metrics_path, self.folder / "loss.png")
-        print(f"written to {self.folder}: metrics.jsonl" + (", loss.png" if drawn else " (no loss.png: matplotlib is not installed)"))
+        written = ["metrics.jsonl", *(["loss.png"] if drawn else []), *(["sample.txt"] if sampled else [])]
+        print(f"written to {self.folder}: {', '.join(written)}" + ("" if drawn else " (no loss.png: matplotlib is not installed)"))
 
     def _write(self, **values: float) -> None:
         self.metrics.write(json.dumps({**values, "elapsed_s": round(time.monotonic() - self.started, 3)}) + "\n")

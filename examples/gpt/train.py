@@ -26,12 +26,19 @@ from report import Report
 HERE = Path(__file__).resolve().parent
 
 
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpWithDefaults)
     model = parser.add_argument_group("model")
-    model.add_argument("--n_layer", type=int, default=6)
-    model.add_argument("--d_model", type=int, default=384)
-    model.add_argument("--n_head", type=int, default=6)
+    model.add_argument("--n_layer", type=int, default=6, help="transformer blocks")
+    model.add_argument("--d_model", type=int, default=384, help="width; a multiple of n_head")
+    model.add_argument("--n_head", type=int, default=6, help="attention heads")
     model.add_argument("--block_size", type=int, default=128, help="tokens that the model sees at once")
     model.add_argument("--init_from", metavar="FILE", help="initial weights (safetensors, names as in model.py)")
     model.add_argument("--save_init", metavar="FILE", help="writes the initial weights and goes on")
@@ -42,14 +49,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     run = parser.add_argument_group("run")
     run.add_argument("--max_steps", type=int, default=300, help="optimizer steps in all")
     run.add_argument("--max_minutes", type=float, help="ends training after this time, if max_steps are not done before")
-    run.add_argument("--seed", type=int, default=1)
-    run.add_argument("--eval_interval", type=int, default=50, metavar="STEPS")
+    run.add_argument("--seed", type=int, default=1, help="of the initial weights and of the order of windows")
+    run.add_argument("--eval_interval", type=int, default=50, metavar="STEPS", help="between two evaluations")
     run.add_argument("--eval_windows", type=int, default=64, help="held-out windows per evaluation, over all ranks")
     run.add_argument("--save_interval", type=int, default=0, metavar="STEPS", help="0: only at the end, -1: never")
     run.add_argument("--resume", action="store_true", help="goes on from the last checkpoint in --output_dir")
     run.add_argument("--output_dir", type=Path, default=HERE / "out", help="metrics.jsonl, loss.png, sample.txt, checkpoints/")
     run.add_argument("--prompt", default="def ", help="start of the text that is sampled at the end")
-    run.add_argument("--sample_tokens", type=int, default=120)
+    run.add_argument("--sample_tokens", type=int, default=120, help="length of that text")
     run.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help="set by some launchers")
     deepspeed.add_config_arguments(parser)
     args = parser.parse_args(argv)

@@ -31,7 +31,7 @@ a dictionary, JSON text, or JSON text encoded as base64url. The C++ API reads th
 - `Infinity` means "never" for `steps_per_print` and "unlimited" for stage-3 limits, which are printed as
   9223372036854775807.
 - Deprecated names are read with a warning. The same setting under two names with two values is an error.
-- All problems of a configuration are reported at once, each with its JSON path.
+- Problems are reported together, each with its JSON path: keys, types and ranges first, then what does not fit together.
 - The configuration in force (every key of every section) can be printed: `Config::to_json`, in Python
   `deepspeed.DeepSpeedConfig(path).print("configuration")`.
 

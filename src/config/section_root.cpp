@@ -35,13 +35,13 @@ auto batch_options(Table&& table) {
 auto report_options(Table&& table) {
   return std::move(table)
       .option("steps_per_print", &Options::steps_per_print, at_least(1).unlimited(),
-              "Steps between two progress lines; null or Infinity is never.")
+              "Steps between two progress lines, which show at log_level info; null or Infinity is never.")
       .option("dump_state", &Options::dump_state, any(), "Prints the engine's state when it is made.")
       .option("wall_clock_breakdown", &Options::wall_clock_breakdown, any(),
               "Logs the time of forward, backward, reduction and step.")
       .option("memory_breakdown", &Options::memory_breakdown, any(), "Adds memory to that log.")
       .option("log_level", &Options::log_level, one_of({"debug", "info", "warning", "error", "critical"}).any_case(),
-              "Level of the log.")
+              "Level of the log; null is warning.")
       .option("timers", &Options::timers, any(), "Timers.");
 }
 

@@ -139,14 +139,17 @@ std::string Engine::description() const {
     elements += numel;
     if (params_[p].group >= 0) trainable += numel;
   }
+  const ShardingPlan* plan = &options_.plan;  // of the unit that is sharded furthest
+  for (const auto& unit : units_) {
+    if (unit->plan().params.size() > plan->params.size()) plan = &unit->plan();
+  }
   const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
   return fmt::format(
       "parameters {} ({} trainable) in {} units over {}\n"
       "sharded over: parameters {}, gradients {}, optimizer {} ranks; replicas {}\n"
       "this rank: parameters {:.1f} MiB, master {:.1f} MiB, optimizer states {:.1f} MiB",
-      elements, trainable, units_.size(), options_.groups.data.description(), options_.plan.params.size(),
-      options_.plan.grads.size(), options_.plan.optimizer.size(), options_.plan.replicas.size(), mib(memory.parameters),
-      mib(memory.master), mib(memory.optimizer));
+      elements, trainable, units_.size(), options_.groups.data.description(), plan->params.size(), plan->grads.size(),
+      plan->optimizer.size(), plan->replicas.size(), mib(memory.parameters), mib(memory.master), mib(memory.optimizer));
 }
 
 }  // namespace deepscale

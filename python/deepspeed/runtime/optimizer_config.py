@@ -6,6 +6,7 @@ afterwards (native_recipe.py).
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any, Callable, Iterable
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn as nn
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.section_params import check_values, construct, given, unknown_key
 from deepspeed.runtime.zero.utils import ZeRORuntimeException, is_zero_supported_optimizer
-from deepspeed.utils.logging import logger, warning_once
+from deepspeed.utils.logging import log_dist, warning_once
 
 _LATER = {"onebitadam": "1-bit Adam", "zerooneadam": "0/1 Adam", "onebitlamb": "1-bit LAMB"}
 _MUP = {"muadam": "MuAdam", "muadamw": "MuAdamW", "musgd": "MuSGD"}
@@ -146,7 +147,7 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
         assert config.zero_allow_untested_optimizer, (
             f"You are using an untested ZeRO Optimizer ({type(optimizer).__name__}): its update may need whole tensors, but it will see "
             "shards. Add \"zero_allow_untested_optimizer\": true to the configuration to use it")
-        logger.warning("**** You are using ZeRO with an untested optimizer, proceed with caution *****")
+        log_dist("**** You are using ZeRO with an untested optimizer, proceed with caution *****", ranks=[0], level=logging.WARNING)
     return optimizer
 
 
