@@ -62,7 +62,6 @@ class GradReducer {
   /// when it was done already and no backward came since.
   void settle();
   void wait_settled(int unit);
-  [[nodiscard]] bool is_settled() const { return settled_; }
   /// This rank's averaged gradient, [shard_numel], in the accumulation dtype; after wait_settled().
   [[nodiscard]] at::Tensor settled(int unit) const;
   /// The window goes on after settle(): the result is set aside, and the next settle() adds it.

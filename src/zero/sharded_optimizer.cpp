@@ -272,17 +272,21 @@ void ShardedOptimizer::note_written_states(int unit) {
   for (Run& run : units_[unit].runs) run.tensors.fresh = false;
 }
 
+size_t ShardedOptimizer::state_index(const std::string& key) const {
+  const auto names = options_.state_names();
+  const auto found = std::find(names.begin(), names.end(), key);
+  DS_CHECK(found != names.end(), "the optimizer has no state \"{}\"; it has: fp32, grad{}{}", key,
+           names.empty() ? "" : ", ", fmt::join(names, ", "));
+  return static_cast<size_t>(found - names.begin());
+}
+
 at::Tensor ShardedOptimizer::local(int unit, int index, const std::string& key) {
   UnitState& state = units_[unit];
   const ShardLayout::Piece* piece = state.unit->piece_of(index);
   if (piece == nullptr || state.roles[index].group < 0 || options_.kind == OptimizerKind::kNone) return {};
   const UpdateRun run = piece_run(state, *piece, at::Tensor());
   if (key == "fp32") return run.master;
-  const auto names = options_.state_names();
-  const auto found = std::find(names.begin(), names.end(), key);
-  DS_CHECK(found != names.end(), "the optimizer has no state \"{}\"; it has: fp32, grad{}{}", key,
-           names.empty() ? "" : ", ", fmt::join(names, ", "));
-  return run.states[found - names.begin()];
+  return run.states[state_index(key)];
 }
 
 void ShardedOptimizer::store_shard(int unit) {

@@ -61,6 +61,8 @@ class ShardedOptimizer {
   /// To be called after a state of the unit was written through local().
   void note_written_states(int unit);
 
+  /// Position of a state in options().state_names(). Throws, alike on all ranks, for a name that is none of them.
+  [[nodiscard]] size_t state_index(const std::string& key) const;
   /// Local piece of a parameter's master ("fp32") or state; undefined when it has none here.
   [[nodiscard]] at::Tensor local(int unit, int index, const std::string& key);
   /// Shard from master (publish follows), or master from shard, for one parameter (index >= 0) or all of a unit.
