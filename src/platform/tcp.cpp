@@ -226,6 +226,23 @@ TcpListener::TcpListener() {
   ds_throw<IoError>("cannot listen for the machines of the run: {}", sockets::error_text(sockets::last_error()));
 }
 
+std::vector<std::string> addresses_of(const std::string& host) {
+  sockets::start();
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return {};
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
+  std::vector<std::string> addresses;
+  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
+    char text[NI_MAXHOST] = {};
+    const auto size = static_cast<sockets::OptionLength>(entry->ai_addrlen);
+    if (getnameinfo(entry->ai_addr, size, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0)
+      addresses.emplace_back(text);
+  }
+  return addresses;
+}
+
 std::optional<TcpConnection> TcpListener::accept() {
   SocketHandle socket(static_cast<int64_t>(::accept(static_cast<sockets::Native>(socket_.get()), nullptr, nullptr)));
   if (!socket.valid()) return std::nullopt;

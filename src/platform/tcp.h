@@ -91,6 +91,9 @@ class TcpListener {
 /// without network has none.
 std::vector<std::string> own_addresses();
 
+/// Numeric addresses that a host name (or address) stands for; empty when it cannot be resolved. May ask a name server.
+std::vector<std::string> addresses_of(const std::string& host);
+
 /// Name of the interface that has the numeric address ("eth0"); empty when there is none.
 std::string interface_of(const std::string& address);
 

@@ -1,0 +1,22 @@
+// Ranks of one machine, ready to start: shared by local runs and agents.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launcher/launch_plan.h"
+#include "launcher/supervise.h"
+
+namespace deepscale {
+
+/// Throws ConfigError when the script does not exist or cannot be read.
+void check_script(const LauncherOptions& options);
+
+/// `count` ranks from `first` on. Makes the log directory. Throws IoError when it cannot be written.
+std::vector<RankLaunch> make_rank_set(const LauncherOptions& options, const RankSettings& settings,
+                                      const RankPlace& first, int count, const MachineFacts& facts);
+
+/// The interpreter that ranks run with; empty with --no_python. Throws IoError when there is none.
+std::string python_for_ranks(const LauncherOptions& options);
+
+}  // namespace deepscale
