@@ -139,9 +139,8 @@ BackendProcess ssh_agent(const LauncherOptions& options, const std::string& host
 
 BackendProcess pdsh_agents(const LauncherOptions& options, const LaunchPlan& plan, const AgentCommand& command) {
   BackendProcess process;
-  process.variables["PDSH_RCMD_TYPE"] = "ssh";
-  process.variables["PDSH_SSH_ARGS_APPEND"] = joined(ssh_options(options), " ");
-  process.arguments = {"pdsh", "-S", "-f", "1024", "-w", joined(host_names(plan), ",")};
+  process.variables["PDSH_SSH_ARGS_APPEND"] = " " + joined(ssh_options(options), " ");
+  process.arguments = {"pdsh", "-R", "ssh", "-S", "-f", "1024", "-w", joined(host_names(plan), ",")};
   append(process.arguments, further_arguments(options));
   // pdsh puts the number of the host within the list in the place of %n.
   process.arguments.push_back(

@@ -19,7 +19,7 @@ struct AgentCommand {
 /// One program to start here, and the agents that it brings up (indices; empty: all).
 struct BackendProcess {
   std::vector<std::string> arguments;
-  std::map<std::string, std::string> variables;  ///< for the program itself
+  std::map<std::string, std::string> variables;  ///< for the program itself, appended to what the user has set
   std::vector<int> agents;
 };
 

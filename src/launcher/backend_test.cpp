@@ -49,9 +49,8 @@ TEST(Backend, GivesSshOneLineForTheRemoteShell) {
 
 TEST(Backend, LetsPdshNumberTheHosts) {
   const BackendProcess process = pdsh_agents(options({"--ssh_port", "22"}), plan_of(Backend::kPdsh), kAgent);
-  EXPECT_EQ(process.arguments, (Strings{"pdsh", "-S", "-f", "1024", "-w", "a,b",
+  EXPECT_EQ(process.arguments, (Strings{"pdsh", "-R", "ssh", "-S", "-f", "1024", "-w", "a,b",
                                         "'/opt/my env/bin/deepspeed' --agent PLAN --agent_index %n"}));
-  EXPECT_EQ(process.variables.at("PDSH_RCMD_TYPE"), "ssh");
   EXPECT_NE(process.variables.at("PDSH_SSH_ARGS_APPEND").find("-p 22"), std::string::npos);
 }
 

@@ -206,7 +206,7 @@ void MultiNodeRun::start() {
     ProcessSpec spec;
     spec.arguments = process.arguments;
     std::map<std::string, std::string> environment = facts_.environment;
-    for (const auto& [name, value] : process.variables) environment[name] = value;
+    for (const auto& [name, value] : process.variables) environment[name] += value;
     for (const auto& [name, value] : environment) spec.environment.push_back(fmt::format("{}={}", name, value));
     spec.keep_error_tail = true;
     spec.own_group = true;  // the terminal's Ctrl-C is ours to pass on, in good order
