@@ -26,6 +26,9 @@ struct MachineFacts {
   std::set<std::string> own_names;  ///< names in the hostfile that mean this machine
 };
 
+/// Port of the rendezvous when none is given and it is free.
+inline constexpr int kDefaultMasterPort = 29500;
+
 /// A run. Ranks are numbered by hosts in order, slots in order.
 struct LaunchPlan {
   std::vector<HostSlots> hosts;  ///< empty when Slurm chooses them

@@ -21,22 +21,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kDefaultPort = 29500;
-
 /// The rendezvous port, claimed for the run. Nothing when rank 0 is elsewhere, where this machine cannot know.
 std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& plan) {
   const bool here = plan.master_addr == "127.0.0.1" || plan.master_addr == "localhost" || plan.master_addr == "::1";
   if (!here) {
-    if (plan.master_port == 0) plan.master_port = kDefaultPort;
+    if (plan.master_port == 0) plan.master_port = kDefaultMasterPort;
     return std::nullopt;
   }
-  auto claimed = LocalPort::claim(options.master_port.value_or(kDefaultPort));
+  auto claimed = LocalPort::claim(options.master_port.value_or(kDefaultMasterPort));
   DS_CHECK_AS(IoError, claimed || !options.master_port,
               "--master_port {} is busy on this machine; give another one, or none to get a free one",
               *options.master_port);
   if (!claimed) {
     claimed = LocalPort::claim_any();
-    plan.notes.push_back(fmt::format("port {} is busy, using {}", kDefaultPort, claimed->number()));
+    plan.notes.push_back(fmt::format("port {} is busy, using {}", kDefaultMasterPort, claimed->number()));
   }
   plan.master_port = claimed->number();
   return claimed;
@@ -72,7 +70,8 @@ struct Attempt {
 Attempt run_here(const LauncherOptions& options, const LaunchPlan& plan, const MachineFacts& facts,
                  const RankSettings& settings) {
   const RankPlace first{plan.first_rank(plan.node_rank), plan.ranks, 0, plan.local_size(), plan.node_rank, plan.nodes};
-  const std::vector<RankLaunch> ranks = make_rank_set(options, settings, first, plan.local_size(), facts);
+  const std::vector<RankLaunch> ranks =
+      make_rank_set(options, settings, first, plan.local_size(), prepare_logs(options, first.rank), facts);
   const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(options.log_level));
   if (outcome.failure) report_failure(*outcome.failure, facts.host, options.log_level);
   return {outcome.code(), outcome.failure.has_value(), {}};

@@ -59,25 +59,50 @@ class Agent {
 
  private:
   int run_ranks(ControlClient& control, const AgentGo& go);
-  void announce(ControlClient& control);
+  void prepare();
+  void claim_port();
 
   AgentPlan plan_;
   Message message_;
   MachineFacts facts_;
+  std::string logs_;
+  int ranks_ = 1;                  // of this machine
+  int first_rank_ = 0;             // global
   std::optional<LocalPort> port_;  // held for the run when this machine is the rendezvous
 };
 
-void Agent::announce(ControlClient& control) {
-  const int index = plan_.index;
-  // Only the rendezvous needs a port, and it is the first machine's.
-  if (index == 0) {
-    port_ = LocalPort::claim(plan_.options.master_port.value_or(29500));
-    DS_CHECK_AS(IoError, port_ || !plan_.options.master_port,
-                "--master_port {} is busy on host {}; give another one, or none to get a free one",
-                *plan_.options.master_port, facts_.host);
-    if (!port_) port_ = LocalPort::claim_any();
+/// Only the rendezvous needs a port, and it is on the first machine.
+void Agent::claim_port() {
+  if (plan_.index != 0) return;
+  port_ = LocalPort::claim(plan_.options.master_port.value_or(kDefaultMasterPort));
+  DS_CHECK_AS(IoError, port_ || !plan_.options.master_port,
+              "--master_port {} is busy on host {}; give another one, or none to get a free one",
+              *plan_.options.master_port, facts_.host);
+  if (!port_) port_ = LocalPort::claim_any();
+}
+
+/// Everything that can go wrong on this machine, before any rank of the run is started.
+void Agent::prepare() {
+  std::error_code error;
+  std::filesystem::current_path(plan_.working_directory, error);
+  DS_CHECK_AS(IoError, !error, "the directory {} of the launcher cannot be entered on host {}: {}",
+              plan_.working_directory, facts_.host, error.message());
+  check_script(plan_.options);
+  DS_CHECK_AS(IoError, plan_.options.no_python || !plan_.options.venv_script.empty() || find_program(plan_.python),
+              "there is no Python interpreter {} on host {}; the run needs the same installation on every machine",
+              plan_.python, facts_.host);
+  DS_CHECK_AS(IoError, plan_.options.venv_script.empty() || is_readable(plan_.options.venv_script),
+              "--venv_script: {} cannot be read on host {}", plan_.options.venv_script, facts_.host);
+  if (!plan_.one_rank) {
+    ranks_ = static_cast<int>(plan_.hosts.at(static_cast<size_t>(plan_.index)).slots.size());
+    check_binding(plan_.options, facts_, ranks_);
+    for (int node = 0; node < plan_.index; ++node)
+      first_rank_ += static_cast<int>(plan_.hosts[static_cast<size_t>(node)].slots.size());
+  } else {
+    first_rank_ = plan_.index;
   }
-  control.hello({index, facts_.host, current_process(), port_ ? port_->number() : 0});
+  logs_ = prepare_logs(plan_.options, first_rank_);
+  claim_port();
 }
 
 int Agent::run_ranks(ControlClient& control, const AgentGo& go) {
@@ -88,20 +113,16 @@ int Agent::run_ranks(ControlClient& control, const AgentGo& go) {
   if (!interface.empty()) facts_.environment.emplace("GLOO_SOCKET_IFNAME", interface);
 
   RankSettings settings{plan_.python, go.master_addr, go.master_port, std::nullopt, plan_.restart_count};
-  int count = 1;
-  if (!plan_.one_rank) {
-    const HostSlots& here = plan_.hosts.at(static_cast<size_t>(plan_.index));
-    count = static_cast<int>(here.slots.size());
-    settings.visible_devices = fmt::format("{}", fmt::join(here.slots, ","));
-    check_binding(plan_.options, facts_, count);
-  }
-  const std::vector<RankLaunch> ranks = make_rank_set(plan_.options, settings, go.first_rank, count, facts_);
+  if (!plan_.one_rank)
+    settings.visible_devices = fmt::format("{}", fmt::join(plan_.hosts[static_cast<size_t>(plan_.index)].slots, ","));
+  const std::vector<RankLaunch> ranks = make_rank_set(plan_.options, settings, go.first_rank, ranks_, logs_, facts_);
   const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(plan_.options.log_level), &control);
   AgentDone done{outcome.code(), {}};
   if (outcome.stop_signal != 0 && !outcome.failure)
     done.problem = fmt::format("it was stopped by signal {}", outcome.stop_signal);
   if (!control.lost().empty()) {
-    message_.error("host {}: the launcher is gone or cut off ({}); ended {} ranks", facts_.host, control.lost(), count);
+    message_.error("host {}: the launcher is gone or cut off ({}); ended {} ranks", facts_.host, control.lost(),
+                   ranks_);
     return 1;
   }
   control.done(done);
@@ -113,15 +134,17 @@ int Agent::run() {
   if (plan_.one_rank) plan_.index = rank_from_environment(facts_);
   DS_CHECK_AS(ConfigError, plan_.index >= 0, "--agent_index must be at least 0, found {}", plan_.index);
   ControlClient control(plan_);
+  std::string problem;
   try {
-    announce(control);
+    prepare();
+  } catch (const std::exception& error) {
+    problem = error.what();
+  }
+  control.hello({plan_.index, facts_.host, current_process(), port_ ? port_->number() : 0});
+  try {
+    DS_CHECK_AS(IoError, problem.empty(), "{}", problem);
     const std::optional<AgentGo> go = control.wait_go(kGoTimeout);
     if (!go) return control.lost().empty() ? 0 : 1;
-    std::error_code error;
-    std::filesystem::current_path(plan_.working_directory, error);
-    DS_CHECK_AS(IoError, !error, "the directory {} of the launcher cannot be entered on host {}: {}",
-                plan_.working_directory, facts_.host, error.message());
-    check_script(plan_.options);
     return run_ranks(control, *go);
   } catch (const std::exception& error) {
     control.done({1, error.what()});

@@ -13,22 +13,23 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// "<directory>/<YYYYmmddHHMMSS>_rank", to which the rank and ".log" are added. Makes the directory.
-std::string log_prefix(const std::string& directory, int first_rank) {
+}  // namespace
+
+std::string prepare_logs(const LauncherOptions& options, int first_rank) {
+  const std::string& directory = options.log_dir;
+  if (directory.empty()) return {};
   std::error_code error;
   fs::create_directories(directory, error);
   DS_CHECK_AS(IoError, !error, "cannot make the log directory {}: {}", directory, error.message());
   char stamp[32] = {};
   const std::time_t now = std::time(nullptr);
   std::strftime(stamp, sizeof(stamp), "%Y%m%d%H%M%S", std::localtime(&now));
-  const std::string prefix = fmt::format("{}/{}_rank", directory, stamp);
+  std::string prefix = fmt::format("{}/{}_rank", directory, stamp);
   const std::string first = fmt::format("{}{}.log", prefix, first_rank);
   DS_CHECK_AS(IoError, std::ofstream(first, std::ios::app).good(), "cannot write the log file {}: no permission?",
               first);
   return prefix;
 }
-
-}  // namespace
 
 void check_script(const LauncherOptions& options) {
   if (options.module || options.no_python) return;
@@ -45,8 +46,8 @@ std::string python_for_ranks(const LauncherOptions& options) {
 }
 
 std::vector<RankLaunch> make_rank_set(const LauncherOptions& options, const RankSettings& settings,
-                                      const RankPlace& first, int count, const MachineFacts& facts) {
-  const std::string logs = options.log_dir.empty() ? "" : log_prefix(options.log_dir, first.rank);
+                                      const RankPlace& first, int count, const std::string& logs,
+                                      const MachineFacts& facts) {
   std::vector<RankLaunch> ranks;
   for (int index = 0; index < count; ++index) {
     RankPlace place = first;
