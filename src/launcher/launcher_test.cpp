@@ -269,7 +269,7 @@ TEST_F(LauncherProgram, RefusesWhatCannotRunWithACodeAndAReason) {
       {{file("missing.py")}, "no script"},
       {{"--no_python", file("missing")}, "no such executable"},
       {{"--no_python", "--log_dir", "/proc/nothing", rank}, "log directory"},
-      {{"--num_nodes", "2", rank}, "multi-node"},
+      {{"--num_nodes", "2", rank}, "needs a hostfile"},
       {{"--include", "elsewhere:0", "--no_python", rank}, "unknown host"},
       {{}, "no script"},
   };

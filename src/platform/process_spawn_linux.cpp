@@ -35,6 +35,7 @@ struct ChildPlan {
   std::vector<char*> environment;
   cpu_set_t cpus;
   bool pin_cpus = false;
+  bool own_group = false;
   OutputDescriptors descriptors;
   int report_pipe = -1;
   pid_t parent = 0;
@@ -43,6 +44,7 @@ struct ChildPlan {
 [[noreturn]] void run_child(const ChildPlan& plan) {
   die_with_parent(SIGKILL, plan.parent);
   for (const int signal : {SIGINT, SIGTERM, SIGQUIT, SIGPIPE, SIGCHLD}) std::signal(signal, SIG_DFL);
+  if (plan.own_group) setpgid(0, 0);
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -165,6 +167,7 @@ pid_t spawn_process(const ProcessSpec& spec, const OutputDescriptors& descriptor
   plan.descriptors = descriptors;
   plan.parent = getpid();
   plan.pin_cpus = !spec.cpus.empty();
+  plan.own_group = spec.own_group;
   CPU_ZERO(&plan.cpus);
   for (const int cpu : spec.cpus) CPU_SET(cpu, &plan.cpus);
 
