@@ -30,7 +30,7 @@ if(TARGET ds_report)
 endif()
 
 if(TARGET ds_elastic)
-  install(TARGETS ds_elastic RUNTIME DESTINATION "${program_folder}")
+  install(TARGETS ds_elastic ds_ssh RUNTIME DESTINATION "${program_folder}")
 endif()
 
 if(TARGET deepscale)
