@@ -103,15 +103,10 @@ std::vector<std::string> local_slots(const LauncherOptions& options, const Machi
   return slots_up_to(wanted);
 }
 
-std::vector<int> cores_to_share(const LauncherOptions& options, const MachineFacts& facts) {
-  return options.bind_core_list.empty() ? facts.cpus : parse_core_list(options.bind_core_list);
-}
-
-/// Cores of one rank when binding: equal shares in order, the remainder left unused.
-std::vector<int> cores_of_rank(const LauncherOptions& options, const MachineFacts& facts, const RankPlace& place) {
-  const std::vector<int> cores = cores_to_share(options, facts);
-  const std::ptrdiff_t share = static_cast<std::ptrdiff_t>(cores.size()) / place.local_size;
-  return {cores.begin() + place.local_rank * share, cores.begin() + (place.local_rank + 1) * share};
+/// Cores of every rank when binding: physical ones, shared evenly, or runs of the list that the user gave.
+std::vector<CoreShare> core_shares(const LauncherOptions& options, const MachineFacts& facts, int ranks) {
+  if (options.bind_core_list.empty()) return share_cores(facts.topology, facts.cpus, ranks);
+  return share_cpu_list(facts.topology, parse_core_list(options.bind_core_list), ranks);
 }
 
 void plan_this_machine(const LauncherOptions& options, const MachineFacts& facts, LaunchPlan& plan) {
@@ -227,22 +222,31 @@ void check_binding(const LauncherOptions& options, const MachineFacts& facts, in
   if (!options.bind_cores) return;
   DS_CHECK_AS(ConfigError, !variable(facts, "KMP_AFFINITY"),
               "--bind_cores_to_rank contradicts the environment variable KMP_AFFINITY: unset it");
-  const std::vector<int> cores = cores_to_share(options, facts);
-  for (const int core : cores) {
+  const std::vector<int> listed =
+      options.bind_core_list.empty() ? std::vector<int>{} : parse_core_list(options.bind_core_list);
+  for (const int core : listed) {
     DS_CHECK_AS(ConfigError, std::find(facts.cpus.begin(), facts.cpus.end(), core) != facts.cpus.end(),
                 "--bind_core_list: core {} cannot be used here; usable: {}", core, fmt::join(facts.cpus, ","));
   }
-  DS_CHECK_AS(ConfigError, cores.size() >= static_cast<size_t>(ranks),
-              "--bind_cores_to_rank: {} cores cannot be shared by {} ranks; start fewer ranks or do not bind",
-              cores.size(), ranks);
+  try {
+    core_shares(options, facts, ranks);
+  } catch (const ConfigError& error) {
+    ds_throw<ConfigError>("--bind_cores_to_rank: {}", error.what());
+  }
 }
 
-MachineFacts gather_machine_facts(const LauncherOptions& options) {
+MachineFacts gather_own_facts(const LauncherOptions& options) {
   MachineFacts facts;
   facts.environment = environment_variables();
   facts.cpus = usable_cpus();
+  if (options.bind_cores) facts.topology = cpu_topology();
   facts.gpu_count = visible_gpu_count();
   facts.host = host_name();
+  return facts;
+}
+
+MachineFacts gather_machine_facts(const LauncherOptions& options) {
+  MachineFacts facts = gather_own_facts(options);
   facts.hostfile_path = options.hostfile.empty() ? kDefaultHostfile : options.hostfile;
   if (!file_size(facts.hostfile_path)) return facts;
   facts.hostfile = read_hostfile(facts.hostfile_path);
@@ -318,7 +322,9 @@ ProcessSpec rank_process(const LauncherOptions& options, const RankSettings& set
   environment["LOCAL_RANK"] = std::to_string(place.local_rank);
   environment["DEEPSPEED_RESTART_COUNT"] = std::to_string(settings.restart_count);
   if (options.bind_cores) {
-    spec.cpus = cores_of_rank(options, facts, place);
+    const CoreShare share = core_shares(options, facts, place.local_size)[static_cast<size_t>(place.local_rank)];
+    spec.cpus = share.cpus;
+    spec.memory_node = share.memory_node;
     environment["OMP_NUM_THREADS"] = std::to_string(spec.cpus.size());
   } else if (place.local_size > 1) {
     // Every rank would otherwise start one thread per core, and they would all wait for each other.

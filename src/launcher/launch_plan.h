@@ -12,6 +12,7 @@
 #include "launcher/options.h"
 #include "launcher/resource_filter.h"
 #include "platform/process.h"
+#include "platform/topology.h"
 
 namespace deepscale {
 
@@ -19,6 +20,7 @@ namespace deepscale {
 struct MachineFacts {
   std::map<std::string, std::string> environment;
   std::vector<int> cpus;            ///< usable logical CPUs
+  CpuTopology topology;             ///< filled when ranks are to be bound
   int gpu_count = 0;                ///< GPUs this process can open
   std::string host;                 ///< host name of this machine
   std::vector<HostSlots> hostfile;  ///< empty: there is none
@@ -66,6 +68,9 @@ struct RankSettings {
   int restart_count = 0;
 };
 
+/// What every machine of a run gathers, the launcher's own and those of its agents: everything but the hostfile.
+MachineFacts gather_own_facts(const LauncherOptions& options);
+/// These and the hostfile.
 MachineFacts gather_machine_facts(const LauncherOptions& options);
 
 /// Throws ConfigError for filters that name unknown resources, a number of machines that the hostfile does not have,

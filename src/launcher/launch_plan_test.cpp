@@ -15,6 +15,8 @@ MachineFacts machine(int gpus, std::map<std::string, std::string> environment = 
   MachineFacts facts;
   facts.environment = std::move(environment);
   facts.cpus = {0, 1, 2, 3, 4, 5, 6, 7};
+  for (const int cpu : facts.cpus) facts.topology.cpus.push_back({cpu, cpu, 0, cpu / 4});
+  facts.topology.nodes = {{0, 1 << 30}, {1, 1 << 30}};
   facts.gpu_count = gpus;
   facts.host = "here";
   return facts;
@@ -216,6 +218,9 @@ TEST(RankProcess, SharesTheCoresOutWhenBinding) {
   const ProcessSpec spec = local_rank(parsed, facts, 2);
   EXPECT_EQ(spec.cpus, (std::vector<int>{4, 5}));
   EXPECT_EQ(value_of(spec, "OMP_NUM_THREADS"), "2");
+  const LauncherOptions both = options({"--num_gpus", "2", "--bind_cores_to_rank"});
+  EXPECT_EQ(local_rank(both, facts, 1).cpus, (std::vector<int>{4, 5, 6, 7}));
+  EXPECT_EQ(local_rank(both, facts, 1).memory_node, 1);
   EXPECT_THROW(make_launch_plan(options({"--num_gpus", "9", "--bind_cores_to_rank"}), facts), ConfigError);
   EXPECT_THROW(make_launch_plan(options({"--bind_core_list", "6-9"}), facts), ConfigError);
   EXPECT_THROW(make_launch_plan(options({"--bind_cores_to_rank"}), machine(0, {{"KMP_AFFINITY", "x"}})), ConfigError);

@@ -43,7 +43,7 @@ std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& 
 /// The file of --save_pid, removed with the run.
 class PidFile {
  public:
-  explicit PidFile(ProcessId launcher) : path_(fmt::format("/tmp/{}.deepspeed", launcher)) {
+  explicit PidFile(ProcessId launcher) : path_(fs::temp_directory_path() / fmt::format("{}.deepspeed", launcher)) {
     std::ofstream file(path_);
     file << launcher << '\n';
     DS_CHECK_AS(IoError, file.good(), "--save_pid: cannot write {}", path_.string());

@@ -43,11 +43,8 @@ int rank_from_environment(const MachineFacts& facts) {
 }
 
 MachineFacts agent_facts(const AgentPlan& plan) {
-  MachineFacts facts;
-  facts.environment = environment_variables();
+  MachineFacts facts = gather_own_facts(plan.options);
   for (const auto& [name, value] : plan.variables) facts.environment[name] = value;
-  facts.cpus = usable_cpus();
-  facts.host = host_name();
   return facts;
 }
 

@@ -22,8 +22,8 @@ struct ReportLine {
   using Missing = std::monostate;
   using Value = std::variant<Missing, std::string, int64_t, bool, std::vector<std::string>>;
 
-  std::string key;  ///< "section.name" of the JSON object
-  std::string name;
+  std::string key;   ///< "section.name" of the JSON object
+  std::string name;  ///< empty: only for programs
   Value value;
   std::string text;     ///< empty: made from the value
   std::string warning;  ///< what is wrong and what to do; empty when nothing is

@@ -75,6 +75,7 @@ std::string format_report(const Report& report, const ReportView& view) {
   }
   text += "DeepSpeed general environment info:\n";
   for (const ReportLine& line : report.environment) {
+    if (line.name.empty()) continue;
     text += fmt::format("{} {}\n", dotted(line.name, kEnvironmentWidth), text_of(line));
     if (view.warnings && !line.warning.empty())
       text += fmt::format("{} [WARNING] {}{}\n", color.bad, line.warning, color.end);

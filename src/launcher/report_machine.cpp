@@ -7,8 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include "base/environment.h"
+#include "base/error.h"
 #include "launcher/report.h"
+#include "platform/async_file.h"
 #include "platform/machine.h"
+#include "platform/memory_lock.h"
 #include "platform/resources.h"
 #include "platform/system_facts.h"
 
@@ -19,6 +22,7 @@ namespace fs = std::filesystem;
 using Missing = ReportLine::Missing;
 
 constexpr int64_t kSmallSharedMemory = int64_t{512} << 20;
+constexpr int64_t kSmallLockLimit = int64_t{64} << 20;
 
 std::string gigabytes(int64_t bytes) {
   return fmt::format("{:.2f} GB", static_cast<double>(bytes) / (1 << 30));
@@ -118,6 +122,33 @@ void add_memory_lines(std::vector<ReportLine>& lines) {
                        : ""});
 }
 
+void add_lock_line(std::vector<ReportLine>& lines) {
+  const MemoryLockFacts lock = memory_lock_facts();
+  const bool small = lock.limit_bytes && *lock.limit_bytes < kSmallLockLimit;
+  lines.push_back(
+      {"memory.lock_limit_bytes", "memory that may be locked",
+       lock.limit_bytes ? ReportLine::Value(*lock.limit_bytes) : ReportLine::Value(Missing{}),
+       lock.limit_bytes ? fmt::format("{} ({})", gigabytes(*lock.limit_bytes), lock.limit_name) : "no limit",
+       small ? "too little for pinned memory; " + lock.how_to_raise : ""});
+}
+
+void add_file_lines(std::vector<ReportLine>& lines) {
+  ReportLine engine{"files.engine", "asynchronous files", Missing{}, "", ""};
+  ReportLine uring{"files.why_not_io_uring", "", Missing{}, "", ""};
+  try {
+    const AsyncEngineChoice choice = choose_async_engine();
+    engine.value = std::string(async_engine_name(choice.engine));
+    if (!choice.reason.empty()) {
+      uring.value = choice.reason;
+      engine.text = fmt::format("{} (not io_uring: {})", async_engine_name(choice.engine), choice.reason);
+    }
+  } catch (const ConfigError& error) {  // DEEPSCALE_ASYNC_IO names something else
+    engine.warning = error.what();
+  }
+  lines.push_back(std::move(engine));
+  lines.push_back(std::move(uring));
+}
+
 }  // namespace
 
 std::vector<ReportLine> machine_lines() {
@@ -130,6 +161,8 @@ std::vector<ReportLine> machine_lines() {
   add_processor_lines(lines);
   add_gpu_lines(lines);
   add_memory_lines(lines);
+  add_lock_line(lines);
+  add_file_lines(lines);
   return lines;
 }
 
