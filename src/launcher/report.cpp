@@ -56,6 +56,13 @@ if out["torch"]:
         out["torch_problem"] = "version.py: %s" % error
     out["torch_version"] = facts.get("__version__") or out["torch_version"]
     out["cuda"], out["hip"] = facts.get("cuda"), facts.get("hip")
+if out["deepspeed"]:
+    folder = os.path.join(out["deepspeed"], "_torch")
+    found = sorted(os.listdir(folder), key=lambda v: [int(n) for n in v.split(".") if n.isdigit()]) if os.path.isdir(folder) else []
+    out["parts"] = "torch " + ", ".join(found) if found else "nothing"
+    minor = ".".join((out["torch_version"] or "").split(".")[:2])
+    if minor and minor not in found:
+        out["parts_problem"] = "no compiled part for torch %s: install a torch of the list" % out["torch_version"]
 print(json.dumps(out))
 )";
 
@@ -117,7 +124,8 @@ void add_python_lines(std::vector<ReportLine>& lines, PythonCheck check) {
   lines.push_back(
       {"deepspeed install path", own, own == "not installed" ? "the Python package is not installed here" : ""});
   lines.push_back({"deepspeed info", fmt::format("{} (DeepScale)", DEEPSCALE_VERSION), ""});
-  lines.push_back({"deepspeed wheel compiled w.", fmt::format("torch {}", DEEPSCALE_TORCH_VERSION), ""});
+  lines.push_back(
+      {"deepspeed wheel compiled w.", text_of(facts, "parts", "unknown"), text_of(facts, "parts_problem", "")});
   if (check == PythonCheck::kFilesOnly) return;
   const nlohmann::json imports = ask_python(*python, kImportProbe);
   for (const char* name : {"torch import", "deepspeed import", "kernel variant"}) {
