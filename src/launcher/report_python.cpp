@@ -1,7 +1,9 @@
 // Python's part of the report: interpreter, torch, this package, and what they can communicate with. Reads files;
 // starts Python only where files do not tell, and imports only on request.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -142,18 +144,26 @@ void add_torch_lines(const Installed& installed, std::vector<ReportLine>& lines)
   lines.push_back({"versions.torch_hip", "torch hip version", value_or_missing(torch.hip), "", ""});
 }
 
-/// Native libraries of the package: at its top and in lib/.
-std::vector<std::string> native_libraries(const fs::path& package) {
-  std::vector<std::string> names;
+/// Minor versions of torch that the package has a compiled part for (_torch/2.11, ...), oldest first.
+std::vector<std::string> compiled_parts(const fs::path& package) {
+  std::vector<std::string> versions;
   std::error_code ignored;
-  for (const fs::path& folder : {package, package / "lib"}) {
-    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
-      const std::string name = entry.path().filename().string();
-      if (name.ends_with(".so") || name.ends_with(".pyd") || name.ends_with(".dll")) names.push_back(name);
-    }
+  for (const auto& entry : fs::directory_iterator(package / "_torch", ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.find_first_not_of("0123456789.") == std::string::npos) versions.push_back(name);
   }
-  std::sort(names.begin(), names.end());
-  return names;
+  std::sort(versions.begin(), versions.end(), [](const std::string& a, const std::string& b) {
+    return std::make_pair(a.size(), a) < std::make_pair(b.size(), b);
+  });
+  return versions;
+}
+
+/// Which of them the installed torch gets, if any.
+std::string part_problem(const std::vector<std::string>& parts, const std::string& torch) {
+  if (parts.empty()) return "the package has no compiled part; reinstall the wheel";
+  const std::string minor = torch.substr(0, torch.find('.', torch.find('.') + 1));
+  const bool fits = torch.empty() || std::find(parts.begin(), parts.end(), minor) != parts.end();
+  return fits ? "" : fmt::format("nothing is compiled for torch {}: install one of these versions", torch);
 }
 
 void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
@@ -171,12 +181,11 @@ void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
           "ds_report of that environment",
           package, DEEPSCALE_VERSION);
     }
-    const std::vector<std::string> libraries = native_libraries(installed.own);
-    lines.push_back({"paths.native_libraries", "native libraries", libraries, "",
-                     libraries.empty() ? "the package has no native part; reinstall the wheel" : ""});
+    const std::vector<std::string> parts = compiled_parts(installed.own);
+    const std::string torch = installed.torch.empty() ? "" : read_torch_version(installed.torch).version;
+    lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", parts,
+                     fmt::format("torch {}", fmt::join(parts, ", ")), part_problem(parts, torch)});
   }
-  lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", std::string(DEEPSCALE_TORCH_VERSION),
-                   fmt::format("torch {}", DEEPSCALE_TORCH_VERSION), ""});
 }
 
 bool has_file(const fs::path& folder, const char* part) {
