@@ -332,7 +332,15 @@ AsyncFileQueue::AsyncFileQueue(const AsyncFileOptions& options) : engine_(choose
               options.block_bytes >= 4096 && options.block_bytes <= kLargestBlock && options.block_bytes % 4096 == 0,
               "block size of asynchronous files must be a multiple of 4096 up to 1 GiB, found {}", options.block_bytes);
   core_ = std::make_shared<async_internal::QueueCore>(options.depth, options.block_bytes);
-  core_->use(async_internal::make_engine(engine_.engine, *core_));
+  try {
+    core_->use(async_internal::make_engine(engine_.engine, *core_));
+  } catch (const IoError& error) {
+    // A ring of this depth may fail where a small one works (locked memory on older kernels).
+    const bool free_to_choose = async_internal::asked_engine(options.engine).engine == AsyncEngine::kAutomatic;
+    if (engine_.engine != AsyncEngine::kIoUring || !free_to_choose) throw;
+    engine_ = {AsyncEngine::kThreads, error.what()};
+    core_->use(async_internal::make_engine(engine_.engine, *core_));
+  }
 }
 
 AsyncFileQueue::~AsyncFileQueue() {

@@ -3,6 +3,7 @@
 // (Windows 11's IoRing needs newer headers and systems than we ask for, and wine has none.)
 #include <algorithm>
 #include <array>
+#include <system_error>
 #include <thread>
 
 #include "base/error.h"
@@ -36,7 +37,11 @@ class PortEngine final : public Engine {
                 deepscale::error_text());
     calls_.resize(static_cast<size_t>(core.depth()));
     for (Call& call : calls_) free_.push_back(&call);
-    thread_ = std::thread([this] { run(); });
+    try {
+      thread_ = std::thread([this] { run(); });
+    } catch (const std::system_error& error) {
+      ds_throw<IoError>("cannot start a thread for asynchronous files: {}", error.what());
+    }
   }
 
   ~PortEngine() override {
