@@ -1,7 +1,9 @@
 // Python's part of the report: interpreter, torch, this package, and what they can communicate with. Reads files;
 // starts Python only where files do not tell, and imports only on request.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -142,18 +144,33 @@ void add_torch_lines(const Installed& installed, std::vector<ReportLine>& lines)
   lines.push_back({"versions.torch_hip", "torch hip version", value_or_missing(torch.hip), "", ""});
 }
 
-/// Native libraries of the package: at its top and in lib/.
+/// Native libraries of the package by their paths inside it, at most three folders deep.
 std::vector<std::string> native_libraries(const fs::path& package) {
+  constexpr int kDeepest = 2;
   std::vector<std::string> names;
   std::error_code ignored;
-  for (const fs::path& folder : {package, package / "lib"}) {
-    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
-      const std::string name = entry.path().filename().string();
-      if (name.ends_with(".so") || name.ends_with(".pyd") || name.ends_with(".dll")) names.push_back(name);
-    }
+  for (auto entry = fs::recursive_directory_iterator(package, ignored); entry != fs::recursive_directory_iterator();
+       entry.increment(ignored)) {
+    if (entry.depth() >= kDeepest) entry.disable_recursion_pending();
+    const std::string extension = entry->path().extension().string();
+    if (extension == ".so" || extension == ".pyd" || extension == ".dll")
+      names.push_back(entry->path().lexically_relative(package).generic_string());
   }
   std::sort(names.begin(), names.end());
   return names;
+}
+
+/// Torch versions ("2.11") that the installed package has a native part for. Empty where the one part is built for the
+/// torch that this program was built with.
+std::vector<std::string> torch_parts(const fs::path& package) {
+  std::vector<std::string> versions;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(package / "_torch", ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("2.")) versions.push_back(name);
+  }
+  std::sort(versions.begin(), versions.end());
+  return versions;
 }
 
 void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
@@ -175,8 +192,10 @@ void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
     lines.push_back({"paths.native_libraries", "native libraries", libraries, "",
                      libraries.empty() ? "the package has no native part; reinstall the wheel" : ""});
   }
-  lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", std::string(DEEPSCALE_TORCH_VERSION),
-                   fmt::format("torch {}", DEEPSCALE_TORCH_VERSION), ""});
+  std::vector<std::string> built_for = found ? torch_parts(installed.own) : std::vector<std::string>();
+  if (built_for.empty() && std::string_view(DEEPSCALE_TORCH_VERSION) != "none") built_for = {DEEPSCALE_TORCH_VERSION};
+  const std::string text = built_for.empty() ? "" : fmt::format("torch {}", fmt::join(built_for, ", "));
+  lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", std::move(built_for), text, ""});
 }
 
 bool has_file(const fs::path& folder, const char* part) {
