@@ -45,12 +45,6 @@ if(TARGET deepscale)
   write_basic_package_version_file("${PROJECT_BINARY_DIR}/DeepScaleConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
   install(FILES "${PROJECT_BINARY_DIR}/DeepScaleConfig.cmake" "${PROJECT_BINARY_DIR}/DeepScaleConfigVersion.cmake"
     "${PROJECT_SOURCE_DIR}/cmake/FindTorchWheel.cmake" DESTINATION "${package_folder}")
-  # Highway is the one shared library beside torch and libc; machines that only run the wheel do not have it.
-  if(TARGET hwy::hwy)
-    get_target_property(hwy_file hwy::hwy LOCATION)
-    file(REAL_PATH "${hwy_file}" hwy_real_file)
-    install(PROGRAMS "${hwy_real_file}" DESTINATION "${library_folder}" RENAME libhwy.so.1)
-  endif()
 endif()
 
 if(TARGET deepscale_python AND SKBUILD)
