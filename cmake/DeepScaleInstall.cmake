@@ -29,6 +29,10 @@ if(TARGET ds_report)
   install(PROGRAMS $<TARGET_FILE:ds_report> DESTINATION "${program_folder}" RENAME dsr)
 endif()
 
+if(TARGET ds_elastic)
+  install(TARGETS ds_elastic ds_ssh RUNTIME DESTINATION "${program_folder}")
+endif()
+
 if(TARGET deepscale)
   set_target_properties(deepscale PROPERTIES EXPORT_NAME DeepScale)
   if(SKBUILD)
