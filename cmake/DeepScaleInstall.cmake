@@ -63,12 +63,3 @@ if(TARGET deepscale OR DEEPSCALE_TORCH_PARTS)
   install(FILES "${PROJECT_BINARY_DIR}/DeepScaleConfig.cmake" "${PROJECT_BINARY_DIR}/DeepScaleConfigVersion.cmake"
     "${PROJECT_SOURCE_DIR}/cmake/FindTorchWheel.cmake" DESTINATION "${package_folder}")
 endif()
-# Highway is the one shared library beside torch and libc; machines that only run DeepScale do not have it.
-if(TARGET hwy::hwy AND (TARGET deepscale OR DEEPSCALE_TORCH_PARTS))
-  get_target_property(hwy_type hwy::hwy TYPE)
-  if(hwy_type STREQUAL "SHARED_LIBRARY")
-    get_target_property(hwy_file hwy::hwy LOCATION)
-    file(REAL_PATH "${hwy_file}" hwy_real_file)
-    install(PROGRAMS "${hwy_real_file}" DESTINATION "${shared_folder}" RENAME libhwy.so.1)
-  endif()
-endif()
