@@ -4,6 +4,7 @@
 #include <charconv>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "base/error.h"
@@ -58,6 +59,31 @@ std::vector<HostSlots> read_hostfile(const std::string& path) {
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   DS_CHECK_AS(ConfigError, file.good() || file.eof(), "the hostfile {} cannot be read", path);
   return parse_hostfile(text, path);
+}
+
+std::vector<HostSlots> parse_world_info(const std::string& text) {
+  constexpr fmt::format_string<const std::string&> kExpected =
+      "--world_info: expected base64 of {{\"host\": [slots], ...}}, found \"{}\"";
+  std::string json_text;
+  try {
+    json_text = from_base64url(text);
+  } catch (const ConfigError&) {
+    ds_throw<ConfigError>(kExpected, text);
+  }
+  // Ordered: ranks are numbered as the hosts are written.
+  const auto world = nlohmann::ordered_json::parse(json_text, nullptr, /*allow_exceptions=*/false);
+  DS_CHECK_AS(ConfigError, world.is_object() && !world.empty(), kExpected, text);
+  std::vector<HostSlots> hosts;
+  for (const auto& [host, slots] : world.items()) {
+    DS_CHECK_AS(ConfigError, slots.is_array() && !slots.empty(), kExpected, text);
+    HostSlots entry{host, {}};
+    for (const auto& slot : slots) {
+      DS_CHECK_AS(ConfigError, slot.is_number_unsigned(), kExpected, text);
+      entry.slots.push_back(slot.dump());
+    }
+    hosts.push_back(std::move(entry));
+  }
+  return hosts;
 }
 
 }  // namespace deepscale

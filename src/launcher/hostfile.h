@@ -17,6 +17,9 @@ std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& 
 /// Reads and parses a hostfile. Throws ConfigError, also when the file cannot be read.
 std::vector<HostSlots> read_hostfile(const std::string& path);
 
+/// The same from DeepSpeed's world information: URL-safe base64 of {"host": [slots], ...}. Throws ConfigError.
+std::vector<HostSlots> parse_world_info(const std::string& text);
+
 /// Where a hostfile is looked for when none is given.
 inline constexpr const char* kDefaultHostfile = "/job/hostfile";
 

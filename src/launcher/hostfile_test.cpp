@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "launcher/text.h"
 
 namespace deepscale {
 namespace {
@@ -36,6 +37,14 @@ TEST(Hostfile, NamesTheLineThatDoesNotFit) {
   EXPECT_NE(error_of("a slots=1\nb slots=1\na slots=2").find("line 3: host \"a\" is named twice"), std::string::npos);
   EXPECT_NE(error_of("# nothing\n\n").find("names no host"), std::string::npos);
   EXPECT_THROW(read_hostfile("/no/such/hostfile"), ConfigError);
+}
+
+TEST(WorldInfo, HoldsHostsInTheOrderOfTheRanks) {
+  const std::vector<HostSlots> expected = {{"zeta", {"0", "1"}}, {"alpha", {"3"}}};
+  EXPECT_EQ(parse_world_info(base64url("{\"zeta\": [0, 1], \"alpha\": [3]}")), expected);
+  for (const char* bad : {"", "[]", "{}", "{\"a\": []}", "{\"a\": 1}", "{\"a\": [-1]}", "{\"a\": [\"0\"]}", "{"})
+    EXPECT_THROW(parse_world_info(base64url(bad)), ConfigError) << bad;
+  EXPECT_THROW(parse_world_info("!"), ConfigError);
 }
 
 }  // namespace

@@ -247,6 +247,11 @@ MachineFacts gather_own_facts(const LauncherOptions& options) {
 
 MachineFacts gather_machine_facts(const LauncherOptions& options) {
   MachineFacts facts = gather_own_facts(options);
+  if (!options.world_info.empty()) {
+    facts.hostfile = parse_world_info(options.world_info);
+    facts.hostfile_path = "--world_info";
+    return facts;
+  }
   facts.hostfile_path = options.hostfile.empty() ? kDefaultHostfile : options.hostfile;
   if (!file_size(facts.hostfile_path)) return facts;
   facts.hostfile = read_hostfile(facts.hostfile_path);

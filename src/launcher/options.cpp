@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include "base/error.h"
+#include "launcher/hostfile.h"
 #include "launcher/text.h"
 
 namespace deepscale {
@@ -79,6 +80,8 @@ void declare_multi_node_options(CLI::App& app, RawOptions& raw) {
   app.add_option("--min_elastic_nodes", raw.min_nodes, "machines that elastic training needs (default: 1)");
   app.add_option("--max_elastic_nodes", options.max_nodes, "machines that elastic training takes (default: all)");
   app.add_option("--autotuning", raw.autotuning, "not built yet");
+  app.add_option("--world_info", options.world_info,
+                 "base64 of {\"host\": [slots]} instead of a hostfile, with --no_ssh");
   app.add_option("--agent", options.agent_plan)->group("");
   app.add_option("--agent_index", options.agent_index)->group("");
 }
@@ -160,6 +163,9 @@ void check_multi_node(const CLI::App& app, const RawOptions& raw) {
               "--no_ssh and --force_multi contradict each other: give one of them");
   DS_CHECK_AS(ConfigError, !(options.force_multi && raw.launcher == "local"),
               "--force_multi and --launcher local contradict each other: give one of them");
+  DS_CHECK_AS(ConfigError, !given("--world_info") || (options.no_ssh && !given("--hostfile")),
+              "--world_info belongs to --no_ssh, and takes the place of --hostfile");
+  if (given("--world_info")) parse_world_info(options.world_info);
   split_shell_words(options.launcher_args, "--launcher_args");
 }
 
