@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  (the core links against torch's libraries, which this loads)
 
-from deepspeed import _aliases
+from deepspeed import _aliases, _torch_choice
 from deepspeed._lazy import attach, not_built
 from deepspeed.git_version_info import git_branch as __git_branch__
 from deepspeed.git_version_info import git_hash as __git_hash__
@@ -20,6 +20,7 @@ from deepspeed.git_version_info import version as __version__
 if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
+__path__.append(_torch_choice.folder(__path__[0], torch.__version__))  # where deepspeed._C is
 _aliases.install()
 
 HAS_TRITON = False

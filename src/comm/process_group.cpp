@@ -8,52 +8,12 @@
 
 #include "base/error.h"
 #include "comm/c10d_process_group.h"
+#include "comm/torch_versions.h"
 
 namespace deepscale {
 namespace {
 
 using WorkHandle = c10::intrusive_ptr<c10d::Work>;
-
-// ---- names that changed between torch versions: the newer one where it exists (2.15 renames the *_base functions)
-
-template <typename Group>
-WorkHandle call_reduce_scatter(Group& group, at::Tensor& output, at::Tensor& input,
-                               const c10d::ReduceScatterOptions& options) {
-  if constexpr (requires { group.reduce_scatter_single(output, input, options); }) {
-    return group.reduce_scatter_single(output, input, options);
-  } else {
-    return group._reduce_scatter_base(output, input, options);
-  }
-}
-
-template <typename Group>
-WorkHandle call_all_gather(Group& group, at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) {
-  if constexpr (requires { group.all_gather_single(output, input, options); }) {
-    return group.all_gather_single(output, input, options);
-  } else {
-    return group._allgather_base(output, input, options);
-  }
-}
-
-template <typename Group>
-WorkHandle call_all_to_all(Group& group, at::Tensor& output, at::Tensor& input, std::vector<int64_t>& splits,
-                           const c10d::AllToAllOptions& options) {
-  if constexpr (requires { group.all_to_all_single(output, input, splits, splits, options); }) {
-    return group.all_to_all_single(output, input, splits, splits, options);
-  } else {
-    return group.alltoall_base(output, input, splits, splits, options);
-  }
-}
-
-/// Whether the backend's options list the ranks of the group: split() reads them without looking.
-template <typename Options>
-bool lists_ranks(const Options& options, int size) {
-  if constexpr (requires { options.global_ranks_in_group.size(); }) {
-    return options.global_ranks_in_group.size() == static_cast<size_t>(size);
-  } else {
-    return true;
-  }
-}
 
 // ---- small conversions
 

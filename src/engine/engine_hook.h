@@ -3,14 +3,13 @@
 
 #include <torch/csrc/autograd/function.h>
 
-#include <memory>
-
+#include "comm/torch_versions.h"
 #include "engine/engine.h"
 
 namespace deepscale {
 
 struct Engine::Hook {
-  std::shared_ptr<torch::autograd::Node> accumulator;
+  AutogradNode accumulator;
   uintptr_t key = 0;
 };
 

@@ -160,8 +160,7 @@ std::vector<std::string> native_libraries(const fs::path& package) {
   return names;
 }
 
-/// Torch versions ("2.11") that the installed package has a native part for. Empty where the one part is built for the
-/// torch that this program was built with.
+/// Torch versions ("2.11") that the installed package has a native part for.
 std::vector<std::string> torch_parts(const fs::path& package) {
   std::vector<std::string> versions;
   std::error_code ignored;
@@ -171,6 +170,14 @@ std::vector<std::string> torch_parts(const fs::path& package) {
   }
   std::sort(versions.begin(), versions.end());
   return versions;
+}
+
+/// What is wrong when none of them belongs to the installed torch.
+std::string part_problem(const std::vector<std::string>& parts, const std::string& torch) {
+  if (parts.empty()) return "the package has no compiled part for any torch; reinstall the wheel";
+  const std::string minor = torch.substr(0, torch.find('.', torch.find('.') + 1));
+  const bool fits = torch.empty() || std::find(parts.begin(), parts.end(), minor) != parts.end();
+  return fits ? "" : fmt::format("nothing is compiled for torch {}: install one of these versions", torch);
 }
 
 void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
@@ -192,10 +199,11 @@ void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
     lines.push_back({"paths.native_libraries", "native libraries", libraries, "",
                      libraries.empty() ? "the package has no native part; reinstall the wheel" : ""});
   }
-  std::vector<std::string> built_for = found ? torch_parts(installed.own) : std::vector<std::string>();
-  if (built_for.empty() && std::string_view(DEEPSCALE_TORCH_VERSION) != "none") built_for = {DEEPSCALE_TORCH_VERSION};
-  const std::string text = built_for.empty() ? "" : fmt::format("torch {}", fmt::join(built_for, ", "));
-  lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", std::move(built_for), text, ""});
+  if (!found) return;
+  const std::vector<std::string> parts = torch_parts(installed.own);
+  const std::string torch = installed.torch.empty() ? "" : read_torch_version(installed.torch).version;
+  lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", parts,
+                   fmt::format("torch {}", fmt::join(parts, ", ")), part_problem(parts, torch)});
 }
 
 bool has_file(const fs::path& folder, const char* part) {

@@ -21,7 +21,7 @@ TRAIN = ROOT / "examples" / "gpt" / "train.py"
 def native_package_missing() -> bool:
     try:
         return importlib.util.find_spec("deepspeed._C") is None
-    except ModuleNotFoundError:
+    except ImportError:
         return True
 
 

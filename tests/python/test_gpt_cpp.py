@@ -24,7 +24,7 @@ def find_program() -> str | None:
     import importlib.util
     spec = importlib.util.find_spec("deepspeed._C")
     if spec is not None and spec.origin is not None:
-        built = Path(spec.origin).parents[2] / "bin" / "gpt_cpp"
+        built = Path(spec.origin).parents[4] / "bin" / "gpt_cpp"
         if built.is_file():
             return str(built)
     return shutil.which("gpt_cpp")
