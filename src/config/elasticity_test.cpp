@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <list>
 
 #include "config/test_support.h"
 
@@ -46,13 +47,20 @@ const std::vector<Case>& cases() {
   return kCases;
 }
 
+/// Sets an environment variable for a scope; afterwards it is empty, which means unset.
 class WithVariable {
  public:
-  WithVariable(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
-  ~WithVariable() { unsetenv(name_); }
+  WithVariable(const std::string& name, const std::string& value) : name_(name) { put(name + "=" + value); }
+  ~WithVariable() { put(name_ + "="); }
 
  private:
-  const char* name_;
+  // putenv, because every system has it; the environment keeps the string itself.
+  static void put(const std::string& entry) {
+    static std::list<std::string> kept;
+    putenv(kept.emplace_back(entry).data());
+  }
+
+  std::string name_;
 };
 
 std::string configuration(std::string_view elasticity, std::string_view more = "") {
@@ -160,7 +168,7 @@ TEST(Elasticity, TheSchedulersSectionHasToBeTheSame) {
     EXPECT_CONTAINS(error_of_text(configuration(kSmall)), "DEEPSPEED_ELASTICITY_CONFIG cannot be used");
   }
   const std::string same = "{" + std::string(kSmall) + "}";
-  const WithVariable scheduled("DEEPSPEED_ELASTICITY_CONFIG", same.c_str());
+  const WithVariable scheduled("DEEPSPEED_ELASTICITY_CONFIG", same);
   EXPECT_EQ(Config::parse(configuration(kSmall), 1)->train_batch_size, 4);
 }
 
