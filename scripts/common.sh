@@ -73,6 +73,7 @@ nlohmann-json3-dev|has_header nlohmann/json.hpp|configuration files
 libcli11-dev|has_header CLI/CLI.hpp|command lines of deepspeed and ds_report
 libfmt-dev|has_header fmt/core.h|messages
 libspdlog-dev|has_header spdlog/spdlog.h|log
+liburing-dev|has_header liburing.h|asynchronous files
 libhwy-dev|has_header hwy/highway.h|SIMD kernels
 libgtest-dev|has_header gtest/gtest.h|C++ tests
 libgmock-dev|has_header gmock/gmock.h|C++ tests

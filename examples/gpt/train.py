@@ -53,7 +53,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--eval_interval", type=int, default=50, metavar="STEPS", help="between two evaluations")
     run.add_argument("--eval_windows", type=int, default=64, help="held-out windows per evaluation, over all ranks")
     run.add_argument("--save_interval", type=int, default=0, metavar="STEPS", help="0: only at the end, -1: never")
-    run.add_argument("--resume", action="store_true", help="goes on from the last checkpoint in --output_dir")
+    run.add_argument("--resume", action="store_true",
+                     help="goes on from the last checkpoint in --output_dir; so does a job that the launcher restarted, if there is one")
     run.add_argument("--output_dir", type=Path, default=HERE / "out", help="metrics.jsonl, loss.png, sample.txt, checkpoints/")
     run.add_argument("--prompt", default="def ", help="start of the text that is sampled at the end")
     run.add_argument("--sample_tokens", type=int, default=120, help="length of that text")
@@ -180,6 +181,10 @@ def save(engine, args: argparse.Namespace, step: int) -> None:
 
 
 def resume(engine, args: argparse.Namespace) -> int:
+    """Step of the checkpoint to go on from: asked for, or because `deepspeed --max_restarts` started this job again."""
+    restarted = int(os.environ.get("DEEPSPEED_RESTART_COUNT", "0")) > 0
+    if not args.resume and not (restarted and (args.output_dir / "checkpoints" / "latest").exists()):
+        return 0
     folder, state = engine.load_checkpoint(str(args.output_dir / "checkpoints"))
     if folder is None:
         raise DataError(f"--resume: no checkpoint in {args.output_dir / 'checkpoints'}")
@@ -204,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
     batch = engine.train_micro_batch_size_per_gpu()
     windows = TrainingWindows(text.train, args.block_size, batch, seed=args.seed, rank=rank)
     held_out = EvaluationWindows(text.held_out, args.block_size, batch, args.eval_windows, rank=rank, world_size=world)
-    first = resume(engine, args) if args.resume else 0
+    first = resume(engine, args)
 
     report = Report(args.output_dir, total_steps=args.max_steps, first_step=first, visible=rank == 0)
     report.say(f"{describe(model)} on {len(text.train):,} tokens of text, vocabulary {text.vocab_size}, {world} rank(s), "

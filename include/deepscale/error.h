@@ -17,6 +17,24 @@ class ConfigError : public Error {
   using Error::Error;
 };
 
+/// Elastic training (section `elasticity`) cannot be used as it is configured, or not with this number of ranks.
+class ElasticityError : public ConfigError {
+ public:
+  using ConfigError::ConfigError;
+};
+
+/// The section `elasticity` is missing, incomplete, or contradicts other settings.
+class ElasticityConfigError : public ElasticityError {
+ public:
+  using ElasticityError::ElasticityError;
+};
+
+/// The number of ranks is none of those that the elastic batch size allows.
+class ElasticityIncompatibleWorldSize : public ElasticityError {
+ public:
+  using ElasticityError::ElasticityError;
+};
+
 /// A file, a pipe or shared memory could not be read, written or created.
 class IoError : public Error {
  public:

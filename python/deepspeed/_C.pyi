@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 class DeepSpeedConfigError(Exception): ...
+class ElasticityError(DeepSpeedConfigError): ...
+class ElasticityConfigError(ElasticityError): ...
+class ElasticityIncompatibleWorldSize(ElasticityError): ...
 class CommError(RuntimeError): ...
 class CheckpointError(RuntimeError): ...
 
@@ -22,6 +25,13 @@ def parse_config(json_text: str, world_size: int, check_batch: bool = True) -> t
     `check_batch=False` is for zero.Init, where batch sizes may still be missing or "auto"."""
 
 def parse_config_file(path: str, world_size: int, check_batch: bool = True) -> tuple[str, list[str]]: ...
+
+def elastic_batch(json_text: str, world_size: int = 0, want_micro_batch: bool = False) -> tuple[int, list[int], int | None]:
+    """train_batch_size, the data-parallel sizes that can share it, and a micro-batch size, from a configuration with the
+    section `elasticity`. world_size 0: not known; WORLD_SIZE is read where version 0.2 or a micro-batch needs it."""
+
+def check_scheduler_elasticity(json_text: str) -> None:
+    """Raises ElasticityConfigError when DEEPSPEED_ELASTICITY_CONFIG is set and names other batches than `elasticity`."""
 
 # ---------------------------------------------------------------- communication
 class Pending:

@@ -80,7 +80,6 @@ std::vector<NotBuilt> training_rows() {
       {"compile.deepcompile", kSwitchOff, [](const O& o) { return o.compile.deepcompile; }},
       {"compile.autoep_non_moe", kSwitchOff, [](const O& o) { return o.compile.autoep_non_moe; }},
       {"autotuning", kSwitchOff, [](const O& o) { return o.autotuning.enabled; }},
-      {"elasticity", kSwitchOff, [](const O& o) { return o.elasticity.enabled; }},
       {"data_efficiency", kSwitchOff, [](const O& o) { return o.data_efficiency.enabled; }},
       {"curriculum_learning", kSwitchOff, [](const O& o) { return o.curriculum_learning.enabled; }},
       {"progressive_layer_drop", kSwitchOff, [](const O& o) { return o.progressive_layer_drop.enabled; }},

@@ -39,7 +39,6 @@ const std::map<std::string_view, std::string_view>& switched_on() {
       {"compile.deepcompile", R"("compile": {"deepcompile": true, "passes": ["z1"]})"},
       {"compile.autoep_non_moe", R"("compile": {"autoep_non_moe": true})"},
       {"autotuning", R"("autotuning": {"enabled": true})"},
-      {"elasticity", R"("elasticity": {"enabled": true, "micro_batch_sizes": [2, 4]})"},
       {"data_efficiency", R"("data_efficiency": {"enabled": true})"},
       {"curriculum_learning", R"("curriculum_learning": {"enabled": true, "curriculum_type": "seqlen"})"},
       {"progressive_layer_drop", R"("progressive_layer_drop": {"enabled": true})"},

@@ -1,9 +1,8 @@
-#include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "base/error.h"
+#include "config/config_file.h"
+#include "config/elasticity.h"
 #include "config/json_text.h"
 #include "config/problems.h"
 #include "config/resolve.h"
@@ -16,34 +15,19 @@ namespace {
 using config::Json;
 using config::Problems;
 
-constexpr std::uintmax_t kMaxFileBytes = 16 * 1024 * 1024;
-
-std::filesystem::path utf8_path(const std::string& text) {
-  return std::filesystem::path(std::u8string(text.begin(), text.end()));
-}
-
-std::string read_file(const std::string& name) {
-  const std::filesystem::path path = utf8_path(name);
-  std::error_code code;
-  DS_CHECK_AS(ConfigError, std::filesystem::is_regular_file(path, code),
-              "configuration file '{}' does not exist or is not a file; check the path", name);
-  const std::uintmax_t size = std::filesystem::file_size(path, code);
-  DS_CHECK_AS(ConfigError, !code && size <= kMaxFileBytes,
-              "configuration file '{}' is larger than {} bytes; is it a configuration?", name, kMaxFileBytes);
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  DS_CHECK_AS(ConfigError, file.good() || size == 0, "configuration file '{}' cannot be read; check its permissions",
-              name);
-  return text.str();
-}
-
 // Begins with an object, or with a comment before one.
 bool looks_like_json(std::string_view text) {
   const size_t first = text.find_first_not_of(" \t\r\n\xef\xbb\xbf");
   if (first == std::string_view::npos) return false;
   text.remove_prefix(first);
   return text.starts_with('{') || text.starts_with('#') || text.starts_with("//") || text.starts_with("/*");
+}
+
+template <class ErrorType>
+[[noreturn]] void throw_with_path(const std::string& path, const ErrorType& error) {
+  const std::string what = error.what();
+  if (what.find(path) != std::string::npos) throw ErrorType(what);
+  ds_throw<ErrorType>("{}: {}", path, what);
 }
 
 void flatten(const Json& value, const std::string& path, std::string& text) {
@@ -62,6 +46,8 @@ Config Config::parse(std::string_view json_text, int data_parallel_size, ParseMo
   const Json given = config::parse_json_text(json_text);
   DS_CHECK_AS(ConfigError, given.is_object(),
               "configuration must be an object like {{\"train_batch_size\": 8}}, found {}", config::show(given));
+  // Before the rest: the errors of this section have their own class.
+  if (mode == ParseMode::kTraining && config::elasticity_enabled(given)) config::read_elasticity(given);
   Problems problems;
   auto state = std::make_shared<State>();
   Options& options = state->options;
@@ -69,7 +55,10 @@ Config Config::parse(std::string_view json_text, int data_parallel_size, ParseMo
   problems.throw_if_any();
 
   config::resolve_defaults(options, mode, problems);
-  if (mode == ParseMode::kTraining) config::resolve_batch(options, data_parallel_size, problems);
+  if (mode == ParseMode::kTraining) {
+    config::resolve_elasticity(options, given, data_parallel_size, problems);
+    config::resolve_batch(options, data_parallel_size, problems);
+  }
   config::check_options(options, data_parallel_size, problems);
   config::check_not_built(options, problems);
   problems.throw_if_any();
@@ -82,17 +71,21 @@ Config Config::parse(std::string_view json_text, int data_parallel_size, ParseMo
 
 Config Config::from_file(const std::string& path, int data_parallel_size, ParseMode mode) {
   try {
-    return parse(read_file(path), data_parallel_size, mode);
+    return parse(config::read_config_file(path), data_parallel_size, mode);
+  } catch (const ElasticityIncompatibleWorldSize& error) {
+    throw_with_path<ElasticityIncompatibleWorldSize>(path, error);
+  } catch (const ElasticityConfigError& error) {
+    throw_with_path<ElasticityConfigError>(path, error);
+  } catch (const ElasticityError& error) {
+    throw_with_path<ElasticityError>(path, error);
   } catch (const ConfigError& error) {
-    const std::string what = error.what();
-    if (what.find(path) != std::string::npos) throw;
-    ds_throw<ConfigError>("{}: {}", path, what);
+    throw_with_path<ConfigError>(path, error);
   }
 }
 
 Config Config::open(const std::string& source, int data_parallel_size, ParseMode mode) {
   std::error_code code;
-  if (std::filesystem::exists(utf8_path(source), code)) return from_file(source, data_parallel_size, mode);
+  if (std::filesystem::exists(config::utf8_path(source), code)) return from_file(source, data_parallel_size, mode);
   if (looks_like_json(source)) return parse(source, data_parallel_size, mode);
   if (const auto decoded = config::decode_base64url(source); decoded && looks_like_json(*decoded)) {
     return parse(*decoded, data_parallel_size, mode);

@@ -158,16 +158,19 @@ const config::Section& table_of(const ElasticityOptions*) {
   using S = ElasticityOptions;
   static const config::Section kTable =
       lenient_section<S>("Batch sizes that hold for many numbers of ranks.")
-          .option("enabled", &S::enabled, any(), "Turns elasticity on.")
+          .option("enabled", &S::enabled, any(),
+                  "Turns elasticity on: it then determines the three batch sizes. Needs max_train_batch_size and "
+                  "micro_batch_sizes.")
           .option("max_train_batch_size", &S::max_train_batch_size, at_least(1), "Largest train_batch_size.")
           .option("micro_batch_sizes", &S::micro_batch_sizes, at_least(1), "Micro-batch sizes to choose from.")
           .option("min_gpus", &S::min_gpus, at_least(1), "Fewest ranks.")
           .option("max_gpus", &S::max_gpus, at_least(1), "Most ranks.")
           .option("min_time", &S::min_time, at_least(0), "Minutes that a run should last before it is resized.")
-          .option("prefer_larger_batch", &S::prefer_larger_batch, any(), "Takes the larger batch of two.")
+          .option("prefer_larger_batch", &S::prefer_larger_batch, any(),
+                  "Takes the larger of two batches that as many numbers of ranks can share.")
           .option("ignore_non_elastic_batch_info", &S::ignore_non_elastic_batch_info, any(),
                   "Ignores batch sizes given elsewhere instead of refusing them.")
-          .option("version", &S::version, at_least(0), "Version of the rules.")
+          .option("version", &S::version, at_least(0), "Version of the rules: 0.1, or 0.2 for whole machines.")
           .option("num_gpus_per_node", &S::num_gpus_per_node, at_least(1), "Ranks of one machine.")
           .option("model_parallel_size", &S::model_parallel_size, at_least(1), "Model-parallel ranks.")
           .build();

@@ -3,15 +3,17 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "base/error.h"
+#include "launcher/hostfile.h"
+#include "launcher/text.h"
+#include "platform/files.h"
 #include "platform/machine.h"
+#include "platform/tcp.h"
 
 namespace deepscale {
 namespace {
 
-constexpr const char* kDefaultHostfile = "/job/hostfile";
 constexpr const char* kLocalHost = "localhost";
 
 std::optional<std::string> variable(const MachineFacts& facts, const std::string& name) {
@@ -27,29 +29,9 @@ std::vector<std::string> slots_up_to(int count) {
 }
 
 std::vector<std::string> visible_ids(const std::string& text) {
-  std::vector<std::string> ids;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    if (end > begin) ids.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
+  std::vector<std::string> ids = split(text, ',');
+  std::erase(ids, "");
   return ids;
-}
-
-void refuse_unbuilt(const LauncherOptions& options, const MachineFacts& facts, LaunchPlan& plan) {
-  DS_CHECK_AS(UnsupportedError, options.not_built.empty(), "{}", fmt::join(options.not_built, "; "));
-  DS_CHECK_AS(UnsupportedError, options.num_nodes <= 1, "multi-node: not built yet (--num_nodes {}); torchrun works",
-              options.num_nodes);
-  DS_CHECK_AS(UnsupportedError, !facts.given_hostfile_exists,
-              "multi-node: not built yet (--hostfile {}); torchrun works", options.hostfile);
-  if (!options.hostfile.empty()) {
-    plan.notes.push_back(fmt::format("there is no hostfile {}: using this machine only", options.hostfile));
-  } else if (facts.default_hostfile_exists) {
-    DS_CHECK_AS(UnsupportedError, options.num_nodes == 1,
-                "multi-node: not built yet, and {} exists; to run on this machine only give --num_nodes 1",
-                kDefaultHostfile);
-    plan.notes.push_back(fmt::format("--num_nodes 1: {} is not used", kDefaultHostfile));
-  }
 }
 
 /// Number of slots when nothing names any: GPUs, or on a machine without them LOCAL_SIZE or 1.
@@ -121,98 +103,232 @@ std::vector<std::string> local_slots(const LauncherOptions& options, const Machi
   return slots_up_to(wanted);
 }
 
-std::vector<int> cores_to_share(const LauncherOptions& options, const MachineFacts& facts) {
-  return options.bind_core_list.empty() ? facts.cpus : parse_core_list(options.bind_core_list);
+/// Cores of every rank when binding: physical ones, shared evenly, or runs of the list that the user gave.
+std::vector<CoreShare> core_shares(const LauncherOptions& options, const MachineFacts& facts, int ranks) {
+  if (options.bind_core_list.empty()) return share_cores(facts.topology, facts.cpus, ranks);
+  return share_cpu_list(facts.topology, parse_core_list(options.bind_core_list), ranks);
 }
 
-void check_binding(const LauncherOptions& options, const MachineFacts& facts, const LaunchPlan& plan) {
-  if (!options.bind_cores) return;
-  DS_CHECK_AS(ConfigError, !variable(facts, "KMP_AFFINITY"),
-              "--bind_cores_to_rank contradicts the environment variable KMP_AFFINITY: unset it");
-  const std::vector<int> cores = cores_to_share(options, facts);
-  for (const int core : cores) {
-    DS_CHECK_AS(ConfigError, std::find(facts.cpus.begin(), facts.cpus.end(), core) != facts.cpus.end(),
-                "--bind_core_list: core {} cannot be used here; usable: {}", core, fmt::join(facts.cpus, ","));
+void plan_this_machine(const LauncherOptions& options, const MachineFacts& facts, LaunchPlan& plan) {
+  const std::optional<std::string> visible = variable(facts, "CUDA_VISIBLE_DEVICES");
+  const bool hidden = visible && (visible->empty() || *visible == "-1");
+  const bool gpus_usable = facts.gpu_count > 0 && !hidden && !plan.cpu_only;
+  plan.hosts = {{kLocalHost, local_slots(options, facts, gpus_usable, plan)}};
+  // A user who hid the GPUs keeps them hidden.
+  plan.visible_devices = hidden ? *visible : fmt::format("{}", fmt::join(plan.hosts[0].slots, ","));
+}
+
+/// This machine is named as the hostfile names it, whatever the filter calls it.
+std::vector<HostSlots> known_names(std::vector<HostSlots> filter, const MachineFacts& facts) {
+  for (HostSlots& host : filter) {
+    const bool listed = std::any_of(facts.hostfile.begin(), facts.hostfile.end(),
+                                    [&](const HostSlots& known) { return known.host == host.host; });
+    if (!listed && (host.host == kLocalHost || host.host == facts.host) && !facts.own_names.empty())
+      host.host = *facts.own_names.begin();
   }
-  DS_CHECK_AS(ConfigError, cores.size() >= static_cast<size_t>(plan.local_size()),
-              "--bind_cores_to_rank: {} cores cannot be shared by {} ranks; start fewer ranks or do not bind",
-              cores.size(), plan.local_size());
+  return filter;
 }
 
-/// Cores of one rank when binding: equal shares in order, the remainder left unused.
-std::vector<int> cores_of_rank(const LauncherOptions& options, const MachineFacts& facts, int local_rank, int ranks) {
-  const std::vector<int> cores = cores_to_share(options, facts);
-  const std::ptrdiff_t share = static_cast<std::ptrdiff_t>(cores.size()) / ranks;
-  return {cores.begin() + local_rank * share, cores.begin() + (local_rank + 1) * share};
+std::vector<HostSlots> hosts_of_file(const LauncherOptions& options, const MachineFacts& facts, LaunchPlan& plan) {
+  if (!options.include.empty())
+    return include_resources(facts.hostfile, known_names(parse_filter(options.include, "--include"), facts));
+  if (!options.exclude.empty())
+    return exclude_resources(facts.hostfile, known_names(parse_filter(options.exclude, "--exclude"), facts));
+  std::vector<HostSlots> hosts = facts.hostfile;
+  const int most = options.elastic && options.max_nodes > 0 ? options.max_nodes : static_cast<int>(hosts.size());
+  DS_CHECK_AS(ConfigError, options.num_nodes <= static_cast<int>(hosts.size()),
+              "--num_nodes {}: the hostfile {} names {} hosts", options.num_nodes, facts.hostfile_path, hosts.size());
+  hosts.resize(static_cast<size_t>(std::min(most, options.num_nodes == -1 ? most : options.num_nodes)));
+  for (HostSlots& host : hosts) {
+    if (options.ranks_per_node == -1) continue;
+    if (options.ranks_per_node > static_cast<int>(host.slots.size())) {
+      plan.notes.push_back(fmt::format("--num_gpus {} is more than the {} slots of host {}", options.ranks_per_node,
+                                       host.slots.size(), host.host));
+    }
+    host.slots = slots_up_to(options.ranks_per_node);
+  }
+  return hosts;
+}
+
+/// What mpirun and srun cannot do with the given options.
+void check_rank_starters(const LauncherOptions& options, const LaunchPlan& plan) {
+  const char* name = backend_name(plan.backend);
+  const bool filtered = !options.include.empty() || !options.exclude.empty();
+  const bool slurm = plan.backend == Backend::kSlurm;
+  DS_CHECK_AS(
+      ConfigError, slurm || (!filtered && options.num_nodes == -1 && options.ranks_per_node == -1),
+      "--launcher {} cannot be combined with --include, --exclude, --num_nodes or --num_gpus: it takes all slots "
+      "of the hostfile",
+      name);
+  DS_CHECK_AS(ConfigError, !options.bind_cores || plan.backend == Backend::kImpi,
+              "--bind_cores_to_rank: with --launcher {} the binding is the backend's (--launcher_args)", name);
+  DS_CHECK_AS(ConfigError, options.max_restarts == 0 || !options.elastic,
+              "--elastic_training: with --launcher {} the backend chooses the machines; use ssh or pdsh", name);
+  for (const HostSlots& host : plan.hosts) {
+    DS_CHECK_AS(ConfigError, plan.backend == Backend::kOpenMpi || host.slots.size() == plan.hosts[0].slots.size(),
+                "--launcher {} needs the same number of slots on every host: {} has {}, {} has {}", name,
+                plan.hosts[0].host, plan.hosts[0].slots.size(), host.host, host.slots.size());
+    DS_CHECK_AS(ConfigError, host.slots == slots_up_to(static_cast<int>(host.slots.size())),
+                "--launcher {} needs slots 0..N-1 on every host: {} has {}", name, host.host,
+                fmt::join(host.slots, ","));
+  }
+}
+
+/// Several machines without a hostfile: Slurm finds them itself, and with --no_ssh every one is started by hand.
+void plan_without_hostfile(const LauncherOptions& options, const MachineFacts& facts, LaunchPlan& plan) {
+  const int nodes = options.num_nodes;
+  if (options.no_ssh) {
+    plan_this_machine(options, facts, plan);
+    const HostSlots here = plan.hosts[0];
+    plan.hosts.assign(static_cast<size_t>(std::max(1, nodes)), here);
+    return;
+  }
+  if (options.backend == Backend::kSlurm && (nodes >= 1 || options.force_multi)) {
+    DS_CHECK_AS(ConfigError, options.include.empty() && options.exclude.empty(),
+                "--include and --exclude need a hostfile; there is none at {}", facts.hostfile_path);
+    plan.nodes = std::max(1, nodes);
+    plan.ranks = plan.nodes * std::max(1, options.ranks_per_node);
+    return;
+  }
+  DS_CHECK_AS(ConfigError, nodes <= 1, "--num_nodes {} needs a hostfile that names the machines; there is none at {}",
+              nodes, facts.hostfile_path);
+  if (!options.hostfile.empty())
+    plan.notes.push_back(fmt::format("there is no hostfile {}: using this machine only", options.hostfile));
+  plan_this_machine(options, facts, plan);
+}
+
+Backend resolved_backend(const LauncherOptions& options, const MachineFacts& facts, const LaunchPlan& plan) {
+  if (options.no_ssh) return Backend::kLocal;
+  if (plan.hosts.empty()) return Backend::kSlurm;
+  const bool here = plan.hosts[0].host == kLocalHost || facts.own_names.contains(plan.hosts[0].host);
+  if (plan.hosts.size() == 1 && here && !options.force_multi) return Backend::kLocal;
+  const Backend backend = options.backend.value_or(Backend::kSsh);
+  DS_CHECK_AS(ConfigError, backend != Backend::kLocal,
+              "--launcher local contradicts the hostfile {}, which names {}; give --launcher ssh, or --num_nodes 1 on "
+              "that machine",
+              facts.hostfile_path, plan.hosts.size() > 1 ? "several hosts" : plan.hosts[0].host);
+  return backend;
 }
 
 }  // namespace
 
-int LaunchPlan::world_size() const {
-  size_t ranks = 0;
-  for (const HostSlots& host : hosts) ranks += host.slots.size();
-  return static_cast<int>(ranks);
+int LaunchPlan::first_rank(int node) const {
+  size_t before = 0;
+  for (size_t index = 0; index < static_cast<size_t>(node); ++index) before += hosts[index].slots.size();
+  return static_cast<int>(before);
 }
 
-int LaunchPlan::first_rank() const {
-  size_t ranks = 0;
-  for (size_t node = 0; node < static_cast<size_t>(node_rank); ++node) ranks += hosts[node].slots.size();
-  return static_cast<int>(ranks);
+void check_binding(const LauncherOptions& options, const MachineFacts& facts, int ranks) {
+  if (!options.bind_cores) return;
+  DS_CHECK_AS(ConfigError, !variable(facts, "KMP_AFFINITY"),
+              "--bind_cores_to_rank contradicts the environment variable KMP_AFFINITY: unset it");
+  const std::vector<int> listed =
+      options.bind_core_list.empty() ? std::vector<int>{} : parse_core_list(options.bind_core_list);
+  for (const int core : listed) {
+    DS_CHECK_AS(ConfigError, std::find(facts.cpus.begin(), facts.cpus.end(), core) != facts.cpus.end(),
+                "--bind_core_list: core {} cannot be used here; usable: {}", core, fmt::join(facts.cpus, ","));
+  }
+  try {
+    core_shares(options, facts, ranks);
+  } catch (const ConfigError& error) {
+    ds_throw<ConfigError>("--bind_cores_to_rank: {}", error.what());
+  }
 }
 
-MachineFacts gather_machine_facts(const LauncherOptions& options) {
+MachineFacts gather_own_facts(const LauncherOptions& options) {
   MachineFacts facts;
   facts.environment = environment_variables();
   facts.cpus = usable_cpus();
+  if (options.bind_cores) facts.topology = cpu_topology();
   facts.gpu_count = visible_gpu_count();
   facts.host = host_name();
-  facts.default_hostfile_exists = is_readable(kDefaultHostfile);
-  facts.given_hostfile_exists = !options.hostfile.empty() && is_readable(options.hostfile);
+  return facts;
+}
+
+MachineFacts gather_machine_facts(const LauncherOptions& options) {
+  MachineFacts facts = gather_own_facts(options);
+  facts.hostfile_path = options.hostfile.empty() ? kDefaultHostfile : options.hostfile;
+  if (!file_size(facts.hostfile_path)) return facts;
+  facts.hostfile = read_hostfile(facts.hostfile_path);
+  const std::vector<std::string> own = own_addresses();
+  for (const HostSlots& host : facts.hostfile) {
+    const bool by_name = host.host == kLocalHost || host.host == facts.host;
+    const auto is_own = [&](const std::string& address) {
+      return is_loopback(address) || std::find(own.begin(), own.end(), address) != own.end();
+    };
+    const std::vector<std::string> addresses = by_name ? std::vector<std::string>{} : addresses_of(host.host);
+    if (!by_name && !std::any_of(addresses.begin(), addresses.end(), is_own)) continue;
+    facts.own_names.insert(host.host);
+    break;  // a machine is named once, and name servers may be slow
+  }
   return facts;
 }
 
 LaunchPlan make_launch_plan(const LauncherOptions& options, const MachineFacts& facts) {
   LaunchPlan plan;
-  refuse_unbuilt(options, facts, plan);
-  const std::optional<std::string> visible = variable(facts, "CUDA_VISIBLE_DEVICES");
-  const bool hidden = visible && (visible->empty() || *visible == "-1");
-  const bool gpus_usable = facts.gpu_count > 0 && !hidden && variable(facts, "DS_ACCELERATOR") != "cpu";
-  plan.hosts = {{kLocalHost, local_slots(options, facts, gpus_usable, plan)}};
-  // A user who hid the GPUs keeps them hidden.
-  plan.visible_devices = hidden ? *visible : fmt::format("{}", fmt::join(plan.hosts[0].slots, ","));
-  plan.master_addr = options.master_addr.empty() ? "127.0.0.1" : options.master_addr;
+  plan.cpu_only = variable(facts, "DS_ACCELERATOR") == "cpu";
+  if (facts.hostfile.empty()) {
+    plan_without_hostfile(options, facts, plan);
+  } else {
+    plan.hosts = hosts_of_file(options, facts, plan);
+  }
+  plan.backend = resolved_backend(options, facts, plan);
+  if (!plan.hosts.empty()) {
+    plan.nodes = static_cast<int>(plan.hosts.size());
+    plan.ranks = plan.first_rank(plan.nodes);
+  }
   plan.master_port = options.master_port.value_or(0);
-  check_binding(options, facts, plan);
+  plan.master_addr = options.master_addr;
+  if (plan.backend == Backend::kLocal) {
+    plan.node_rank = options.no_ssh ? options.node_rank : 0;
+    DS_CHECK_AS(ConfigError, plan.node_rank < plan.nodes, "--node_rank {}: there are {} machines (0..{})",
+                plan.node_rank, plan.nodes, plan.nodes - 1);
+    if (plan.visible_devices.empty() && !facts.hostfile.empty()) {
+      plan.visible_devices = fmt::format("{}", fmt::join(plan.hosts[static_cast<size_t>(plan.node_rank)].slots, ","));
+    }
+    if (plan.master_addr.empty()) plan.master_addr = "127.0.0.1";
+    check_binding(options, facts, plan.local_size());
+  } else if (starts_every_rank(plan.backend)) {
+    check_rank_starters(options, plan);
+  }
   return plan;
 }
 
-ProcessSpec rank_process(const LauncherOptions& options, const LaunchPlan& plan, const MachineFacts& facts,
-                         int local_rank, const std::string& python) {
+ProcessSpec rank_process(const LauncherOptions& options, const RankSettings& settings, const RankPlace& place,
+                         const MachineFacts& facts) {
   ProcessSpec spec;
+  if (!options.venv_script.empty()) {
+    spec.arguments = {"bash", "-c", ". \"$0\" && exec \"$@\"", options.venv_script};
+  }
   if (!options.no_python) {
-    spec.arguments = {python, "-u"};
+    // The script's environment has its own interpreter.
+    spec.arguments.push_back(options.venv_script.empty() ? settings.python : "python");
+    spec.arguments.push_back("-u");
     if (options.module) spec.arguments.push_back("-m");
   }
   spec.arguments.push_back(options.script);
-  if (!options.no_local_rank) spec.arguments.push_back(fmt::format("--local_rank={}", local_rank));
+  if (!options.no_local_rank) spec.arguments.push_back(fmt::format("--local_rank={}", place.local_rank));
   spec.arguments.insert(spec.arguments.end(), options.script_arguments.begin(), options.script_arguments.end());
 
   std::map<std::string, std::string> environment = facts.environment;
-  environment["CUDA_VISIBLE_DEVICES"] = plan.visible_devices;
-  environment["MASTER_ADDR"] = plan.master_addr;
-  environment["MASTER_PORT"] = std::to_string(plan.master_port);
-  environment["WORLD_SIZE"] = std::to_string(plan.world_size());
-  environment["CROSS_RANK"] = std::to_string(plan.node_rank);
-  environment["CROSS_SIZE"] = std::to_string(plan.hosts.size());
-  environment["LOCAL_SIZE"] = std::to_string(plan.local_size());
-  environment["RANK"] = std::to_string(plan.first_rank() + local_rank);
-  environment["LOCAL_RANK"] = std::to_string(local_rank);
+  if (settings.visible_devices) environment["CUDA_VISIBLE_DEVICES"] = *settings.visible_devices;
+  environment["MASTER_ADDR"] = settings.master_addr;
+  environment["MASTER_PORT"] = std::to_string(settings.master_port);
+  environment["WORLD_SIZE"] = std::to_string(place.world_size);
+  environment["CROSS_RANK"] = std::to_string(place.node);
+  environment["CROSS_SIZE"] = std::to_string(place.nodes);
+  environment["LOCAL_SIZE"] = std::to_string(place.local_size);
+  environment["RANK"] = std::to_string(place.rank);
+  environment["LOCAL_RANK"] = std::to_string(place.local_rank);
+  environment["DEEPSPEED_RESTART_COUNT"] = std::to_string(settings.restart_count);
   if (options.bind_cores) {
-    spec.cpus = cores_of_rank(options, facts, local_rank, plan.local_size());
+    const CoreShare share = core_shares(options, facts, place.local_size)[static_cast<size_t>(place.local_rank)];
+    spec.cpus = share.cpus;
+    spec.memory_node = share.memory_node;
     environment["OMP_NUM_THREADS"] = std::to_string(spec.cpus.size());
-  } else if (plan.local_size() > 1) {
+  } else if (place.local_size > 1) {
     // Every rank would otherwise start one thread per core, and they would all wait for each other.
-    const size_t share = std::max<size_t>(1, facts.cpus.size() / static_cast<size_t>(plan.local_size()));
+    const size_t share = std::max<size_t>(1, facts.cpus.size() / static_cast<size_t>(place.local_size));
     environment.emplace("OMP_NUM_THREADS", std::to_string(share));
   }
   for (const auto& [name, value] : environment) spec.environment.push_back(fmt::format("{}={}", name, value));

@@ -1,302 +1,225 @@
 // The launcher's program with real children: environment, exit codes, stop requests, and that nothing survives.
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <signal.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <filesystem>
-#include <fstream>
-#include <map>
-#include <sstream>
-#include <thread>
+#include "launcher/launcher_test_support.h"
+#include "platform/tcp.h"
 
 namespace deepscale {
 namespace {
 
-namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
-
-std::string read_file(const fs::path& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-bool is_alive(pid_t process) {
-  std::ifstream file("/proc/" + std::to_string(process) + "/stat");
-  std::string line;
-  if (!std::getline(file, line)) return false;
-  return line[line.rfind(')') + 2] != 'Z';
-}
-
-struct Outcome {
-  int code = -1;
-  std::string output;
-  std::string error;
-};
-
-class LauncherProgram : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::temp_directory_path() / (std::string(test->name()) + std::to_string(getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  /// An executable shell script.
-  std::string script(const std::string& name, const std::string& text) const {
-    const fs::path path = folder_ / name;
-    std::ofstream(path) << "#!/bin/sh\n" << text << '\n';
-    fs::permissions(path, fs::perms::owner_all);
-    return path.string();
-  }
-
-  std::string file(const std::string& name) const { return (folder_ / name).string(); }
-
-  pid_t start(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.begin(), DEEPSCALE_LAUNCHER_PATH);
-    const pid_t process = fork();
-    if (process != 0) return process;
-    dup2(open(file("stdout").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), STDOUT_FILENO);
-    dup2(open(file("stderr").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), STDERR_FILENO);
-    std::vector<char*> pointers;
-    for (std::string& argument : arguments) pointers.push_back(argument.data());
-    pointers.push_back(nullptr);
-    execv(DEEPSCALE_LAUNCHER_PATH, pointers.data());
-    _exit(126);
-  }
-
-  Outcome finish(pid_t process) const {
-    int status = 0;
-    waitpid(process, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status), read_file(file("stdout")),
-            read_file(file("stderr"))};
-  }
-
-  Outcome run(const std::vector<std::string>& arguments) const { return finish(start(arguments)); }
-
-  struct StubbornRun {
-    pid_t launcher = 0;
-    std::map<std::string, std::vector<pid_t>> by_role;  ///< "supervisor", "rank", "helper"
-
-    std::vector<pid_t> all() const {
-      std::vector<pid_t> pids = {launcher};
-      for (const auto& [role, members] : by_role) pids.insert(pids.end(), members.begin(), members.end());
-      return pids;
-    }
-  };
-
-  /// Starts two ranks that end only when they are killed. Each has a helper in a session of its own. All of them ignore
-  /// every polite signal.
-  StubbornRun start_stubborn_run() const {
-    const std::string pids = file("pids");
-    fs::remove(pids);
-    const std::string rank =
-        script("stubborn.sh", "trap '' TERM INT HUP\necho supervisor $PPID >> " + pids + "\necho rank $$ >> " + pids +
-                                  "\nsetsid sh -c 'echo helper $$ >> " + pids + "; while :; do sleep 1; done' &\n" +
-                                  "while :; do sleep 1; done");
-    StubbornRun run;
-    run.launcher = start({"--num_gpus", "2", "--no_python", rank});
-    for (int attempt = 0; attempt < 1000; ++attempt) {
-      std::istringstream text(read_file(pids));
-      run.by_role.clear();
-      std::string role;
-      for (pid_t pid = 0; text >> role >> pid;) run.by_role[role].push_back(pid);
-      if (run.all().size() == 7) return run;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    ADD_FAILURE() << "the ranks did not start: " << read_file(file("stderr"));
-    return run;
-  }
-
-  static void expect_gone_within_two_seconds(const std::vector<pid_t>& pids, Clock::time_point since) {
-    for (const pid_t process : pids) {
-      while (is_alive(process) && Clock::now() - since < std::chrono::seconds(2)) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      }
-      EXPECT_FALSE(is_alive(process)) << "process " << process << " is alive after 2 s";
-    }
-  }
-
-  fs::path folder_;
-};
+using std::chrono::milliseconds;
 
 TEST_F(LauncherProgram, GivesEveryRankItsEnvironmentAndArguments) {
-  const std::string rank = script("env.sh",
-                                  "echo \"$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_SIZE $CROSS_RANK $CROSS_SIZE "
-                                  "$MASTER_ADDR $CUDA_VISIBLE_DEVICES\" \"$@\" > " +
-                                      file("rank") + "$RANK");
-  ASSERT_EQ(run({"--num_gpus", "2", "--no_python", rank, "a b", "--num_gpus=9", "*"}).code, 0);
-  EXPECT_EQ(read_file(file("rank0")), "0 0 2 2 0 1 127.0.0.1 0,1 --local_rank=0 a b --num_gpus=9 *\n");
-  EXPECT_EQ(read_file(file("rank1")), "1 1 2 2 0 1 127.0.0.1 0,1 --local_rank=1 a b --num_gpus=9 *\n");
+  ASSERT_EQ(run_ranks(2, {"env", file("rank"), "a b", "--num_gpus=9", "*", "\"q\"\\"}).code, 0);
+  const std::string common = "WORLD_SIZE=2\nLOCAL_SIZE=2\nCROSS_RANK=0\nCROSS_SIZE=1\nMASTER_ADDR=127.0.0.1\n";
+  for (const std::string rank : {"0", "1"}) {
+    const std::string text = text_of("rank" + rank);
+    expect_text(text, "RANK=" + rank + "\nLOCAL_RANK=" + rank + "\n" + common);
+    expect_text(text, "CUDA_VISIBLE_DEVICES=0,1\nDEEPSPEED_RESTART_COUNT=0\n");
+    expect_text(text, "argument=--local_rank=" + rank + "\nargument=env\nargument=" + file("rank") +
+                          "\nargument=a b\nargument=--num_gpus=9\nargument=*\nargument=\"q\"\\\n");
+  }
 }
 
 TEST_F(LauncherProgram, ReturnsTheFailingRanksCodeAndReportsItOnce) {
-  const std::string rank =
-      script("fail.sh", "if [ $RANK = 1 ]; then sleep 0.2; echo the reason >&2; exit 7; fi\necho $$ > " + file("pid") +
-                            "\nexec sleep 60");
   const Clock::time_point begin = Clock::now();
-  const Outcome outcome = run({"--num_gpus", "3", "--no_python", rank});
-  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(10));
+  const Outcome outcome =
+      run_ranks(3, {"pid", file("pids"), "rank", "sleep", "200", "only", "1", "complain", "the reason", "exit", "7"});
   EXPECT_EQ(outcome.code, 7);
-  EXPECT_NE(outcome.error.find("rank 1 (local rank 1"), std::string::npos) << outcome.error;
-  EXPECT_NE(outcome.error.find("failed: exit code 7"), std::string::npos) << outcome.error;
-  EXPECT_NE(outcome.error.find("[rank 1] the reason"), std::string::npos) << outcome.error;
-  EXPECT_EQ(outcome.error.find("failed:"), outcome.error.rfind("failed:")) << outcome.error;
-  EXPECT_FALSE(is_alive(std::stoi(read_file(file("pid")))));
+  expect_text(outcome.text, "rank 1 (local rank 1");
+  expect_text(outcome.text, "failed: exit code 7");
+  expect_text(outcome.text, "[rank 1] the reason");
+  EXPECT_EQ(outcome.text.find("failed:"), outcome.text.rfind("failed:")) << outcome.text;
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(20));
+  expect_gone_within_two_seconds(members(), Clock::now());
 }
 
-TEST_F(LauncherProgram, ReportsASignalAs128PlusItsNumber) {
-  const Outcome outcome = run({"--no_python", script("killed.sh", "kill -9 $$")});
+TEST_F(LauncherProgram, ReportsAKilledRankAs137) {
+  const Outcome outcome = run_ranks(1, {"die"});
   EXPECT_EQ(outcome.code, 137);
-  EXPECT_NE(outcome.error.find("killed by signal 9"), std::string::npos) << outcome.error;
+  expect_text(outcome.text, "rank 0 (local rank 0");
 }
 
 TEST_F(LauncherProgram, LeavesNothingWhenTheLauncherIsKilled) {
-  const StubbornRun run = start_stubborn_run();
+  const ProcessId launcher = start_stubborn_run();
   const Clock::time_point killed = Clock::now();
-  kill(run.launcher, SIGKILL);
-  finish(run.launcher);
-  expect_gone_within_two_seconds(run.all(), killed);
-}
-
-TEST_F(LauncherProgram, LeavesNothingWhenItsSupervisorIsKilled) {
-  const StubbornRun run = start_stubborn_run();
-  const Clock::time_point killed = Clock::now();
-  kill(run.by_role.at("supervisor")[0], SIGKILL);
-  const Outcome outcome = finish(run.launcher);
-  expect_gone_within_two_seconds(run.all(), killed);
-  EXPECT_EQ(outcome.code, 137);
-  EXPECT_NE(outcome.error.find("supervising process was killed by signal 9"), std::string::npos) << outcome.error;
-}
-
-TEST_F(LauncherProgram, LeavesNothingWhenARankIsKilled) {
-  const StubbornRun run = start_stubborn_run();
-  const Clock::time_point killed = Clock::now();
-  kill(run.by_role.at("rank")[1], SIGKILL);
-  const Outcome outcome = finish(run.launcher);
-  expect_gone_within_two_seconds(run.all(), killed);
-  EXPECT_EQ(outcome.code, 137);
-  EXPECT_NE(outcome.error.find("failed: killed by signal 9"), std::string::npos) << outcome.error;
+  tree_->send(launcher, StopSignal::kKill);
+  EXPECT_EQ(finish(launcher).code, 137);
+  expect_gone_within_two_seconds(members(), killed);
 }
 
 TEST_F(LauncherProgram, EndsEverythingWithinTwoSecondsOfAStopRequest) {
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
-    const StubbornRun run = start_stubborn_run();
+  for (const StopSignal signal : {StopSignal::kInterrupt, StopSignal::kTerminate}) {
+    const ProcessId launcher = start_stubborn_run();
     const Clock::time_point stopped = Clock::now();
-    kill(run.launcher, signal);
-    EXPECT_EQ(finish(run.launcher).code, 128 + signal);
-    expect_gone_within_two_seconds(run.all(), stopped);
+    tree_->send(launcher, signal);
+    const Outcome outcome = finish(launcher);
+    EXPECT_TRUE(outcome.code == 130 || outcome.code == 143) << outcome.code << outcome.text;
+    expect_text(outcome.text, "stop requested");
+    expect_gone_within_two_seconds(members(), stopped);
   }
 }
 
 TEST_F(LauncherProgram, LetsRanksEndInGoodOrderOnAStopRequest) {
-  const std::string rank =
-      script("polite.sh", "trap 'echo saved > " + file("saved") + "$RANK; exit 0' TERM\necho $$ > " + file("ready") +
-                              "$RANK\nwhile :; do sleep 0.05; done");
-  const pid_t launcher = start({"--num_gpus", "2", "--no_python", rank});
-  while (read_file(file("ready0")).empty() || read_file(file("ready1")).empty()) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  kill(launcher, SIGTERM);
-  EXPECT_EQ(finish(launcher).code, 143);
-  EXPECT_EQ(read_file(file("saved0")) + read_file(file("saved1")), "saved\nsaved\n");
+  const ProcessId launcher = start_ranks(2, {"polite", file("saved"), "touch", file("ready"), "forever"});
+  while (text_of("ready0").empty() || text_of("ready1").empty()) std::this_thread::sleep_for(milliseconds(10));
+  tree_->send(launcher, StopSignal::kTerminate);
+  EXPECT_NE(finish(launcher).code, 0);
+  EXPECT_EQ(text_of("saved0") + text_of("saved1"), "saved\nsaved\n");
 }
 
 TEST_F(LauncherProgram, EndsHelpersThatSuccessfulRanksLeaveBehind) {
-  const std::string rank =
-      script("leaves.sh", "setsid sh -c 'echo $$ > " + file("pid") + "; exec sleep 60' &\nsleep 0.3");
-  EXPECT_EQ(run({"--no_python", rank}).code, 0);
-  EXPECT_FALSE(is_alive(std::stoi(read_file(file("pid")))));
+  const Outcome outcome = run_ranks(1, {"helper", file("pids"), "sleep", "1000"});
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  ASSERT_EQ(members().size(), 1u);
+  expect_gone_within_two_seconds(members(), Clock::now());
+}
+
+TEST_F(LauncherProgram, StartsAFailedJobAgain) {
+  const Outcome outcome = run_ranks(2, {"env", file("attempt"), "sleep", "50", "exit", "5"}, {"--max_restarts", "2"});
+  EXPECT_EQ(outcome.code, 5);
+  expect_text(outcome.text, "restart 1 of 2");
+  expect_text(outcome.text, "restart 2 of 2");
+  EXPECT_EQ(outcome.text.find("restart 3"), std::string::npos);
+  expect_text(text_of("attempt0"), "DEEPSPEED_RESTART_COUNT=2\n");
+  EXPECT_EQ(run_ranks(1, {"touch", file("once")}, {"--max_restarts", "2"}).text.find("restart"), std::string::npos);
+}
+
+TEST_F(LauncherProgram, DoesNotRestartAfterAStopRequest) {
+  const ProcessId launcher =
+      start_ranks(1, {"polite", file("saved"), "touch", file("ready"), "forever"}, {"--max_restarts", "5"});
+  while (text_of("ready0").empty()) std::this_thread::sleep_for(milliseconds(10));
+  tree_->send(launcher, StopSignal::kTerminate);
+  EXPECT_EQ(finish(launcher).text.find("restart"), std::string::npos);
+}
+
+TEST_F(LauncherProgram, RunsThroughAgentsAsOverSeveralMachines) {
+  const Outcome outcome = run_ranks(2, {"env", file("rank")}, {"--force_multi"});
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  expect_text(text_of("rank1"), "RANK=1\nLOCAL_RANK=1\nWORLD_SIZE=2\nLOCAL_SIZE=2\nCROSS_RANK=0\nCROSS_SIZE=1\n");
+  const Outcome failed = run_ranks(2, {"only", "1", "complain", "the reason", "exit", "9"}, {"--force_multi"});
+  EXPECT_EQ(failed.code, 9);
+  expect_text(failed.text, "rank 1 (local rank 1");
+  expect_text(failed.text, "[rank 1] the reason");
 }
 
 TEST_F(LauncherProgram, WritesOneLogPerRank) {
-  const std::string rank =
-      script("talk.sh", "echo out $RANK\necho err $RANK >&2\n[ $RANK = 0 ] || { sleep 0.2; exit 3; }");
-  const Outcome outcome = run({"--num_gpus", "2", "--log_dir", file("logs"), "--no_python", rank});
+  const Outcome outcome = run_ranks(2, {"say", "out", "complain", "err", "only", "1", "sleep", "200", "exit", "3"},
+                                    {"--log_dir", file("logs")});
   EXPECT_EQ(outcome.code, 3);
-  EXPECT_EQ(outcome.output, "");
-  EXPECT_NE(outcome.error.find("[rank 1] err 1"), std::string::npos) << outcome.error;
+  expect_text(outcome.text, "[rank 1] err");
+  EXPECT_FALSE(outcome.text.starts_with("out")) << outcome.text;
   std::string all;
-  for (const auto& entry : fs::directory_iterator(file("logs"))) {
-    EXPECT_TRUE(entry.path().filename().string().ends_with("_rank0.log") ||
-                entry.path().string().ends_with("_rank1.log"));
-    all += read_file(entry.path());
+  for (const auto& entry : std::filesystem::directory_iterator(folder_ / "logs")) {
+    const std::string name = entry.path().filename().string();
+    EXPECT_TRUE(name.ends_with("_rank0.log") || name.ends_with("_rank1.log")) << name;
+    all += read_text(entry.path());
   }
-  for (const char* line : {"out 0\n", "err 0\n", "out 1\n", "err 1\n"})
-    EXPECT_NE(all.find(line), std::string::npos) << all;
+  EXPECT_EQ(all, "out\nerr\nout\nerr\n");
 }
 
 TEST_F(LauncherProgram, ChoosesAFreePortUnlessAPortWasGiven) {
-  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  socklen_t size = sizeof(address);
-  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(listen(listener, 1), 0);
-  getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size);
-  const std::string busy = std::to_string(ntohs(address.sin_port));
-  const std::string rank = script("port.sh", "echo $MASTER_PORT > " + file("port") + "\nsleep 0.5");
-  const Outcome refused = run({"--master_port", busy, "--no_python", rank});
+  auto listener = std::make_unique<TcpListener>();
+  const std::string busy = std::to_string(listener->port());
+  const Outcome refused = run_ranks(1, {"env", file("never")}, {"--master_port", busy});
   EXPECT_EQ(refused.code, 1);
-  EXPECT_NE(refused.error.find("--master_port " + busy + " is busy"), std::string::npos) << refused.error;
-  EXPECT_FALSE(fs::exists(file("port"))) << "nothing may be started";
-  close(listener);
-  EXPECT_EQ(run({"--master_port", busy, "--no_python", rank}).code, 0);
-  EXPECT_EQ(read_file(file("port")), busy + "\n");
+  expect_text(refused.text, "--master_port " + busy + " is busy");
+  EXPECT_EQ(text_of("never0"), "") << "nothing may be started";
+  listener.reset();
+  EXPECT_EQ(run_ranks(1, {"env", file("free")}, {"--master_port", busy}).code, 0);
+  expect_text(text_of("free0"), "MASTER_PORT=" + busy + "\n");
   // Two runs at once without a given port.
-  const std::string both = script("both.sh", "echo $MASTER_PORT >> " + file("ports") + "\nsleep 0.5");
-  const pid_t first = start({"--no_python", both});
-  const pid_t second = start({"--no_python", both});
-  finish(first);
-  finish(second);
-  std::istringstream ports(read_file(file("ports")));
-  int one = 0;
-  int other = 0;
-  ports >> one >> other;
-  EXPECT_TRUE(one > 0 && other > 0 && one != other) << one << ' ' << other;
+  const ProcessId first = start_ranks(1, {"env", file("first"), "sleep", "1000"});
+  const ProcessId second = start_ranks(1, {"env", file("second"), "sleep", "1000"});
+  EXPECT_EQ(finish(first).code + finish(second).code, 0);
+  const auto port = [&](const std::string& name) {
+    const std::string text = text_of(name);
+    const size_t begin = text.find("MASTER_PORT=");
+    return text.substr(begin, text.find('\n', begin) - begin);
+  };
+  EXPECT_NE(port("first0"), port("second0"));
 }
 
 TEST_F(LauncherProgram, RefusesWhatCannotRunWithACodeAndAReason) {
-  const std::string rank = script("ok.sh", "echo started > " + file("started"));
-  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
-      {{"--num_gpus", "0", rank}, "at least 1"},
-      {{file("missing.py")}, "no script"},
-      {{"--no_python", file("missing")}, "no such executable"},
-      {{"--no_python", "--log_dir", "/proc/nothing", rank}, "log directory"},
-      {{"--num_nodes", "2", rank}, "multi-node"},
-      {{"--include", "elsewhere:0", "--no_python", rank}, "unknown host"},
-      {{}, "no script"},
+  const std::string hosts = write("hosts", "one slots=2\ntwo slots=2\n");
+  const std::string malformed = write("malformed", "one slots=2\ntwo\n");
+  const std::string twice = write("twice", "one slots=2\none slots=1\n");
+  const std::string empty = write("empty", "# nothing\n");
+  const std::string plain = write("a file", "");
+  const std::vector<std::pair<Strings, std::string>> cases = {
+      {{"--num_gpus", "0"}, "--num_gpus must be at least 1"},
+      {{"--num_nodes", "2"}, "--num_nodes 2 needs a hostfile"},
+      {{"--hostfile", hosts, "--num_nodes", "3"}, "names 2 hosts"},
+      {{"--hostfile", malformed}, "line 2: \"two\""},
+      {{"--hostfile", twice}, "host \"one\" is named twice"},
+      {{"--hostfile", empty}, "names no host"},
+      {{"--include", "elsewhere:0"}, "unknown host \"elsewhere\""},
+      {{"--hostfile", hosts, "--include", "three"}, "unknown host \"three\"; known: one, two"},
+      {{"--hostfile", hosts, "--include", "two:2"}, "host \"two\" has no slot 2"},
+      {{"--hostfile", hosts, "--include", "two:x"}, "\"x\" in \"two:x\" is not a slot number"},
+      {{"--hostfile", hosts, "--include", "one@one"}, "named twice"},
+      {{"--hostfile", hosts, "--include", "@"}, "empty host"},
+      {{"--hostfile", hosts, "--exclude", "one@two"}, "--exclude leaves no slot"},
+      {{"--include", "one", "--exclude", "two"}, "contradict each other"},
+      {{"--include", "localhost:0", "--num_gpus", "1"}, "cannot be combined"},
+      {{"--module"}, "--module and --no_python contradict each other"},
+      {{"--no_ssh"}, "belong together"},
+      {{"--hostfile", hosts, "--launcher", "local"}, "--launcher local contradicts"},
+      {{"--launcher", "rsh"}, "--launcher must be one of"},
+      {{"--log_dir", (std::filesystem::path(plain) / "logs").string()}, "cannot make the log directory"},
+      {{"--bind_core_list", "9000"}, "core 9000 cannot be used here"},
+      {{"--no_such_option"}, "unknown launcher option"},
   };
-  for (const auto& [arguments, reason] : cases) {
+  for (const auto& [options, reason] : cases) {
+    Strings arguments = options;
+    arguments.insert(arguments.end(), {"--no_python", DEEPSCALE_TEST_RANK_PATH, "touch", file("started")});
     const Outcome outcome = run(arguments);
     EXPECT_TRUE(outcome.code == 1 || outcome.code == 2) << reason << ": " << outcome.code;
-    EXPECT_NE(outcome.error.find(reason), std::string::npos) << outcome.error;
-    EXPECT_FALSE(fs::exists(file("started"))) << reason;
+    expect_text(outcome.text, reason);
+    EXPECT_FALSE(std::filesystem::exists(file("started0"))) << reason;
   }
 }
 
+TEST_F(LauncherProgram, RefusesScriptsAndInterpretersThatAreNotThere) {
+  const auto refused = [&](const Strings& arguments, const std::string& reason) {
+    const Outcome outcome = run(arguments);
+    EXPECT_TRUE(outcome.code == 1 || outcome.code == 2) << reason << ": " << outcome.code;
+    expect_text(outcome.text, reason);
+  };
+  refused({}, "no script to run");
+  refused({file("missing.py")}, "there is no script");
+  refused({"--no_python", file("missing")}, "no such executable");
+  const std::string script = write("train.py", "");
+  variables_["DEEPSCALE_PYTHON"] = file("no python");
+  refused({script}, "DEEPSCALE_PYTHON");
+  variables_.erase("DEEPSCALE_PYTHON");
+  const std::string hosts = write("hosts", "one slots=2\ntwo slots=2\n");
+  variables_["DS_ENV_FILE"] = "environment";
+  variables_["HOME"] = folder_.string();
+  write("environment", "A=1\nnonsense\n");
+  refused({"--hostfile", hosts, "--no_python", DEEPSCALE_TEST_RANK_PATH}, "environment, line 2");
+  variables_.erase("DS_ENV_FILE");
+  variables_["PATH"] = folder_.string();
+  for (const char* backend : {"pdsh", "ssh", "openmpi", "mpich", "slurm", "impi", "mvapich"})
+    refused({"--hostfile", hosts, "--launcher", backend, "--no_python", DEEPSCALE_TEST_RANK_PATH},
+            "is not installed on this machine");
+}
+
 TEST_F(LauncherProgram, RunsPythonScriptsAndModulesUnbuffered) {
-  std::ofstream(file("show.py")) << "import os, sys\nprint(os.environ['RANK'], sys.argv[1:], "
-                                    "sys.stdout.write_through)\n";
-  const Outcome outcome = run({file("show.py"), "x"});
-  EXPECT_EQ(outcome.code, 0) << outcome.error;
-  EXPECT_EQ(outcome.output, "0 ['--local_rank=0', 'x'] True\n");
+  const std::string script =
+      write("show.py", "import os, sys\nprint(os.environ['RANK'], sys.argv[1:], sys.stdout.write_through)\n");
+  const Outcome outcome = run({script, "x"});
+  if (outcome.text.find("no Python interpreter") != std::string::npos) GTEST_SKIP() << "no Python on this system";
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_EQ(outcome.text, "0 ['--local_rank=0', 'x'] True\n");
   EXPECT_EQ(run({"--module", "--no_local_rank", "platform"}).code, 0);
 }
 
 TEST_F(LauncherProgram, WritesItsNumberWhileTheRunLasts) {
-  const std::string rank = script("pid.sh", "cp /tmp/*.deepspeed " + file("") + "\n");
-  const pid_t launcher = start({"--save_pid", "--no_python", rank});
-  const std::string name = std::to_string(launcher) + ".deepspeed";
+  const ProcessId launcher = start_ranks(1, {"touch", file("ready"), "sleep", "1000"}, {"--save_pid"});
+  while (text_of("ready0").empty()) std::this_thread::sleep_for(milliseconds(10));
+  const std::filesystem::path path = std::filesystem::temp_directory_path() / (std::to_string(launcher) + ".deepspeed");
+  EXPECT_EQ(read_text(path), std::to_string(launcher) + "\n");
   EXPECT_EQ(finish(launcher).code, 0);
-  EXPECT_EQ(read_file(file(name)), std::to_string(launcher) + "\n");
-  EXPECT_FALSE(fs::exists("/tmp/" + name));
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 }  // namespace

@@ -1,15 +1,17 @@
 // The launcher's program: `deepspeed` and, under another name, `deepscale`.
 // Exit code: the run's; 2 for a command line that cannot be used, 1 when the run cannot be started.
-#include <ctime>
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
-#include "base/environment.h"
 #include "base/error.h"
+#include "launcher/agent_plan.h"
 #include "launcher/launch_plan.h"
 #include "launcher/message.h"
+#include "launcher/multi_node.h"
+#include "launcher/node_agent.h"
 #include "launcher/options.h"
-#include "launcher/python.h"
+#include "launcher/rank_set.h"
 #include "launcher/supervise.h"
 #include "platform/local_port.h"
 #include "platform/machine.h"
@@ -19,44 +21,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kDefaultPort = 29500;
-
-void check_script(const LauncherOptions& options) {
-  if (options.module || options.no_python) return;
-  DS_CHECK_AS(ConfigError, fs::exists(options.script), "there is no script \"{}\"", options.script);
-  DS_CHECK_AS(ConfigError, is_readable(options.script), "the script \"{}\" cannot be read: no permission",
-              options.script);
-}
-
-/// "<directory>/<YYYYmmddHHMMSS>_rank", to which the rank and ".log" are added. Makes the directory.
-std::string log_prefix(const std::string& directory) {
-  std::error_code error;
-  fs::create_directories(directory, error);
-  DS_CHECK_AS(IoError, !error, "cannot make the log directory {}: {}", directory, error.message());
-  char stamp[32] = {};
-  const std::time_t now = std::time(nullptr);
-  std::strftime(stamp, sizeof(stamp), "%Y%m%d%H%M%S", std::localtime(&now));
-  const std::string prefix = fmt::format("{}/{}_rank", directory, stamp);
-  const std::string first = prefix + "0.log";
-  DS_CHECK_AS(IoError, std::ofstream(first, std::ios::app).good(), "cannot write the log file {}: no permission?",
-              first);
-  return prefix;
-}
-
 /// The rendezvous port, claimed for the run. Nothing when rank 0 is elsewhere, where this machine cannot know.
 std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& plan) {
   const bool here = plan.master_addr == "127.0.0.1" || plan.master_addr == "localhost" || plan.master_addr == "::1";
   if (!here) {
-    if (plan.master_port == 0) plan.master_port = kDefaultPort;
+    if (plan.master_port == 0) plan.master_port = kDefaultMasterPort;
     return std::nullopt;
   }
-  auto claimed = LocalPort::claim(options.master_port.value_or(kDefaultPort));
+  auto claimed = LocalPort::claim(options.master_port.value_or(kDefaultMasterPort));
   DS_CHECK_AS(IoError, claimed || !options.master_port,
               "--master_port {} is busy on this machine; give another one, or none to get a free one",
               *options.master_port);
   if (!claimed) {
     claimed = LocalPort::claim_any();
-    plan.notes.push_back(fmt::format("port {} is busy, using {}", kDefaultPort, claimed->number()));
+    plan.notes.push_back(fmt::format("port {} is busy, using {}", kDefaultMasterPort, claimed->number()));
   }
   plan.master_port = claimed->number();
   return claimed;
@@ -65,7 +43,7 @@ std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& 
 /// The file of --save_pid, removed with the run.
 class PidFile {
  public:
-  explicit PidFile(ProcessId launcher) : path_(fmt::format("/tmp/{}.deepspeed", launcher)) {
+  explicit PidFile(ProcessId launcher) : path_(fs::temp_directory_path() / fmt::format("{}.deepspeed", launcher)) {
     std::ofstream file(path_);
     file << launcher << '\n';
     DS_CHECK_AS(IoError, file.good(), "--save_pid: cannot write {}", path_.string());
@@ -81,38 +59,87 @@ class PidFile {
   fs::path path_;
 };
 
-std::vector<RankLaunch> rank_launches(const LauncherOptions& options, const LaunchPlan& plan,
-                                      const MachineFacts& facts) {
-  std::string python;
-  if (!options.no_python) {
-    const auto found = find_python();
-    DS_CHECK_AS(IoError, found.has_value(),
-                "no Python interpreter beside this program or in PATH; set DEEPSCALE_PYTHON");
-    python = *found;
-  }
-  const std::string logs = options.log_dir.empty() ? "" : log_prefix(options.log_dir);
-  std::vector<RankLaunch> ranks;
-  for (int local_rank = 0; local_rank < plan.local_size(); ++local_rank) {
-    RankLaunch launch{plan.first_rank() + local_rank, local_rank,
-                      rank_process(options, plan, facts, local_rank, python)};
-    if (!logs.empty()) launch.process.output_file = fmt::format("{}{}.log", logs, launch.rank);
-    // A single rank keeps the launcher's own standard error, so that it is in every way a program run by hand.
-    launch.process.keep_error_tail = plan.local_size() > 1;
-    ranks.push_back(std::move(launch));
-  }
-  return ranks;
+/// How a job ended, and whether another attempt makes sense.
+struct Attempt {
+  int code = 0;
+  bool failed = false;
+  std::vector<int> lost_hosts;
+};
+
+/// Runs the job on this machine, once.
+Attempt run_here(const LauncherOptions& options, const LaunchPlan& plan, const MachineFacts& facts,
+                 const RankSettings& settings) {
+  const RankPlace first{plan.first_rank(plan.node_rank), plan.ranks, 0, plan.local_size(), plan.node_rank, plan.nodes};
+  const std::vector<RankLaunch> ranks =
+      make_rank_set(options, settings, first, plan.local_size(), prepare_logs(options, first.rank), facts);
+  const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(options.log_level));
+  if (outcome.failure) report_failure(*outcome.failure, facts.host, options.log_level);
+  return {outcome.code(), outcome.failure.has_value(), {}};
 }
 
-SupervisorOptions supervisor_options(const LauncherOptions& options, const MachineFacts& facts) {
-  SupervisorOptions supervisor;
-  supervisor.host = facts.host;
-  supervisor.log_level = options.log_level;
-  if (const auto grace_ms = environment_int("DEEPSCALE_KILL_GRACE_MS")) {
-    DS_CHECK_AS(ConfigError, *grace_ms >= 0,
-                "environment variable DEEPSCALE_KILL_GRACE_MS must be at least 0, found {}", *grace_ms);
-    supervisor.grace = std::chrono::milliseconds(*grace_ms);
+/// The plan without hosts that cannot be reached; nothing when too few are left.
+std::optional<LaunchPlan> without_lost_hosts(const LauncherOptions& options, LaunchPlan plan,
+                                             const std::vector<int>& lost) {
+  for (auto index = lost.rbegin(); index != lost.rend(); ++index) plan.hosts.erase(plan.hosts.begin() + *index);
+  plan.nodes = static_cast<int>(plan.hosts.size());
+  if (plan.nodes < options.min_nodes) return std::nullopt;
+  plan.ranks = plan.first_rank(plan.nodes);
+  return plan;
+}
+
+/// Runs the job, and again after failures as often as the options allow.
+int run_job(const LauncherOptions& options, LaunchPlan plan, const MachineFacts& facts, const std::string& python) {
+  const Message message(options.log_level);
+  for (int restart = 0;; ++restart) {
+    Attempt attempt;
+    if (plan.backend == Backend::kLocal) {
+      attempt =
+          run_here(options, plan, facts, {python, plan.master_addr, plan.master_port, plan.visible_devices, restart});
+    } else {
+      MultiNodeOutcome outcome = run_multi_node(options, plan, facts, python, restart, multi_node_options());
+      std::sort(outcome.lost.begin(), outcome.lost.end());
+      attempt = {outcome.code, outcome.failed, outcome.lost};
+    }
+    if (!attempt.failed || restart >= options.max_restarts) return attempt.code;
+    if (options.elastic && !attempt.lost_hosts.empty()) {
+      const size_t before = plan.hosts.size();
+      std::optional<LaunchPlan> smaller = without_lost_hosts(options, plan, attempt.lost_hosts);
+      if (!smaller) {
+        message.error("{} of {} machines are left, and --min_elastic_nodes is {}", before - attempt.lost_hosts.size(),
+                      before, options.min_nodes);
+        return attempt.code;
+      }
+      plan = std::move(*smaller);
+    }
+    message.info("restart {} of {}: {} ranks on {} machines", restart + 1, options.max_restarts, plan.ranks,
+                 plan.nodes);
   }
-  return supervisor;
+}
+
+/// Runs `body` under a guard, so that nothing outlives it, and turns its errors into an exit code.
+template <typename Body>
+int guarded(const Message& message, const Body& body) {
+  const ExitStatus status = run_guarded([&] {
+    try {
+      return body();
+    } catch (const ConfigError& error) {
+      message.error("error: {}", error.what());
+      return 2;
+    } catch (const std::exception& error) {
+      message.error("error: {}", error.what());
+      return 1;
+    }
+  });
+  if (status.signal != 0)
+    message.error("the launcher's supervising process was {}; its ranks are ended", status.describe());
+  return status.shell_code();
+}
+
+int launch_agent(const LauncherOptions& options) {
+  AgentPlan plan = decode_agent_plan(options.agent_plan);
+  if (options.agent_index >= 0) plan.index = options.agent_index;
+  const Message message(plan.options.log_level);
+  return guarded(message, [&] { return run_agent(std::move(plan)); });
 }
 
 int launch(const std::vector<std::string>& arguments) {
@@ -122,30 +149,23 @@ int launch(const std::vector<std::string>& arguments) {
     return 0;
   }
   const LauncherOptions& options = parsed.options;
+  if (!options.agent_plan.empty()) return launch_agent(options);
   const Message message(options.log_level);
   const MachineFacts facts = gather_machine_facts(options);
   LaunchPlan plan = make_launch_plan(options, facts);
+  const bool here = plan.backend == Backend::kLocal;
   check_script(options);
-  const SupervisorOptions supervisor = supervisor_options(options, facts);
-  const std::optional<LocalPort> port = claim_port(options, plan);
-  const std::vector<RankLaunch> ranks = rank_launches(options, plan, facts);
+  supervisor_options(options.log_level);  // says now what is wrong with its variables
+  multi_node_options();
+  const std::optional<LocalPort> port = here ? claim_port(options, plan) : std::nullopt;
+  const std::string python = python_for_ranks(options);
   for (const std::string& note : plan.notes) message.info("{}", note);
-  message.debug("world size {}, rendezvous {}:{}, CUDA_VISIBLE_DEVICES={}", plan.world_size(), plan.master_addr,
-                plan.master_port, plan.visible_devices);
-
+  if (here)
+    message.debug("world size {}, rendezvous {}:{}, CUDA_VISIBLE_DEVICES={}", plan.ranks, plan.master_addr,
+                  plan.master_port, plan.visible_devices);
   std::optional<PidFile> pid_file;
   if (options.save_pid) pid_file.emplace(current_process());
-  const ExitStatus status = run_guarded([&] {
-    try {
-      return supervise_ranks(ranks, supervisor);
-    } catch (const std::exception& error) {
-      message.error("{}", error.what());
-      return 1;
-    }
-  });
-  if (status.signal != 0)
-    message.error("the launcher's supervising process was {}; its ranks are ended", status.describe());
-  return status.shell_code();
+  return guarded(message, [&] { return run_job(options, plan, facts, python); });
 }
 
 int report_error(const std::exception& error, int code) {

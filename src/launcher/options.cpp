@@ -1,12 +1,21 @@
 #include "launcher/options.h"
 
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 
 #include "base/error.h"
+#include "launcher/text.h"
 
 namespace deepscale {
 namespace {
+
+constexpr Backend kBackends[] = {Backend::kLocal, Backend::kSsh,  Backend::kPdsh,    Backend::kOpenMpi,
+                                 Backend::kMpich, Backend::kImpi, Backend::kMvapich, Backend::kSlurm};
+/// As many as DeepSpeed's elastic agent allows.
+constexpr int kElasticRestarts = 100;
 
 /// Values as CLI11 fills them, before they are checked.
 struct RawOptions {
@@ -18,8 +27,10 @@ struct RawOptions {
   bool no_ssh_check = false;
   std::string log_level = "info";
   std::string rank_log_dir;
-  std::string launcher = "local";
-  std::string multi_node_value;
+  std::string launcher;
+  int ssh_port = 0;
+  int min_nodes = -1;
+  std::string autotuning;
 };
 
 void declare_local_options(CLI::App& app, RawOptions& raw) {
@@ -47,40 +58,29 @@ void declare_local_options(CLI::App& app, RawOptions& raw) {
                "accepted; every script started here may use the library");
 }
 
-/// Options of launches over several machines and of other features that do not exist yet, with the feature's name.
-struct UnbuiltOption {
-  const char* names;
-  const char* feature;
-  bool takes_value;
-};
-
-constexpr UnbuiltOption kUnbuilt[] = {
-    {"--node_rank", "multi-node", true},
-    {"--launcher_args", "multi-node", true},
-    {"--no_ssh", "multi-node", false},
-    {"--force_multi", "multi-node", false},
-    {"--ssh_port", "multi-node", true},
-    {"--venv_script", "multi-node", true},
-    {"--min_elastic_nodes", "elastic training", true},
-    {"--max_elastic_nodes", "elastic training", true},
-    {"--elastic_training", "elastic training", false},
-    {"--autotuning", "autotuning", true},
-};
-
 void declare_multi_node_options(CLI::App& app, RawOptions& raw) {
-  app.add_option("-H,--hostfile", raw.options.hostfile,
-                 "hosts and slots of a run over several machines (not built yet)");
+  LauncherOptions& options = raw.options;
+  app.add_option("-H,--hostfile", options.hostfile, "machines, one \"host slots=N\" per line (default: /job/hostfile)");
   app.add_option("--launcher", raw.launcher,
-                 "local; pdsh, ssh, slurm, openmpi, mpich, impi, mvapich are not built yet");
-  app.add_flag("--no_ssh_check", raw.no_ssh_check, "accepted; a local run uses no ssh");
-  for (const UnbuiltOption& option : kUnbuilt) {
-    const std::string help = fmt::format("{}: not built yet", option.feature);
-    if (option.takes_value) {
-      app.add_option(option.names, raw.multi_node_value, help);
-    } else {
-      app.add_flag(option.names, help);
-    }
-  }
+                 "what starts the other machines: ssh (default), pdsh, slurm, openmpi, mpich, impi, mvapich; or local");
+  app.add_option("--launcher_args", options.launcher_args, "further arguments for that program");
+  app.add_option("--node_rank", options.node_rank, "with --no_ssh: number of this machine, from 0");
+  app.add_flag("--no_ssh", options.no_ssh, "start this machine's ranks only; run the same command on every machine");
+  app.add_flag("--no_ssh_check", raw.no_ssh_check, "accepted; a machine that ssh cannot reach is reported anyway");
+  app.add_flag("--force_multi", options.force_multi, "go the way of several machines also with one");
+  app.add_option("--ssh_port", raw.ssh_port, "port of the ssh servers (default: what ssh is configured for)");
+  app.add_option("--venv_script", options.venv_script,
+                 "script that bash sources on every machine before the ranks start");
+  app.add_option("--comment", options.slurm_comment, "srun's --comment");
+  app.add_option("--max_restarts", options.max_restarts,
+                 "start a failed job again, at most so often (default: 0); scripts see DEEPSPEED_RESTART_COUNT");
+  app.add_flag("--elastic_training", options.elastic,
+               "restart without machines that cannot be reached (implies --max_restarts 100)");
+  app.add_option("--min_elastic_nodes", raw.min_nodes, "machines that elastic training needs (default: 1)");
+  app.add_option("--max_elastic_nodes", options.max_nodes, "machines that elastic training takes (default: all)");
+  app.add_option("--autotuning", raw.autotuning, "not built yet");
+  app.add_option("--agent", options.agent_plan)->group("");
+  app.add_option("--agent_index", options.agent_index)->group("");
 }
 
 std::vector<std::string> long_option_names(const CLI::App& app) {
@@ -136,20 +136,42 @@ void check_consistent(const CLI::App& app, const RawOptions& raw) {
               "--log_dir and --enable_each_rank_log are the same option and name different directories");
 }
 
-void note_unbuilt(const CLI::App& app, RawOptions& raw) {
-  std::vector<std::string>& not_built = raw.options.not_built;
-  for (const UnbuiltOption& option : kUnbuilt) {
-    if (app.count(option.names) > 0)
-      not_built.push_back(fmt::format("{}: not built yet ({})", option.feature, option.names));
+void check_multi_node(const CLI::App& app, const RawOptions& raw) {
+  const LauncherOptions& options = raw.options;
+  const auto given = [&](const char* name) { return app.count(name) > 0; };
+  DS_CHECK_AS(UnsupportedError, !given("--autotuning"), "autotuning: not built yet (--autotuning)");
+  DS_CHECK_AS(ConfigError, !given("--ssh_port") || (raw.ssh_port >= 1 && raw.ssh_port <= 65535),
+              "--ssh_port must be 1..65535, found {}", raw.ssh_port);
+  DS_CHECK_AS(ConfigError, options.max_restarts >= 0, "--max_restarts must be at least 0, found {}",
+              options.max_restarts);
+  DS_CHECK_AS(ConfigError, options.elastic || (!given("--min_elastic_nodes") && !given("--max_elastic_nodes")),
+              "--min_elastic_nodes and --max_elastic_nodes belong to --elastic_training, which was not given");
+  DS_CHECK_AS(ConfigError, options.max_nodes == -1 || (options.max_nodes >= 1 && options.max_nodes >= raw.min_nodes),
+              "--max_elastic_nodes must be at least 1 and at least --min_elastic_nodes, found {}", options.max_nodes);
+  DS_CHECK_AS(ConfigError, raw.min_nodes == -1 || raw.min_nodes >= 1,
+              "--min_elastic_nodes must be at least 1, found {}", raw.min_nodes);
+  DS_CHECK_AS(ConfigError, options.no_ssh == given("--node_rank"),
+              "--no_ssh and --node_rank belong together: --no_ssh --node_rank N starts the ranks of machine N");
+  DS_CHECK_AS(ConfigError, !options.no_ssh || options.node_rank >= 0, "--node_rank must be at least 0, found {}",
+              options.node_rank);
+  DS_CHECK_AS(ConfigError, !options.no_ssh || !options.master_addr.empty(),
+              "--no_ssh needs --master_addr: the address of machine 0, which every machine can reach");
+  DS_CHECK_AS(ConfigError, !(options.no_ssh && options.force_multi),
+              "--no_ssh and --force_multi contradict each other: give one of them");
+  DS_CHECK_AS(ConfigError, !(options.force_multi && raw.launcher == "local"),
+              "--force_multi and --launcher local contradict each other: give one of them");
+  split_shell_words(options.launcher_args, "--launcher_args");
+}
+
+std::optional<Backend> chosen_backend(const std::string& name) {
+  // "standard" is what Accelerate calls a start without pdsh.
+  if (name.empty() || name == "standard") return std::nullopt;
+  std::vector<std::string> names;
+  for (const Backend backend : kBackends) {
+    if (name == backend_name(backend)) return backend;
+    names.emplace_back(backend_name(backend));
   }
-  constexpr std::string_view kBackends[] = {"ssh", "slurm", "openmpi", "mpich", "impi", "mvapich"};
-  // pdsh is the customary default and starts nothing remote when there is one machine.
-  if (raw.launcher == "local" || raw.launcher == "pdsh") return;
-  const bool known = std::find(std::begin(kBackends), std::end(kBackends), raw.launcher) != std::end(kBackends);
-  DS_CHECK_AS(ConfigError, known,
-              "--launcher must be local, pdsh, ssh, slurm, openmpi, mpich, impi or mvapich, found \"{}\"",
-              raw.launcher);
-  not_built.push_back(fmt::format("multi-node: not built yet (--launcher {})", raw.launcher));
+  ds_throw<ConfigError>("--launcher must be one of {}, found \"{}\"", fmt::join(names, ", "), name);
 }
 
 LogLevel chosen_level(const RawOptions& raw) {
@@ -158,6 +180,32 @@ LogLevel chosen_level(const RawOptions& raw) {
 }
 
 }  // namespace
+
+const char* backend_name(Backend backend) {
+  switch (backend) {
+    case Backend::kLocal:
+      return "local";
+    case Backend::kSsh:
+      return "ssh";
+    case Backend::kPdsh:
+      return "pdsh";
+    case Backend::kOpenMpi:
+      return "openmpi";
+    case Backend::kMpich:
+      return "mpich";
+    case Backend::kImpi:
+      return "impi";
+    case Backend::kMvapich:
+      return "mvapich";
+    case Backend::kSlurm:
+      return "slurm";
+  }
+  return "";
+}
+
+bool starts_every_rank(Backend backend) {
+  return backend != Backend::kLocal && backend != Backend::kSsh && backend != Backend::kPdsh;
+}
 
 ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments) {
   RawOptions raw;
@@ -185,8 +233,12 @@ ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments) 
     ds_throw<ConfigError>("{}", error.what());
   }
   check_consistent(app, raw);
-  note_unbuilt(app, raw);
+  check_multi_node(app, raw);
   LauncherOptions& options = raw.options;
+  options.backend = chosen_backend(raw.launcher);
+  if (app.count("--ssh_port") > 0) options.ssh_port = raw.ssh_port;
+  options.min_nodes = std::max(1, raw.min_nodes);
+  if (options.elastic && app.count("--max_restarts") == 0) options.max_restarts = kElasticRestarts;
   options.log_level = chosen_level(raw);
   if (app.count("--master_port") > 0) options.master_port = raw.master_port;
   if (options.log_dir.empty()) options.log_dir = raw.rank_log_dir;
@@ -194,6 +246,7 @@ ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments) 
     parse_core_list(options.bind_core_list);
     options.bind_cores = true;
   }
+  if (!options.agent_plan.empty()) return {std::move(options), std::nullopt};
   DS_CHECK_AS(ConfigError, script < restored.size(),
               "no script to run; usage: deepspeed [options] script [script arguments] (deepspeed --help)");
   options.script = restored[script];

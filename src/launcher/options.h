@@ -2,6 +2,7 @@
 // taken as they are. Pure: reads nothing but its arguments.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,6 +10,15 @@
 #include "base/log.h"
 
 namespace deepscale {
+
+/// What starts the ranks of a run over several machines.
+enum class Backend : uint8_t { kLocal, kSsh, kPdsh, kOpenMpi, kMpich, kImpi, kMvapich, kSlurm };
+
+/// The backend's name on the command line.
+const char* backend_name(Backend backend);
+
+/// Whether mpirun or srun starts every rank itself, instead of one agent per machine that starts its ranks.
+bool starts_every_rank(Backend backend);
 
 struct LauncherOptions {
   std::string include;             ///< resource filter "host:slot,slot@host:..."; empty: everything
@@ -25,8 +35,21 @@ struct LauncherOptions {
   std::string bind_core_list;      ///< cores to share out, "0,2-4,6"; empty: all usable ones
   std::string log_dir;             ///< one log file per rank; empty: the launcher's own output
   LogLevel log_level = LogLevel::kInfo;
-  std::string hostfile;                ///< empty: /job/hostfile when it exists
-  std::vector<std::string> not_built;  ///< options given whose feature does not exist yet, with the feature's name
+  std::string hostfile;            ///< empty: /job/hostfile when it exists
+  std::optional<Backend> backend;  ///< not given: this machine alone when that is enough, else ssh
+  std::string launcher_args;       ///< further arguments for ssh, pdsh, mpirun or srun, as for a shell
+  int node_rank = -1;              ///< with no_ssh: this machine's index among the hosts
+  bool no_ssh = false;             ///< start this machine's ranks only; the same command runs on every machine
+  bool force_multi = false;        ///< the way of several machines also with one
+  std::optional<int> ssh_port;
+  std::string venv_script;    ///< sourced by bash on every machine before a rank starts
+  std::string slurm_comment;  ///< srun --comment
+  int max_restarts = 0;       ///< how often a failed job is started again
+  bool elastic = false;       ///< a restarted job does without machines that cannot be reached
+  int min_nodes = 1;          ///< machines that an elastic job needs
+  int max_nodes = -1;         ///< machines that an elastic job takes at most; -1: all
+  std::string agent_plan;     ///< internal: this process is an agent of a run (agent_plan.h)
+  int agent_index = -1;       ///< internal: its index, where the plan does not hold it
   std::string script;
   std::vector<std::string> script_arguments;
 };

@@ -93,11 +93,56 @@ TEST(LauncherOptions, RefusesContradictionsAndBadValues) {
   EXPECT_NE(error_of({"--master_port"}).find("--master_port"), std::string::npos);
 }
 
-TEST(LauncherOptions, NotesFeaturesThatAreNotBuiltInsteadOfIgnoringThem) {
-  EXPECT_EQ(parse({"--node_rank", "1", "x.py"}).not_built, Strings{"multi-node: not built yet (--node_rank)"});
-  EXPECT_EQ(parse({"--launcher", "slurm", "x.py"}).not_built, Strings{"multi-node: not built yet (--launcher slurm)"});
-  EXPECT_EQ(parse({"--autotuning", "run", "x.py"}).not_built, Strings{"autotuning: not built yet (--autotuning)"});
-  EXPECT_TRUE(parse({"--launcher", "local", "x.py"}).not_built.empty());
+TEST(LauncherOptions, ReadsWhatSeveralMachinesNeed) {
+  const LauncherOptions options =
+      parse({"-H", "hosts", "--launcher", "pdsh", "--launcher_args", "-u 5", "--ssh_port", "2222", "--force_multi",
+             "--venv_script", "v.sh", "--max_restarts", "3", "x.py"});
+  EXPECT_EQ(options.hostfile, "hosts");
+  EXPECT_EQ(options.backend, Backend::kPdsh);
+  EXPECT_EQ(options.launcher_args, "-u 5");
+  EXPECT_EQ(options.ssh_port, 2222);
+  EXPECT_TRUE(options.force_multi);
+  EXPECT_EQ(options.venv_script, "v.sh");
+  EXPECT_EQ(options.max_restarts, 3);
+  EXPECT_EQ(parse({"x.py"}).backend, std::nullopt);
+  EXPECT_EQ(parse({"--launcher", "standard", "x.py"}).backend, std::nullopt);
+  for (const char* name : {"local", "ssh", "pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"}) {
+    EXPECT_STREQ(backend_name(parse({"--launcher", name, "x.py"}).backend.value()), name);
+  }
+  const LauncherOptions here = parse({"--no_ssh", "--node_rank", "1", "--master_addr", "10.0.0.1", "x.py"});
+  EXPECT_TRUE(here.no_ssh);
+  EXPECT_EQ(here.node_rank, 1);
+}
+
+TEST(LauncherOptions, MakesElasticTrainingRestart) {
+  EXPECT_EQ(parse({"--elastic_training", "x.py"}).max_restarts, 100);
+  const LauncherOptions options = parse(
+      {"--elastic_training", "--min_elastic_nodes", "2", "--max_elastic_nodes", "4", "--max_restarts", "1", "x.py"});
+  EXPECT_EQ(options.min_nodes, 2);
+  EXPECT_EQ(options.max_nodes, 4);
+  EXPECT_EQ(options.max_restarts, 1);
+}
+
+TEST(LauncherOptions, RefusesContradictionsAboutMachines) {
+  const std::vector<std::pair<Strings, std::string>> cases = {
+      {{"--node_rank", "1"}, "belong together"},
+      {{"--no_ssh"}, "belong together"},
+      {{"--no_ssh", "--node_rank", "0"}, "--master_addr"},
+      {{"--no_ssh", "--node_rank", "-2", "--master_addr", "a"}, "at least 0"},
+      {{"--no_ssh", "--node_rank", "0", "--master_addr", "a", "--force_multi"}, "contradict"},
+      {{"--force_multi", "--launcher", "local"}, "contradict"},
+      {{"--ssh_port", "0"}, "1..65535"},
+      {{"--max_restarts", "-1"}, "--max_restarts"},
+      {{"--min_elastic_nodes", "2"}, "--elastic_training"},
+      {{"--elastic_training", "--min_elastic_nodes", "3", "--max_elastic_nodes", "2"}, "--max_elastic_nodes"},
+      {{"--launcher_args", "'a"}, "does not end"},
+  };
+  for (auto [arguments, reason] : cases) {
+    arguments.emplace_back("x.py");
+    const std::string error = error_of(arguments);
+    EXPECT_NE(error.find(reason), std::string::npos) << error;
+  }
+  EXPECT_THROW(parse({"--autotuning", "run", "x.py"}), UnsupportedError);
 }
 
 TEST(LauncherOptions, OffersHelpAndVersionWithoutAScript) {

@@ -1,9 +1,10 @@
-// ds_report: what this installation can do on this machine. Exit code 0, or 2 for a command line that cannot be used.
+// ds_report: what this installation can do on this machine. Exit code 0; 1 when --import finds that torch or this
+// package cannot be imported; 2 for a command line that cannot be used.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
 
-#include "base/error.h"
+#include "base/environment.h"
 #include "launcher/report.h"
 #include "platform/machine.h"
 
@@ -28,11 +29,11 @@ int main(int count, char** values) {
     deepscale::ReportView view;
     view.operators = !hide_operators;
     view.warnings = !hide_warnings;
-    view.colors = deepscale::output_is_terminal();
-    fmt::print("{}", json ? deepscale::format_report_json(report) : deepscale::format_report(report, view));
+    view.colors = deepscale::output_is_terminal() && !deepscale::environment("NO_COLOR");  // no-color.org
+    fmt::print("{}", json ? deepscale::format_report_json(report, view) : deepscale::format_report(report, view));
+    return report.import_failed ? 1 : 0;
   } catch (const std::exception& error) {
     fmt::print(stderr, "ds_report: error: {}\n", error.what());
     return 2;
   }
-  return 0;
 }

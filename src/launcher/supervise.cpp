@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/environment.h"
+#include "base/error.h"
 #include "launcher/message.h"
 
 namespace deepscale {
@@ -24,10 +26,10 @@ struct RunningRank {
 
 class Supervisor {
  public:
-  Supervisor(const std::vector<RankLaunch>& ranks, const SupervisorOptions& options)
-      : launches_(ranks), options_(options), message_(options.log_level) {}
+  Supervisor(const std::vector<RankLaunch>& ranks, const SupervisorOptions& options, RunLink* link)
+      : launches_(ranks), options_(options), link_(link), message_(options.log_level) {}
 
-  int run();
+  RunOutcome run();
 
  private:
   void start();
@@ -38,11 +40,12 @@ class Supervisor {
   /// Handles events until `done` or the deadline.
   template <typename Done>
   void wait_until(Clock::time_point deadline, const Done& done);
-  void report_failure();
+  RankFailure describe_failure() const;
   size_t running() const;
 
   const std::vector<RankLaunch>& launches_;
   const SupervisorOptions& options_;
+  RunLink* link_;
   Message message_;
   ProcessTree tree_;
   std::vector<RunningRank> ranks_;
@@ -51,6 +54,7 @@ class Supervisor {
   ExitStatus failed_status_;
   double failed_after_s_ = 0;
   std::optional<ProcessEvent> stop_request_;
+  std::optional<StopSignal> link_stop_;
 };
 
 size_t Supervisor::running() const {
@@ -74,7 +78,7 @@ void Supervisor::handle(const ProcessEvent& event) {
     rank.running = false;
     message_.debug("rank {} ended: {}", rank.launch->rank, event.status.describe());
     // What ranks do after they were told to stop is no failure of theirs.
-    if (event.status.ok() || failed_ || stop_request_) continue;
+    if (event.status.ok() || failed_ || stop_request_ || link_stop_) continue;
     failed_ = rank;
     failed_status_ = event.status;
     failed_after_s_ = std::chrono::duration<double>(Clock::now() - started_).count();
@@ -82,7 +86,11 @@ void Supervisor::handle(const ProcessEvent& event) {
 }
 
 void Supervisor::watch() {
-  while (running() > 0 && !failed_ && !stop_request_) handle(tree_.wait(std::nullopt));
+  constexpr milliseconds kLinkStep{20};
+  while (running() > 0 && !failed_ && !stop_request_ && !link_stop_) {
+    handle(tree_.wait(link_ != nullptr ? std::optional(kLinkStep) : std::nullopt));
+    if (link_ != nullptr) link_stop_ = link_->poll();
+  }
 }
 
 template <typename Done>
@@ -110,43 +118,73 @@ void Supervisor::stop(StopSignal first, bool ranks_have_it) {
   if (!nothing_left()) message_.error("some processes of the run cannot be killed; they wait inside the kernel");
 }
 
-void Supervisor::report_failure() {
+RankFailure Supervisor::describe_failure() const {
   const RankLaunch& launch = *failed_->launch;
-  message_.error("rank {} (local rank {}, process {}) on host {} failed: {}, {:.1f} s after its start", launch.rank,
-                 launch.local_rank, failed_->process, options_.host, failed_status_.describe(), failed_after_s_);
-  const bool logged = !launch.process.output_file.empty();
-  if (!logged && !launch.process.keep_error_tail) return;  // its standard error was ours
-  const std::vector<std::string> lines = tree_.error_tail(failed_->process);
-  const std::string source = logged ? launch.process.output_file : "its standard error";
-  if (lines.empty()) {
-    message_.error("it wrote nothing to {}", source);
-    return;
-  }
-  message_.error("last lines of {}:", source);
-  for (const std::string& line : lines) fmt::print(stderr, "  [rank {}] {}\n", launch.rank, line);
+  RankFailure failure{launch.rank, launch.local_rank, failed_->process, failed_status_, failed_after_s_, {}, {}};
+  const std::string& log = launch.process.output_file;
+  if (log.empty() && !launch.process.keep_error_tail) return failure;
+  failure.source = log.empty() ? "its standard error" : log;
+  failure.lines = tree_.error_tail(failed_->process);
+  return failure;
 }
 
-int Supervisor::run() {
+RunOutcome Supervisor::run() {
   start();
   watch();
+  RunOutcome outcome;
+  if (failed_ && link_ != nullptr) {
+    // The rest of the run should hear of it before this machine's ranks are gone: they may take their time.
+    tree_.flush_captured(milliseconds(200));
+    link_->rank_failed(describe_failure());
+  }
   if (failed_ && running() > 0) message_.debug("stopping the other {} ranks", running());
   if (stop_request_) {
     message_.info("stop requested by signal {}; ending {} ranks", stop_request_->signal, running());
     const bool interrupt = stop_request_->signal == SIGINT;
     stop(interrupt ? StopSignal::kInterrupt : StopSignal::kTerminate, interrupt && stop_request_->from_terminal);
   } else {
-    stop(StopSignal::kTerminate, /*ranks_have_it=*/false);
+    stop(link_stop_.value_or(StopSignal::kTerminate), /*ranks_have_it=*/false);
   }
   tree_.flush_captured(milliseconds(2000));
-  if (failed_) report_failure();
-  if (failed_) return failed_status_.shell_code();
-  return stop_request_ ? 128 + stop_request_->signal : 0;
+  if (failed_) outcome.failure = describe_failure();
+  if (stop_request_) outcome.stop_signal = stop_request_->signal;
+  outcome.stopped_by_link = link_stop_.has_value();
+  return outcome;
 }
 
 }  // namespace
 
-int supervise_ranks(const std::vector<RankLaunch>& ranks, const SupervisorOptions& options) {
-  return Supervisor(ranks, options).run();
+int RunOutcome::code() const {
+  if (failure) return failure->status.shell_code();
+  return stop_signal != 0 ? 128 + stop_signal : 0;
+}
+
+SupervisorOptions supervisor_options(LogLevel log_level) {
+  SupervisorOptions options;
+  options.log_level = log_level;
+  if (const auto grace_ms = environment_int("DEEPSCALE_KILL_GRACE_MS")) {
+    DS_CHECK_AS(ConfigError, *grace_ms >= 0,
+                "environment variable DEEPSCALE_KILL_GRACE_MS must be at least 0, found {}", *grace_ms);
+    options.grace = milliseconds(*grace_ms);
+  }
+  return options;
+}
+
+RunOutcome supervise_ranks(const std::vector<RankLaunch>& ranks, const SupervisorOptions& options, RunLink* link) {
+  return Supervisor(ranks, options, link).run();
+}
+
+void report_failure(const RankFailure& failure, const std::string& host, LogLevel log_level) {
+  const Message message(log_level);
+  message.error("rank {} (local rank {}, process {}) on host {} failed: {}, {:.1f} s after its start", failure.rank,
+                failure.local_rank, failure.process, host, failure.status.describe(), failure.after_s);
+  if (failure.source.empty()) return;
+  if (failure.lines.empty()) {
+    message.error("it wrote nothing to {}", failure.source);
+    return;
+  }
+  message.error("last lines of {}:", failure.source);
+  for (const std::string& line : failure.lines) fmt::print(stderr, "  [rank {}] {}\n", failure.rank, line);
 }
 
 }  // namespace deepscale

@@ -35,8 +35,10 @@ struct ProcessSpec {
   std::vector<std::string> arguments;    ///< arguments[0] is the program; without '/' it is searched in PATH
   std::vector<std::string> environment;  ///< complete, each "NAME=value"
   std::vector<int> cpus;                 ///< logical CPUs it may run on; empty: as the parent
+  std::optional<int> memory_node;        ///< its memory comes from this NUMA node; nothing: as the parent's
   std::string output_file;               ///< standard output and error are appended here; empty: as the parent
   bool keep_error_tail = false;          ///< pass standard error through and keep its last lines for error_tail()
+  bool own_group = false;                ///< the terminal's signals do not reach it; it cannot read the terminal
 };
 
 enum class StopSignal : uint8_t { kInterrupt, kTerminate, kKill };

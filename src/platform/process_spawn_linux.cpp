@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "platform/machine.h"
 #include "platform/process_internal_linux.h"
+#include "platform/topology.h"
 
 namespace deepscale {
 namespace {
@@ -35,6 +36,8 @@ struct ChildPlan {
   std::vector<char*> environment;
   cpu_set_t cpus;
   bool pin_cpus = false;
+  bool own_group = false;
+  std::optional<int> memory_node;
   OutputDescriptors descriptors;
   int report_pipe = -1;
   pid_t parent = 0;
@@ -43,6 +46,8 @@ struct ChildPlan {
 [[noreturn]] void run_child(const ChildPlan& plan) {
   die_with_parent(SIGKILL, plan.parent);
   for (const int signal : {SIGINT, SIGTERM, SIGQUIT, SIGPIPE, SIGCHLD}) std::signal(signal, SIG_DFL);
+  if (plan.own_group) setpgid(0, 0);
+  if (plan.memory_node) bind_memory(*plan.memory_node);  // one system call; without NUMA there is nothing to bind to
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -165,6 +170,8 @@ pid_t spawn_process(const ProcessSpec& spec, const OutputDescriptors& descriptor
   plan.descriptors = descriptors;
   plan.parent = getpid();
   plan.pin_cpus = !spec.cpus.empty();
+  plan.own_group = spec.own_group;
+  plan.memory_node = spec.memory_node;
   CPU_ZERO(&plan.cpus);
   for (const int cpu : spec.cpus) CPU_SET(cpu, &plan.cpus);
 

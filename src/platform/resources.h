@@ -12,10 +12,11 @@ namespace deepscale {
 /// At least 1. Linux: sched_getaffinity and cpu.max; Windows: the process affinity and the job's CPU rate.
 int usable_cpu_count();
 
-/// Main memory as this process sees it. A cgroup (or job) limit lower than the machine's counts.
+/// Main memory as this process sees it. A cgroup (or job) limit lower than the machine's counts (memory_limits.h).
 struct MemoryFacts {
   int64_t total_bytes = 0;
   int64_t available_bytes = 0;  ///< can be taken now without swapping; the page cache counts as available
+  std::string limited_by;  ///< the limit behind total_bytes, "memory.max of ..."; empty: it is the machine's memory
 };
 MemoryFacts memory_facts();
 

@@ -1,116 +1,26 @@
-// cgroup v2 and v1 are read through /proc/self/cgroup; a container that mounts only its own cgroup is covered by
-// looking at every ancestor down to the mount's root.
 #include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <climits>
 #include <filesystem>
-#include <fstream>
-#include <limits>
 #include <optional>
 #include <sstream>
-#include <string_view>
 #include <vector>
 
+#include "platform/cgroups.h"
+#include "platform/memory_limits.h"
 #include "platform/resources.h"
+#include "platform/text_reader.h"
 
 namespace deepscale {
 namespace {
 namespace fs = std::filesystem;
 
-std::string read_text(const fs::path& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  if (file) text << file.rdbuf();
-  return std::move(text).str();
-}
-
-/// The file's first word as a number; nothing when there is none ("max", no file).
-std::optional<int64_t> read_number(const fs::path& path) {
-  const std::string text = read_text(path);
-  int64_t value = 0;
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (status != std::errc()) return std::nullopt;
-  return value;
-}
-
-/// Folders of this process's cgroup for `controller`, from its own up to the mount's root. Empty controller: version 2.
-std::vector<fs::path> cgroup_folders(std::string_view controller) {
-  std::istringstream lines(read_text("/proc/self/cgroup"));
-  std::vector<fs::path> folders;
-  for (std::string line; std::getline(lines, line);) {
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool matches = controller.empty()
-                             ? controllers == ",,"
-                             : controllers.find("," + std::string(controller) + ",") != std::string::npos;
-    if (!matches) continue;
-    const fs::path roots[] = {controller.empty() ? "/sys/fs/cgroup" : fs::path("/sys/fs/cgroup") / controller,
-                              "/sys/fs/cgroup/unified"};
-    for (const fs::path& root : roots) {
-      if (!controller.empty() && root == roots[1]) continue;
-      for (fs::path path = fs::path(line.substr(second + 1)).relative_path();; path = path.parent_path()) {
-        folders.push_back(root / path);
-        if (path.empty()) break;
-      }
-    }
-  }
-  return folders;
-}
-
-struct Limit {
-  int64_t limit;
-  int64_t used;
-};
-
-/// Memory that the page cache of the cgroup could give back.
-int64_t reclaimable(const fs::path& folder, std::string_view key) {
-  std::istringstream lines(read_text(folder / "memory.stat"));
-  std::string name;
-  for (int64_t value = 0; lines >> name >> value;) {
-    if (name == key) return value;
-  }
-  return 0;
-}
-
-std::vector<Limit> cgroup_memory_limits() {
-  std::vector<Limit> limits;
-  for (const fs::path& folder : cgroup_folders("")) {
-    if (const auto limit = read_number(folder / "memory.max")) {
-      limits.push_back(
-          {*limit, read_number(folder / "memory.current").value_or(0) - reclaimable(folder, "inactive_file")});
-    }
-  }
-  for (const fs::path& folder : cgroup_folders("memory")) {
-    if (const auto limit = read_number(folder / "memory.limit_in_bytes")) {
-      limits.push_back({*limit, read_number(folder / "memory.usage_in_bytes").value_or(0) -
-                                    reclaimable(folder, "total_inactive_file")});
-    }
-  }
-  return limits;
-}
-
-/// CPUs by quota, or a large number.
-int64_t cgroup_cpus() {
-  int64_t cpus = INT_MAX;
-  for (const fs::path& folder : cgroup_folders("")) {
-    std::istringstream text(read_text(folder / "cpu.max"));
-    int64_t quota = 0;
-    int64_t period = 0;
-    if (text >> quota >> period && quota > 0 && period > 0) cpus = std::min(cpus, (quota + period - 1) / period);
-  }
-  for (const fs::path& folder : cgroup_folders("cpu")) {
-    const auto quota = read_number(folder / "cpu.cfs_quota_us");
-    const auto period = read_number(folder / "cpu.cfs_period_us");
-    if (quota && period && *quota > 0 && *period > 0) cpus = std::min(cpus, (*quota + *period - 1) / *period);
-  }
-  return cpus;
+std::string read_text(const std::string& path) {
+  return read_text_file(path).value_or("");
 }
 
 int affinity_cpus() {
@@ -147,7 +57,7 @@ std::optional<ProcessStat> process_stat(int64_t pid) {
 }  // namespace
 
 int usable_cpu_count() {
-  return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(affinity_cpus(), cgroup_cpus()), 1, INT_MAX));
+  return std::max(1, std::min(affinity_cpus(), cgroup_cpu_count(read_text_file).value_or(INT_MAX)));
 }
 
 MemoryFacts memory_facts() {
@@ -161,12 +71,7 @@ MemoryFacts memory_facts() {
     if (name == "MemTotal:") facts.total_bytes = kib * 1024;
     if (name == "MemAvailable:") facts.available_bytes = kib * 1024;
   }
-  for (const Limit& limit : cgroup_memory_limits()) {
-    if (limit.limit <= 0 || limit.limit >= facts.total_bytes) continue;
-    facts.total_bytes = limit.limit;
-    facts.available_bytes = std::min(facts.available_bytes, std::max<int64_t>(0, limit.limit - limit.used));
-  }
-  return facts;
+  return within_limits(facts, memory_limits());
 }
 
 int64_t this_process_id() {

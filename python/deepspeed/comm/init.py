@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from deepspeed.comm import communicators, discovery
+from deepspeed.comm import communicators, discovery, rendezvous
 from deepspeed.utils.logging import logger
 
 # DEEPSPEED_TIMEOUT: minutes.
@@ -58,16 +58,14 @@ def _init_process_group(backend: str, init_method: str | None, rank: int, world_
         # A world of one needs no port, so it cannot collide with another one.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
-    if init_method is None and _environment_describes(rank, world_size):
-        dist.init_process_group(backend, timeout=timeout)  # env:// also knows torchrun's own store
+    if init_method is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        dist.init_process_group(backend, timeout=timeout)  # torchrun serves a store of its own
         return
     if init_method is None:
-        init_method = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        store = rendezvous.meet(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, world_size, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        return
     dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world_size, timeout=timeout)
-
-
-def _environment_describes(rank: int, world_size: int) -> bool:
-    return os.environ.get("RANK") == str(rank) and os.environ.get("WORLD_SIZE") == str(world_size)
 
 
 def choose_backend(wanted: str | None, *, announce: bool = True) -> str:

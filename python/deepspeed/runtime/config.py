@@ -89,6 +89,8 @@ class DeepSpeedConfig:
             raise ConfigValidationError(str(error)) from None
         try:
             self.resolved_json, warnings = _C.parse_config(text, self.world_size, check_batch)
+        except _C.ElasticityError:
+            raise
         except DeepSpeedConfigError as error:
             raise ConfigValidationError(str(error)) from None
         for warning in warnings:
@@ -101,6 +103,9 @@ class DeepSpeedConfig:
     def _set_familiar_names(self) -> None:
         """The attribute names that programs know, where they differ from the keys."""
         self.zero_config = self.zero_optimization
+        self.elasticity_enabled = self.elasticity.enabled
+        self.elastic_model_parallel_size = self.elasticity.model_parallel_size
+        self.num_gpus_per_node = self.elasticity.num_gpus_per_node
         self.zero_optimization_stage = self.zero_config.stage
         self.zero_enabled = self.zero_config.stage > 0
         self.float16_config, self.bfloat16_config = self.fp16, self.bf16

@@ -1,0 +1,14 @@
+// The text of a configuration file. Names are UTF-8 on every system.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace deepscale::config {
+
+std::filesystem::path utf8_path(const std::string& text);
+
+/// Throws ConfigError: no such file, not a file, unreadable, or too large to be a configuration (16 MiB).
+std::string read_config_file(const std::string& name);
+
+}  // namespace deepscale::config

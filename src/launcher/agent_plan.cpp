@@ -1,0 +1,88 @@
+#include "launcher/agent_plan.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "launcher/text.h"
+
+namespace deepscale {
+namespace {
+
+using nlohmann::json;
+
+json json_of(const LauncherOptions& options) {
+  return {{"module", options.module},
+          {"no_python", options.no_python},
+          {"no_local_rank", options.no_local_rank},
+          {"bind_cores", options.bind_cores},
+          {"bind_core_list", options.bind_core_list},
+          {"log_dir", options.log_dir},
+          {"log_level", static_cast<int>(options.log_level)},
+          {"venv_script", options.venv_script},
+          {"master_port", options.master_port.value_or(0)},
+          {"script", options.script},
+          {"arguments", options.script_arguments}};
+}
+
+LauncherOptions options_of(const json& object) {
+  LauncherOptions options;
+  object.at("module").get_to(options.module);
+  object.at("no_python").get_to(options.no_python);
+  object.at("no_local_rank").get_to(options.no_local_rank);
+  object.at("bind_cores").get_to(options.bind_cores);
+  object.at("bind_core_list").get_to(options.bind_core_list);
+  object.at("log_dir").get_to(options.log_dir);
+  options.log_level = static_cast<LogLevel>(object.at("log_level").get<int>());
+  object.at("venv_script").get_to(options.venv_script);
+  const int port = object.at("master_port").get<int>();
+  if (port != 0) options.master_port = port;
+  object.at("script").get_to(options.script);
+  object.at("arguments").get_to(options.script_arguments);
+  return options;
+}
+
+}  // namespace
+
+std::string encode_agent_plan(const AgentPlan& plan) {
+  json hosts = json::array();
+  for (const HostSlots& host : plan.hosts) hosts.push_back({host.host, host.slots});
+  const json object = {{"version", DEEPSCALE_VERSION},        {"token", plan.token},
+                       {"addresses", plan.control_addresses}, {"port", plan.control_port},
+                       {"timeout", plan.peer_timeout_s},      {"index", plan.index},
+                       {"one_rank", plan.one_rank},           {"hosts", hosts},
+                       {"restart", plan.restart_count},       {"python", plan.python},
+                       {"directory", plan.working_directory}, {"variables", plan.variables},
+                       {"options", json_of(plan.options)}};
+  // Command lines and variables may hold any bytes; JSON only UTF-8.
+  return base64url(object.dump(-1, ' ', false, json::error_handler_t::replace));
+}
+
+AgentPlan decode_agent_plan(const std::string& text) {
+  const json object = json::parse(from_base64url(text), nullptr, /*allow_exceptions=*/false);
+  DS_CHECK_AS(ConfigError, object.is_object(), "--agent: this is no plan; the option is for the launcher itself");
+  try {
+    const auto version = object.at("version").get<std::string>();
+    DS_CHECK_AS(ConfigError, version == DEEPSCALE_VERSION,
+                "the launcher is version {}, and this machine has {}; install the same version everywhere", version,
+                DEEPSCALE_VERSION);
+    AgentPlan plan;
+    object.at("token").get_to(plan.token);
+    object.at("addresses").get_to(plan.control_addresses);
+    object.at("port").get_to(plan.control_port);
+    object.at("timeout").get_to(plan.peer_timeout_s);
+    object.at("index").get_to(plan.index);
+    object.at("one_rank").get_to(plan.one_rank);
+    for (const json& host : object.at("hosts"))
+      plan.hosts.push_back({host.at(0).get<std::string>(), host.at(1).get<std::vector<std::string>>()});
+    object.at("restart").get_to(plan.restart_count);
+    object.at("python").get_to(plan.python);
+    object.at("directory").get_to(plan.working_directory);
+    object.at("variables").get_to(plan.variables);
+    plan.options = options_of(object.at("options"));
+    return plan;
+  } catch (const json::exception& error) {
+    ds_throw<ConfigError>("--agent: the plan is incomplete: {}", error.what());
+  }
+}
+
+}  // namespace deepscale

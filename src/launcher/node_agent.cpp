@@ -1,0 +1,158 @@
+#include "launcher/node_agent.h"
+
+#include <fmt/ranges.h>
+
+#include <charconv>
+#include <filesystem>
+#include <initializer_list>
+
+#include "base/error.h"
+#include "launcher/control.h"
+#include "launcher/message.h"
+#include "launcher/rank_set.h"
+#include "platform/local_port.h"
+#include "platform/machine.h"
+
+namespace deepscale {
+namespace {
+
+/// How long an agent waits for the rest of the run. The launcher gives up earlier and says so.
+constexpr std::chrono::minutes kGoTimeout{30};
+
+/// First of the variables that is a number.
+std::optional<int> number_of(const MachineFacts& facts, std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    const auto found = facts.environment.find(name);
+    if (found == facts.environment.end()) continue;
+    int value = -1;
+    const std::string& text = found->second;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= 0) return value;
+  }
+  return std::nullopt;
+}
+
+/// The rank that mpirun or srun gave this process.
+int rank_from_environment(const MachineFacts& facts) {
+  const auto rank = number_of(
+      facts, {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID", "RANK"});
+  DS_CHECK_AS(ConfigError, rank.has_value(),
+              "this agent finds no rank in its environment (OMPI_COMM_WORLD_RANK, PMIX_RANK, PMI_RANK, "
+              "MV2_COMM_WORLD_RANK, SLURM_PROCID): was it started by mpirun or srun?");
+  return *rank;
+}
+
+MachineFacts agent_facts(const AgentPlan& plan) {
+  MachineFacts facts = gather_own_facts(plan.options);
+  for (const auto& [name, value] : plan.variables) facts.environment[name] = value;
+  return facts;
+}
+
+class Agent {
+ public:
+  explicit Agent(AgentPlan plan) : plan_(std::move(plan)), message_(plan_.options.log_level) {}
+
+  int run();
+
+ private:
+  int run_ranks(ControlClient& control, const AgentGo& go);
+  void prepare();
+  void claim_port();
+
+  AgentPlan plan_;
+  Message message_;
+  MachineFacts facts_;
+  std::string logs_;
+  int ranks_ = 1;                  // of this machine
+  int first_rank_ = 0;             // global
+  std::optional<LocalPort> port_;  // held for the run when this machine is the rendezvous
+};
+
+/// Only the rendezvous needs a port, and it is on the first machine.
+void Agent::claim_port() {
+  if (plan_.index != 0) return;
+  port_ = LocalPort::claim(plan_.options.master_port.value_or(kDefaultMasterPort));
+  DS_CHECK_AS(IoError, port_ || !plan_.options.master_port,
+              "--master_port {} is busy on host {}; give another one, or none to get a free one",
+              *plan_.options.master_port, facts_.host);
+  if (!port_) port_ = LocalPort::claim_any();
+}
+
+/// Everything that can go wrong on this machine, before any rank of the run is started.
+void Agent::prepare() {
+  std::error_code error;
+  std::filesystem::current_path(plan_.working_directory, error);
+  DS_CHECK_AS(IoError, !error, "the directory {} of the launcher cannot be entered on host {}: {}",
+              plan_.working_directory, facts_.host, error.message());
+  check_script(plan_.options);
+  DS_CHECK_AS(IoError, plan_.options.no_python || !plan_.options.venv_script.empty() || find_program(plan_.python),
+              "there is no Python interpreter {} on host {}; the run needs the same installation on every machine",
+              plan_.python, facts_.host);
+  DS_CHECK_AS(IoError, plan_.options.venv_script.empty() || is_readable(plan_.options.venv_script),
+              "--venv_script: {} cannot be read on host {}", plan_.options.venv_script, facts_.host);
+  if (!plan_.one_rank) {
+    ranks_ = static_cast<int>(plan_.hosts.at(static_cast<size_t>(plan_.index)).slots.size());
+    check_binding(plan_.options, facts_, ranks_);
+    for (int node = 0; node < plan_.index; ++node)
+      first_rank_ += static_cast<int>(plan_.hosts[static_cast<size_t>(node)].slots.size());
+  } else {
+    first_rank_ = plan_.index;
+  }
+  logs_ = prepare_logs(plan_.options, first_rank_);
+  claim_port();
+}
+
+int Agent::run_ranks(ControlClient& control, const AgentGo& go) {
+  // Gloo picks the interface by looking up the host's name, which on many systems means 127.0.1.1: give it the one that
+  // leads to the rest of the run.
+  const std::string address = control.local_address();
+  const std::string interface = is_loopback(address) ? "" : interface_of(address);
+  if (!interface.empty()) facts_.environment.emplace("GLOO_SOCKET_IFNAME", interface);
+
+  RankSettings settings{plan_.python, go.master_addr, go.master_port, std::nullopt, plan_.restart_count};
+  if (!plan_.one_rank)
+    settings.visible_devices = fmt::format("{}", fmt::join(plan_.hosts[static_cast<size_t>(plan_.index)].slots, ","));
+  const std::vector<RankLaunch> ranks = make_rank_set(plan_.options, settings, go.first_rank, ranks_, logs_, facts_);
+  const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(plan_.options.log_level), &control);
+  AgentDone done{outcome.code(), {}};
+  if (outcome.stop_signal != 0 && !outcome.failure)
+    done.problem = fmt::format("it was stopped by signal {}", outcome.stop_signal);
+  if (!control.lost().empty()) {
+    message_.error("host {}: the launcher is gone or cut off ({}); ended {} ranks", facts_.host, control.lost(),
+                   ranks_);
+    return 1;
+  }
+  control.done(done);
+  return done.code;
+}
+
+int Agent::run() {
+  facts_ = agent_facts(plan_);
+  if (plan_.one_rank) plan_.index = rank_from_environment(facts_);
+  DS_CHECK_AS(ConfigError, plan_.index >= 0, "--agent_index must be at least 0, found {}", plan_.index);
+  ControlClient control(plan_);
+  std::string problem;
+  try {
+    prepare();
+  } catch (const std::exception& error) {
+    problem = error.what();
+  }
+  control.hello({plan_.index, facts_.host, current_process(), port_ ? port_->number() : 0});
+  try {
+    DS_CHECK_AS(IoError, problem.empty(), "{}", problem);
+    const std::optional<AgentGo> go = control.wait_go(kGoTimeout);
+    if (!go) return control.lost().empty() ? 0 : 1;
+    return run_ranks(control, *go);
+  } catch (const std::exception& error) {
+    control.done({1, error.what()});
+    return 1;
+  }
+}
+
+}  // namespace
+
+int run_agent(AgentPlan plan) {
+  return Agent(std::move(plan)).run();
+}
+
+}  // namespace deepscale

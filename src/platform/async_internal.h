@@ -1,0 +1,135 @@
+// What the parts of async_file share: the queue that hands out blocks, and the interface of an engine that moves them.
+// Engines pull: their threads lock the queue, take() blocks, move bytes without the lock, and report with finished().
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "platform/async_file.h"
+
+namespace deepscale::async_internal {
+
+/// A system handle: file descriptor or HANDLE.
+using NativeFile = intptr_t;
+inline constexpr NativeFile kNoFile = -1;
+
+struct OpenFile {
+  std::string path;
+  bool writable = false;
+  NativeFile buffered = kNoFile;
+  NativeFile direct = kNoFile;  ///< kNoFile: buffered access only
+  int64_t alignment = 1;        ///< of offsets and lengths for `direct`
+  int64_t memory_alignment = 1;
+  int slot = -1;  ///< the engine's; -1: not registered
+};
+
+struct Transfer {
+  bool writing = false;
+  std::shared_ptr<OpenFile> file;
+  int64_t offset = 0;
+  char* data = nullptr;
+  int64_t bytes = 0;
+  int64_t started = 0;     ///< bytes given to blocks, or `bytes` when no more shall start
+  int under_way = 0;       ///< blocks
+  std::string error;       ///< read it only when done
+  std::atomic<bool> done;  ///< set last: the queue touches the transfer no more
+};
+
+/// A part of a transfer that one system call moves.
+struct Block {
+  Transfer* transfer = nullptr;
+  int64_t offset = 0;
+  char* data = nullptr;
+  int64_t bytes = 0;
+  bool direct = false;
+  int attempts = 0;
+};
+
+/// The next part of (offset, address, bytes), bytes > 0, as async_file.h's alignment rules want it.
+struct Piece {
+  int64_t bytes = 0;
+  bool direct = false;
+};
+Piece next_piece(const OpenFile& file, int64_t block_bytes, int64_t offset, uintptr_t address, int64_t bytes);
+
+class Engine {
+ public:
+  virtual ~Engine() = default;  ///< after the queue has stopped: no block is under way; ends the threads
+  /// There is something to take(). Called with the queue's lock held.
+  virtual void wake() = 0;
+  /// A file was opened for, or is about to leave, this engine. Without the lock.
+  virtual void attach(OpenFile&) {}
+  virtual void detach(OpenFile&) {}
+  /// Returns why not; empty: registered.
+  virtual std::string register_buffer(char* data, int64_t bytes);
+  virtual void unregister_buffer(char*) {}
+};
+
+class QueueCore {
+ public:
+  QueueCore(int depth, int64_t block_bytes) : block_bytes_(block_bytes), blocks_(static_cast<size_t>(depth)) {
+    for (Block& block : blocks_) free_.push_back(&block);
+  }
+
+  /// Once, before anything is submitted.
+  void use(std::unique_ptr<Engine> engine) { engine_ = std::move(engine); }
+  /// Ends all transfers and the engine.
+  void stop();
+
+  void submit(Transfer& transfer);
+  void wait(const Transfer& transfer);
+  void cancel(Transfer& transfer);
+  std::shared_ptr<OpenFile> adopt(std::shared_ptr<OpenFile> file, const std::shared_ptr<QueueCore>& self);
+  std::string register_buffer(char* data, int64_t bytes);
+  void unregister_buffer(char* data);
+
+  // For engines.
+  [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
+  /// The next block to move, or nullptr: nothing to do, or enough under way. Requires: the lock.
+  [[nodiscard]] Block* take();
+  /// `result`: bytes moved, or minus the system's error number. Short moves and passing failures make the block
+  /// come back from take(). Requires: the lock.
+  void finished(Block& block, int64_t result);
+  [[nodiscard]] int64_t block_bytes() const { return block_bytes_; }
+  [[nodiscard]] int depth() const { return static_cast<int>(blocks_.size()); }
+
+ private:
+  void drop_rest(Transfer& transfer, std::string error);
+  void settle(Transfer& transfer);
+
+  const int64_t block_bytes_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Block> blocks_;
+  std::vector<Block*> free_;
+  std::deque<Block*> again_;       // to be moved (further) before anything new
+  std::deque<Transfer*> waiting_;  // with bytes that no block has yet
+  bool stopped_ = false;
+  std::mutex engine_mutex_;  // guards the pointer against stop() while files attach and detach
+  std::unique_ptr<Engine> engine_;
+};
+
+// Per system.
+
+/// Opens; throws IoError.
+OpenFile open_file(const std::string& path, FileMode mode, FileCaching caching);
+void close_file(OpenFile& file) noexcept;
+void preallocate_file(const OpenFile& file, int64_t bytes);
+void truncate_file(const OpenFile& file, int64_t bytes);
+void sync_file(const OpenFile& file);
+int64_t length_of_file(const OpenFile& file);
+
+std::unique_ptr<Engine> make_engine(AsyncEngine engine, QueueCore& core);
+
+/// Whether the call may succeed when it is simply made again (EINTR, EAGAIN).
+bool is_passing(int error);
+bool is_disk_full(int error);
+std::string error_text(int error);
+
+}  // namespace deepscale::async_internal

@@ -1,0 +1,19 @@
+#include "platform/memory_limits.h"
+
+#include <algorithm>
+
+namespace deepscale {
+
+MemoryFacts within_limits(MemoryFacts machine, std::span<const MemoryLimit> limits) {
+  for (const MemoryLimit& limit : limits) {
+    if (limit.limit_bytes <= 0) continue;
+    const int64_t left = std::max<int64_t>(0, limit.limit_bytes - std::max<int64_t>(0, limit.used_bytes));
+    machine.available_bytes = std::min(machine.available_bytes, left);
+    if (limit.limit_bytes >= machine.total_bytes) continue;
+    machine.total_bytes = limit.limit_bytes;
+    machine.limited_by = limit.source;
+  }
+  return machine;
+}
+
+}  // namespace deepscale
