@@ -28,11 +28,15 @@ TEST(Error, NearestNameFindsTyposAndRefusesStrangers) {
 }
 
 TEST(Environment, IntegersAreCheckedAndEmptyMeansUnset) {
-  setenv("DEEPSCALE_TEST_VALUE", "12", 1);
+  // putenv, because every system has it; it keeps the string.
+  static char number[] = "DEEPSCALE_TEST_VALUE=12";
+  static char no_number[] = "DEEPSCALE_TEST_VALUE=12x";
+  static char nothing[] = "DEEPSCALE_TEST_VALUE=";
+  putenv(number);
   EXPECT_EQ(environment_int("DEEPSCALE_TEST_VALUE"), 12);
-  setenv("DEEPSCALE_TEST_VALUE", "12x", 1);
+  putenv(no_number);
   EXPECT_THROW(environment_int("DEEPSCALE_TEST_VALUE"), ConfigError);
-  setenv("DEEPSCALE_TEST_VALUE", "", 1);
+  putenv(nothing);
   EXPECT_FALSE(environment("DEEPSCALE_TEST_VALUE").has_value());
 }
 

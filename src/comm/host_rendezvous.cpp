@@ -61,17 +61,12 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::steady_clock;
 
-fs::path rendezvous_root() {
-  std::error_code ignored;
-  return fs::is_directory("/dev/shm", ignored) ? "/dev/shm" : fs::temp_directory_path();
-}
-
 std::string folder_prefix() {
   return fmt::format("deepscale-{}-", this_user_id());
 }
 
 fs::path rendezvous_folder(const std::string& key) {
-  return rendezvous_root() / fmt::format("{}{:016x}", folder_prefix(), fnv1a(key));
+  return runtime_folder() / fmt::format("{}{:016x}", folder_prefix(), fnv1a(key));
 }
 
 /// The process that wrote a part; pid 0 when the file is none.
@@ -84,7 +79,7 @@ ProcessIdentity read_writer(std::istream& file) {
 /// Removes folders that killed runs have left: those that hold parts, all of them by processes that are gone.
 void remove_leftovers(const fs::path& spared) {
   std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(rendezvous_root(), ignored)) {
+  for (const auto& entry : fs::directory_iterator(runtime_folder(), ignored)) {
     if (!entry.path().filename().string().starts_with(folder_prefix()) || !entry.is_directory(ignored) ||
         entry.path() == spared) {
       continue;

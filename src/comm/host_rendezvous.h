@@ -28,7 +28,7 @@ class ThreadRendezvous {
   std::shared_ptr<State> state_;
 };
 
-/// Joins processes of one host through a folder of small files in shared memory (else the temporary folder), named by
+/// Joins processes of one host through a folder of small files in runtime_folder(), named by
 /// the user and `key`, which must be the same on all ranks and different for runs at the same time. Leftovers of a
 /// killed run are recognised and ignored. Throws CommError from the callback after `timeout`.
 HostRendezvous directory_rendezvous(const std::string& key, int rank, int size,

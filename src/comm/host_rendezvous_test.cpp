@@ -1,8 +1,6 @@
 #include "comm/host_rendezvous.h"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -12,6 +10,7 @@
 #include "base/error.h"
 #include "comm/run_ranks.h"
 #include "platform/resources.h"
+#include "platform/test_children.h"
 
 namespace deepscale {
 namespace {
@@ -24,7 +23,7 @@ std::string unique_key(const char* name) {
 int folders_of(int64_t pid) {
   int count = 0;
   std::error_code ignored;  // other programs' folders come and go
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", ignored)) {
+  for (const auto& entry : std::filesystem::directory_iterator(runtime_folder(), ignored)) {
     if (!entry.path().filename().string().starts_with("deepscale-")) continue;
     for (const auto& part : std::filesystem::directory_iterator(entry.path(), ignored)) {
       int64_t writer = 0;
@@ -80,26 +79,22 @@ TEST(DirectoryRendezvous, CarriesAnyBytesAndLeavesNothingBehind) {
   run_rank_threads(2, [&](int rank) { EXPECT_EQ(directory_rendezvous(key, rank, 2)("z").size(), 2u); });
 }
 
+TEST(Children, DISABLED_LeavesTwoRendezvousBehind) {
+  // Two runs in which the peer never came, ended without destructors.
+  std::vector<HostRendezvous> kept;
+  for (const std::string& key : child_arguments()) {
+    kept.push_back(directory_rendezvous(key, 1, 2, std::chrono::milliseconds(20)));
+    EXPECT_THROW(kept.back()("stale"), CommError);
+  }
+  finish_child(0);
+}
+
 TEST(DirectoryRendezvous, WhatAKilledRunLeftIsIgnoredAndRemoved) {
   const std::string key = unique_key("killed");
   const std::string other_key = unique_key("killed too");
-  const pid_t child = fork();
-  if (child == 0) {
-    // Two runs in which the peer never came, ended without destructors.
-    for (const std::string& name : {key, other_key}) {
-      const HostRendezvous exchange = directory_rendezvous(name, 1, 2, std::chrono::milliseconds(20));
-      try {
-        exchange("stale");
-      } catch (const CommError&) {
-        if (name == other_key) _exit(0);
-        new HostRendezvous(exchange);  // lives on
-      }
-    }
-    _exit(1);
-  }
-  int status = 1;
-  waitpid(child, &status, 0);
-  ASSERT_EQ(status, 0);
+  TestChildren children;
+  const ProcessId child = children.start("LeavesTwoRendezvousBehind", {key, other_key});
+  ASSERT_EQ(children.wait(child), 0);
   ASSERT_EQ(folders_of(child), 2);
   run_rank_threads(2, [&](int rank) {
     const auto parts = directory_rendezvous(key, rank, 2)(fmt::format("fresh {}", rank));

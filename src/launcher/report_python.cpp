@@ -144,32 +144,40 @@ void add_torch_lines(const Installed& installed, std::vector<ReportLine>& lines)
   lines.push_back({"versions.torch_hip", "torch hip version", value_or_missing(torch.hip), "", ""});
 }
 
-/// The minor versions of torch that the package has a compiled part for, oldest first: its folders _torch/2.11, ...
-std::vector<std::string> compiled_for(const fs::path& package) {
+/// Native libraries of the package by their paths inside it, at most three folders deep.
+std::vector<std::string> native_libraries(const fs::path& package) {
+  constexpr int kDeepest = 2;
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (auto entry = fs::recursive_directory_iterator(package, ignored); entry != fs::recursive_directory_iterator();
+       entry.increment(ignored)) {
+    if (entry.depth() >= kDeepest) entry.disable_recursion_pending();
+    const std::string extension = entry->path().extension().string();
+    if (extension == ".so" || extension == ".pyd" || extension == ".dll")
+      names.push_back(entry->path().lexically_relative(package).generic_string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// Torch versions ("2.11") that the installed package has a native part for.
+std::vector<std::string> torch_parts(const fs::path& package) {
   std::vector<std::string> versions;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(package / "_torch", ignored)) {
     const std::string name = entry.path().filename().string();
-    if (entry.is_directory(ignored) && name.starts_with("2.")) versions.push_back(name);
+    if (name.starts_with("2.")) versions.push_back(name);
   }
-  std::sort(versions.begin(), versions.end(), [](const std::string& a, const std::string& b) {
-    return a.size() != b.size() ? a.size() < b.size() : a < b;
-  });
+  std::sort(versions.begin(), versions.end());
   return versions;
 }
 
-/// What is wrong when the installed torch is one that this project supports; empty when the package has its part.
-std::string missing_part(const Installed& installed, const std::vector<std::string>& versions) {
-  if (installed.torch.empty()) return "";
-  const std::string torch = read_torch_version(installed.torch).version;
-  if (torch.empty() || !torch_problem(torch).empty()) return "";
-  for (const std::string& version : versions) {
-    if (torch == version || torch.starts_with(version + ".")) return "";
-  }
-  return fmt::format(
-      "this package has no compiled part for torch {}: install a torch of the list, or the wheel that is "
-      "built for all versions",
-      torch);
+/// What is wrong when none of them belongs to the installed torch.
+std::string part_problem(const std::vector<std::string>& parts, const std::string& torch) {
+  if (parts.empty()) return "the package has no compiled part for any torch; reinstall the wheel";
+  const std::string minor = torch.substr(0, torch.find('.', torch.find('.') + 1));
+  const bool fits = torch.empty() || std::find(parts.begin(), parts.end(), minor) != parts.end();
+  return fits ? "" : fmt::format("nothing is compiled for torch {}: install one of these versions", torch);
 }
 
 void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
@@ -187,12 +195,15 @@ void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
           "ds_report of that environment",
           package, DEEPSCALE_VERSION);
     }
-    const std::vector<std::string> versions = compiled_for(installed.own);
-    lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", versions,
-                     versions.empty() ? "nothing" : fmt::format("torch {}", fmt::join(versions, ", ")),
-                     versions.empty() ? "the package has no compiled part; reinstall the wheel"
-                                      : missing_part(installed, versions)});
+    const std::vector<std::string> libraries = native_libraries(installed.own);
+    lines.push_back({"paths.native_libraries", "native libraries", libraries, "",
+                     libraries.empty() ? "the package has no native part; reinstall the wheel" : ""});
   }
+  if (!found) return;
+  const std::vector<std::string> parts = torch_parts(installed.own);
+  const std::string torch = installed.torch.empty() ? "" : read_torch_version(installed.torch).version;
+  lines.push_back({"versions.wheel_torch", "deepspeed wheel compiled w.", parts,
+                   fmt::format("torch {}", fmt::join(parts, ", ")), part_problem(parts, torch)});
 }
 
 bool has_file(const fs::path& folder, const char* part) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "platform/async_internal.h"
 #include "platform/disk_space.h"
@@ -42,6 +43,17 @@ Piece next_piece(const OpenFile& file, int64_t block_bytes, int64_t offset, uint
   if (past_boundary != 0) return {std::min(bytes, file.alignment - past_boundary), false};
   if (address % static_cast<uintptr_t>(file.memory_alignment) != 0 || bytes < file.alignment) return {block, false};
   return {std::max(block / file.alignment, int64_t{1}) * file.alignment, true};
+}
+
+AskedEngine asked_engine(AsyncEngine wanted) {
+  if (wanted != AsyncEngine::kAutomatic) return {wanted, "AsyncFileOptions::engine"};
+  const std::string name = environment("DEEPSCALE_ASYNC_IO").value_or("automatic");
+  const std::string source = "DEEPSCALE_ASYNC_IO=" + name;
+  for (const AsyncEngine engine :
+       {AsyncEngine::kAutomatic, AsyncEngine::kIoUring, AsyncEngine::kThreads, AsyncEngine::kCompletionPort}) {
+    if (name == async_engine_name(engine)) return {engine, source};
+  }
+  ds_throw<ConfigError>("{}: must be automatic, io_uring, threads or completion_port; correct or unset it", source);
 }
 
 std::string Engine::register_buffer(char*, int64_t) {
@@ -154,19 +166,17 @@ void QueueCore::stop() {
 }
 
 std::shared_ptr<OpenFile> QueueCore::adopt(std::shared_ptr<OpenFile> file, const std::shared_ptr<QueueCore>& self) {
-  {
-    const std::lock_guard guard(engine_mutex_);
-    if (engine_) engine_->attach(*file);
-  }
   OpenFile* const plain = file.get();
-  return {plain, [self, owner = std::move(file)](OpenFile* leaving) mutable {
-            {
-              const std::lock_guard guard(self->engine_mutex_);
-              if (self->engine_) self->engine_->detach(*leaving);
-            }
-            close_file(*leaving);
-            owner.reset();
-          }};
+  const std::shared_ptr<OpenFile> adopted(plain, [self, owner = std::move(file)](OpenFile* leaving) {
+    {
+      const std::lock_guard guard(self->engine_mutex_);
+      if (self->engine_) self->engine_->detach(*leaving);
+    }
+    close_file(*leaving);
+  });
+  const std::lock_guard guard(engine_mutex_);
+  if (engine_) engine_->attach(*adopted);
+  return adopted;
 }
 
 std::string QueueCore::register_buffer(char* data, int64_t bytes) {
@@ -322,7 +332,15 @@ AsyncFileQueue::AsyncFileQueue(const AsyncFileOptions& options) : engine_(choose
               options.block_bytes >= 4096 && options.block_bytes <= kLargestBlock && options.block_bytes % 4096 == 0,
               "block size of asynchronous files must be a multiple of 4096 up to 1 GiB, found {}", options.block_bytes);
   core_ = std::make_shared<async_internal::QueueCore>(options.depth, options.block_bytes);
-  core_->use(async_internal::make_engine(engine_.engine, *core_));
+  try {
+    core_->use(async_internal::make_engine(engine_.engine, *core_));
+  } catch (const IoError& error) {
+    // A ring of this depth may fail where a small one works (locked memory on older kernels).
+    const bool free_to_choose = async_internal::asked_engine(options.engine).engine == AsyncEngine::kAutomatic;
+    if (engine_.engine != AsyncEngine::kIoUring || !free_to_choose) throw;
+    engine_ = {AsyncEngine::kThreads, error.what()};
+    core_->use(async_internal::make_engine(engine_.engine, *core_));
+  }
 }
 
 AsyncFileQueue::~AsyncFileQueue() {

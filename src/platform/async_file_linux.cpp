@@ -9,9 +9,9 @@
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
+#include <system_error>
 #include <thread>
 
-#include "base/environment.h"
 #include "base/error.h"
 #include "platform/async_file.h"
 #include "platform/async_internal.h"
@@ -211,23 +211,14 @@ std::string error_text(int error) {
 }  // namespace async_internal
 
 AsyncEngineChoice choose_async_engine(AsyncEngine wanted) {
-  std::string asked_by = "AsyncFileOptions::engine";
-  if (wanted == AsyncEngine::kAutomatic) {
-    const std::string name = environment("DEEPSCALE_ASYNC_IO").value_or("automatic");
-    asked_by = "DEEPSCALE_ASYNC_IO=" + name;
-    for (const AsyncEngine engine : {AsyncEngine::kIoUring, AsyncEngine::kThreads, AsyncEngine::kCompletionPort}) {
-      if (name == async_engine_name(engine)) wanted = engine;
-    }
-    DS_CHECK_AS(ConfigError, name == "automatic" || wanted != AsyncEngine::kAutomatic,
-                "{}: must be automatic, io_uring or threads; correct or unset it", asked_by);
-  }
-  DS_CHECK_AS(ConfigError, wanted != AsyncEngine::kCompletionPort,
-              "{}: completion ports exist on Windows only; use automatic, io_uring or threads", asked_by);
-  if (wanted == AsyncEngine::kThreads) return {AsyncEngine::kThreads, asked_by + " asks for threads"};
+  const auto [engine, source] = async_internal::asked_engine(wanted);
+  DS_CHECK_AS(ConfigError, engine != AsyncEngine::kCompletionPort,
+              "{}: completion ports exist on Windows only; use automatic, io_uring or threads", source);
+  if (engine == AsyncEngine::kThreads) return {AsyncEngine::kThreads, source + " asks for threads"};
   const std::string problem = async_internal::why_not_io_uring();
   if (problem.empty()) return {AsyncEngine::kIoUring, ""};
-  DS_CHECK_AS(ConfigError, wanted == AsyncEngine::kAutomatic, "{}: io_uring cannot be used here: {}; use automatic",
-              asked_by, problem);
+  DS_CHECK_AS(ConfigError, engine == AsyncEngine::kAutomatic, "{}: io_uring cannot be used here: {}; use automatic",
+              source, problem);
   return {AsyncEngine::kThreads, problem};
 }
 

@@ -17,15 +17,18 @@
 namespace deepscale {
 namespace {
 
-/// io_uring_setup fails with `reason` in this process from here on, as a container's filter has it.
-bool forbid_io_uring(int reason) {
+/// io_uring_setup fails with `reason` in this process from here on, as a container's filter has it; except for rings of
+/// `allowed_entries`.
+bool forbid_io_uring(int reason, unsigned allowed_entries = 0) {
   sock_filter filter[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[0])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed_entries, 1, 0),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<unsigned>(reason)),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
-  const sock_fprog program = {4, filter};
+  const sock_fprog program = {6, filter};
   return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
@@ -69,6 +72,24 @@ TEST(AsyncEngines, ThreadsStepInWhereTheKernelForbidsIoUring) {
               0)
         << reason;
   }
+}
+
+TEST(AsyncEngines, ThreadsStepInWhereOnlySmallRingsAreAllowed) {
+  EXPECT_EQ(in_child([] {
+              unsetenv("DEEPSCALE_ASYNC_IO");
+              if (!forbid_io_uring(ENOMEM, /*allowed_entries=*/2)) return 1;
+              if (choose_async_engine().engine != AsyncEngine::kIoUring) return 2;
+              const AsyncFileQueue queue({.depth = 64});
+              if (queue.engine().engine != AsyncEngine::kThreads) return 3;
+              if (queue.engine().reason.find("cannot make an io_uring of depth 64") == std::string::npos) return 4;
+              try {
+                const AsyncFileQueue strict({.depth = 64, .engine = AsyncEngine::kIoUring});
+                return 5;
+              } catch (const IoError&) {
+                return 0;
+              }
+            }),
+            0);
 }
 
 TEST(AsyncEngines, TheEnvironmentChooses) {

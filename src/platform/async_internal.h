@@ -63,7 +63,8 @@ class Engine {
   virtual ~Engine() = default;  ///< after the queue has stopped: no block is under way; ends the threads
   /// There is something to take(). Called with the queue's lock held.
   virtual void wake() = 0;
-  /// A file was opened for, or is about to leave, this engine. Without the lock.
+  /// A file was opened for, or is about to leave, this engine. Without the lock. attach throws IoError when the engine
+  /// cannot work with the file; detach comes nevertheless.
   virtual void attach(OpenFile&) {}
   virtual void detach(OpenFile&) {}
   /// Returns why not; empty: registered.
@@ -114,6 +115,14 @@ class QueueCore {
   std::mutex engine_mutex_;  // guards the pointer against stop() while files attach and detach
   std::unique_ptr<Engine> engine_;
 };
+
+/// The engine that was asked for by the caller or else by DEEPSCALE_ASYNC_IO, and which of the two it was.
+/// Throws ConfigError for an unknown name.
+struct AskedEngine {
+  AsyncEngine engine = AsyncEngine::kAutomatic;
+  std::string source;
+};
+AskedEngine asked_engine(AsyncEngine wanted);
 
 // Per system.
 

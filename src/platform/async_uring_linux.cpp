@@ -16,6 +16,7 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <system_error>
 #include <thread>
 
 #include "base/error.h"
@@ -47,7 +48,13 @@ class UringEngine final : public Engine {
     // Old kernels have no empty tables; blocks then go without.
     files_usable_ = io_uring_register_files_sparse(&ring_, kFileSlots) == 0;
     buffers_status_ = io_uring_register_buffers_sparse(&ring_, kBufferSlots);
-    thread_ = std::thread([this] { run(); });
+    try {
+      thread_ = std::thread([this] { run(); });
+    } catch (const std::system_error& error) {
+      io_uring_queue_exit(&ring_);
+      close(wake_descriptor_);
+      ds_throw<IoError>("cannot start a thread for asynchronous files: {}", error.what());
+    }
   }
 
   ~UringEngine() override {

@@ -9,6 +9,14 @@
 
 namespace deepscale {
 
+/// A file's name as std::ifstream and std::ofstream take it (through c_str()); the names here are UTF-8.
+#ifdef _WIN32
+using NativePath = std::wstring;
+#else
+using NativePath = std::string;
+#endif
+[[nodiscard]] NativePath native_path(const std::string& path);
+
 /// Makes a folder and those above it. Throws IoError naming the one that cannot be made.
 void make_directories(const std::string& path);
 /// Bytes of a regular file; nothing when there is none.

@@ -13,6 +13,10 @@
 
 namespace deepscale {
 
+NativePath native_path(const std::string& path) {
+  return path;
+}
+
 void make_directories(const std::string& path) {
   for (size_t end = path.find('/', 1); !path.empty(); end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);

@@ -1,17 +1,17 @@
 #include "platform/files.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <fstream>
 
 #include "deepscale/error.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
 
 TEST(Files, FoldersAndFilesAreMadeFoundRenamedAndRemoved) {
-  const std::string root = ::testing::TempDir() + "files_test_" + std::to_string(::getpid());
+  const std::string root = ::testing::TempDir() + "files_test_" + std::to_string(this_process_id());
   make_directories(root + "/a/b");
   make_directories(root + "/a/b/");  // again, and with a slash at the end
   std::ofstream(root + "/a/one") << "12345";
@@ -27,6 +27,20 @@ TEST(Files, FoldersAndFilesAreMadeFoundRenamedAndRemoved) {
   EXPECT_THROW(rename_file(root + "/none", root + "/a/three"), IoError);
   EXPECT_FALSE(remove_file(root + "/a"));
   for (const char* name : {"/a/two", "/a/b", "/a", ""}) EXPECT_TRUE(remove_file(root + name)) << name;
+}
+
+TEST(Files, NamesAreUtf8AndMayBeLong) {
+  const std::string root = ::testing::TempDir() + "files_test_utf8_" + std::to_string(this_process_id());
+  const std::string folder = root + "/na\xC3\xAFve \xE6\xB7\xB1/" + std::string(120, 'x') + "/" + std::string(120, 'y');
+  make_directories(folder);
+  const std::string file = folder + "/\xC3\xA9t\xC3\xA9";
+  std::ofstream(native_path(file).c_str()) << "123";
+  EXPECT_EQ(file_size(file), 3);
+  EXPECT_EQ(list_directory(folder), std::vector<std::string>{"\xC3\xA9t\xC3\xA9"});
+  EXPECT_EQ(list_directory(root), std::vector<std::string>{"na\xC3\xAFve \xE6\xB7\xB1"});
+  EXPECT_TRUE(remove_file(file));
+  for (std::string path = folder; path != root; path.resize(path.rfind('/'))) EXPECT_TRUE(remove_file(path)) << path;
+  EXPECT_TRUE(remove_file(root));
 }
 
 }  // namespace

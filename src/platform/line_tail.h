@@ -30,4 +30,7 @@ class LineTail {
   bool restart_ = false;  // a carriage return came; the next byte begins the line again
 };
 
+/// The last lines of a file; none when it cannot be read.
+std::vector<std::string> last_lines_of_file(const std::string& path, size_t max_lines);
+
 }  // namespace deepscale

@@ -5,6 +5,9 @@
 #include <map>
 
 #include "platform/cgroups.h"
+#ifdef _WIN32
+#include <windows.h>
+#endif
 
 namespace deepscale {
 namespace {
@@ -143,6 +146,26 @@ TEST(MemoryLimits, OfThisMachineAgreeWithItsFacts) {
     EXPECT_TRUE(limit.limit_bytes <= 0 || limit.limit_bytes >= facts.total_bytes) << limit.source;
   }
 }
+
+#ifdef _WIN32
+TEST(MemoryLimits, OfAJobAreFound) {
+  const HANDLE job = CreateJobObjectW(nullptr, nullptr);
+  JOBOBJECT_EXTENDED_LIMIT_INFORMATION limits = {};
+  limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_JOB_MEMORY | JOB_OBJECT_LIMIT_PROCESS_MEMORY;
+  limits.JobMemoryLimit = static_cast<SIZE_T>(kGb);
+  limits.ProcessMemoryLimit = static_cast<SIZE_T>(kGb / 2);
+  ASSERT_TRUE(SetInformationJobObject(job, JobObjectExtendedLimitInformation, &limits, sizeof(limits)));
+  ASSERT_TRUE(AssignProcessToJobObject(job, GetCurrentProcess()));
+  JOBOBJECT_EXTENDED_LIMIT_INFORMATION kept = {};
+  QueryInformationJobObject(job, JobObjectExtendedLimitInformation, &kept, sizeof(kept), nullptr);
+  if (kept.ProcessMemoryLimit == 0) GTEST_SKIP() << "wine accepts a job's memory limits and forgets them";
+  const auto found = memory_limits();
+  const MemoryFacts facts = within_limits({8 * kGb, 8 * kGb, ""}, found);
+  EXPECT_EQ(facts.total_bytes, kGb / 2);
+  EXPECT_LT(facts.available_bytes, facts.total_bytes);
+  CloseHandle(job);
+}
+#endif
 
 }  // namespace
 }  // namespace deepscale

@@ -19,6 +19,13 @@ namespace {
 
 constexpr int64_t kBytes = 1 << 20;
 
+// Sanitizers put a function that does nothing in place of mlock.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kLocksArePretended = true;
+#else
+constexpr bool kLocksArePretended = false;
+#endif
+
 TEST(MemoryLock, HoldsPagesAndGivesThemBack) {
   const PrivateMemory memory(kBytes);
   const int64_t before = memory_lock_facts().locked_bytes;
@@ -27,7 +34,7 @@ TEST(MemoryLock, HoldsPagesAndGivesThemBack) {
     EXPECT_EQ(lock.bytes(), kBytes);
     std::memset(memory.data(), 1, kBytes);
 #ifndef _WIN32
-    EXPECT_EQ(memory_lock_facts().locked_bytes, before + kBytes);
+    EXPECT_EQ(memory_lock_facts().locked_bytes, before + (kLocksArePretended ? 0 : kBytes));
 #endif
     MemoryLock moved = std::move(lock);
     EXPECT_EQ(moved.bytes(), kBytes);
@@ -46,6 +53,7 @@ TEST(MemoryLock, RefusesWhatIsNoWholePage) {
 }
 
 TEST(MemoryLock, RefusesMemoryThatIsNotThere) {
+  if (kLocksArePretended) GTEST_SKIP();
   char* data = nullptr;
   {
     const PrivateMemory memory(kBytes);
@@ -90,6 +98,7 @@ int lock_with_limits(rlim_t soft, rlim_t hard, int64_t bytes) {
 }
 
 TEST(MemoryLock, SaysWhichLimitForbidsIt) {
+  if (kLocksArePretended) GTEST_SKIP();
   EXPECT_EQ(lock_with_limits(65536, 65536, kBytes), 1);
   EXPECT_EQ(lock_with_limits(65536, 65536, 65536), 0);
 }

@@ -106,6 +106,7 @@ ProcessOutput run_and_read(const ProcessSpec& spec, const std::string& error_fil
 /// SIGKILL: two processes guard each other, and each takes the whole tree down when the other one dies.
 /// Stop signals sent to the caller reach the body's ProcessTree. Returns body's result as the code, or the signal that
 /// killed the inner process. The body runs in a forked process on Linux: what it changes in memory is not seen here.
+/// On Windows the job object of the body's ProcessTree is enough, and the body runs in this process.
 /// Requires: no other threads. Throws IoError when no process can be made.
 ExitStatus run_guarded(const std::function<int()>& body);
 

@@ -21,7 +21,6 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
-#include <fstream>
 #include <map>
 
 #include "base/error.h"
@@ -78,20 +77,6 @@ struct Child {
   int error_reader = -1;
   LineTail tail{kErrorTailLines};
 };
-
-std::vector<std::string> tail_of_file(const std::string& path) {
-  constexpr std::streamoff kTailBytes = 64 * 1024;
-  std::ifstream file(path, std::ios::binary);
-  file.seekg(0, std::ios::end);
-  const std::streamoff size = file.tellg();
-  file.seekg(std::max<std::streamoff>(0, size - kTailBytes));
-  std::string text(static_cast<size_t>(std::min(std::max<std::streamoff>(size, 0), kTailBytes)), '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
-  LineTail tail(kErrorTailLines);
-  tail.append(text);
-  return tail.lines();
-}
 
 }  // namespace
 
@@ -290,7 +275,7 @@ bool ProcessTree::has_descendants() const {
 std::vector<std::string> ProcessTree::error_tail(ProcessId process) const {
   const auto child = impl_->children.find(process);
   if (child == impl_->children.end()) return {};
-  if (!child->second.output_file.empty()) return tail_of_file(child->second.output_file);
+  if (!child->second.output_file.empty()) return last_lines_of_file(child->second.output_file, kErrorTailLines);
   return child->second.tail.lines();
 }
 

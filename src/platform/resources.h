@@ -38,6 +38,10 @@ int64_t this_user_id();
 /// Makes the folder if it is missing. True when it is this user's and nobody else may write to it.
 bool make_private_folder(const std::filesystem::path& path);
 
+/// Where small files for running processes go: in memory where the system has such a place (Linux: /dev/shm), else the
+/// temporary folder.
+std::filesystem::path runtime_folder();
+
 /// Equal for two processes exactly when they run on the same machine, under the same boot, and see the same process
 /// numbers: the condition for reaching each other's memory.
 std::string host_identity();

@@ -106,6 +106,11 @@ bool make_private_folder(const fs::path& path) {
   return S_ISDIR(status.st_mode) && status.st_uid == geteuid() && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
+fs::path runtime_folder() {
+  std::error_code ignored;
+  return fs::is_directory("/dev/shm", ignored) ? "/dev/shm" : fs::temp_directory_path();
+}
+
 std::string host_identity() {
   std::string identity = read_text("/proc/sys/kernel/random/boot_id");
   if (!identity.empty() && identity.back() == '\n') identity.pop_back();

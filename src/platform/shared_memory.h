@@ -2,7 +2,7 @@
 // nothing until parts of it are committed. No name in any file system is needed, so nothing is left behind when a
 // process is killed and no size limit of /dev/shm applies. Linux: memfd, reached through /proc/<pid>/fd; where /proc
 // does not allow that, a named object that is unlinked as soon as the peers have it. Windows: a pagefile-backed section
-// created with SEC_RESERVE, opened by name.
+// created with SEC_RESERVE, opened by a name that nobody can guess; the name goes with the creator's handle.
 // Threads: commit and decommit of disjoint ranges may run at once.
 #pragma once
 
@@ -40,6 +40,7 @@ class SharedMemory {
   /// bytes are multiples of the page size. Throws IoError naming what is missing and what to change. Creator only.
   void commit(int64_t offset, int64_t bytes);
   /// Gives the pages back to the system, for everybody: they read as zero afterwards. Whole pages. Creator only.
+  /// Windows: they are zeroed and leave main memory, but stay counted in the page file until the object is gone.
   void decommit(int64_t offset, int64_t bytes);
 
  private:

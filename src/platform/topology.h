@@ -27,7 +27,7 @@ struct LogicalCpu {
 
 struct NumaNode {
   int id = 0;
-  int64_t memory_bytes = 0;  ///< 0: none, or unknown
+  int64_t memory_bytes = 0;  ///< 0: none, or unknown. Windows, several nodes: what is free (it tells no more)
 
   bool operator==(const NumaNode&) const = default;
 };

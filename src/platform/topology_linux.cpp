@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <climits>
 #include <cstring>
@@ -75,9 +76,10 @@ void bind_process(std::span<const int> cpus) {
 }
 
 bool bind_memory(int node) {
-  if (node < 0) return false;
-  const int nodes[] = {node};
-  const std::vector<unsigned long> mask = bit_mask(nodes);
+  // No allocation here: children call this between fork and exec.
+  std::array<unsigned long, 1024 / kWordBits> mask = {};  // kernels have at most 1024 nodes
+  if (node < 0 || node >= 1024) return false;
+  mask[static_cast<size_t>(node) / kWordBits] = 1UL << (static_cast<size_t>(node) % kWordBits);
   // The kernel reads one bit less than it is told.
   return syscall(SYS_set_mempolicy, MPOL_BIND, mask.data(), mask.size() * kWordBits + 1) == 0;
 }

@@ -6,6 +6,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#ifdef _MSC_VER
+#include <intrin.h>
+#endif
 
 namespace deepscale {
 
@@ -21,7 +24,11 @@ void wake_word_all(WaitWord& word);
 
 /// Tells the core that this is a spin loop.
 inline void spin_pause() {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(_M_X64) && defined(_MSC_VER)
+  _mm_pause();
+#elif defined(_M_ARM64) && defined(_MSC_VER)
+  __yield();
+#elif defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");

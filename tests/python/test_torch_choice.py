@@ -75,7 +75,7 @@ def test_import_deepspeed_refuses_an_unsupported_torch(version: str):
 
 
 @pytest.mark.skipif(shutil.which("ds_report") is None, reason="the program ds_report is not built or installed")
-@pytest.mark.parametrize("version, complaint", [("2.12.1+cpu", None), ("2.13.0", "no compiled part for torch 2.13.0"), ("2.10.0", "torch 2.10.0 is not supported")])
+@pytest.mark.parametrize("version, complaint", [("2.12.1+cpu", None), ("2.13.0", "nothing is compiled for torch 2.13.0"), ("2.10.0", "torch 2.10.0 is not supported")])
 def test_the_report_lists_the_compiled_parts_and_says_when_none_fits(tmp_path: Path, version: str, complaint: str | None):
     """An environment by its files, as ds_report reads it."""
     packages = tmp_path / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
@@ -91,8 +91,9 @@ def test_the_report_lists_the_compiled_parts_and_says_when_none_fits(tmp_path: P
     environment = {**os.environ, "DEEPSCALE_PYTHON": str(tmp_path / "bin" / "python")}
     environment.pop("PYTHONPATH", None)
     report = json.loads(subprocess.check_output(["ds_report", "--json"], env=environment, text=True))
-    assert report["versions"]["wheel_torch"] == list(MINORS)
-    about_torch = [warning for warning in report["warnings"] if "torch" in warning]
-    assert len(about_torch) == (0 if complaint is None else 1), about_torch
-    if complaint is not None:
-        assert complaint in about_torch[0]
+    assert sorted(report["versions"]["wheel_torch"]) == sorted(MINORS)
+    about_parts = [warning for warning in report["warnings"] if "compiled for torch" in warning or "is not supported" in warning]
+    if complaint is None:
+        assert not about_parts
+    else:
+        assert any(complaint in warning for warning in about_parts), report["warnings"]

@@ -1,16 +1,42 @@
 // Chooses the SIMD target of the CPU kernels, once.
+#include <algorithm>
+#include <array>
+#include <optional>
 #include <string>
 
 #include "base/environment.h"
 #include "base/error.h"
-#include "hwy/targets.h"
+#include "hwy/detect_targets.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/spans.h"
+#include "platform/cpu_features.h"
 
 namespace deepscale::kernels {
 namespace {
 
 constexpr size_t kMaxTargets = 16;
+
+/// A target, and all that Highway lets the compiler use for it (HWY_TARGET_STR in hwy/ops/set_macros-inl.h).
+struct TargetRule {
+  CpuTarget target;
+  std::array<std::optional<CpuFeature>, 18> needs;
+};
+
+using enum CpuFeature;
+
+/// Best first.
+constexpr TargetRule kTargets[] = {
+#if HWY_ARCH_X86
+    {{HWY_AVX3, "AVX3"},
+     {kSse3, kSsse3, kSse41, kSse42, kPopcnt, kAes, kPclmulqdq, kAvx, kAvx2, kBmi1, kBmi2, kLzcnt, kFma, kF16c,
+      kAvx512f, kAvx512vl, kAvx512dq, kAvx512bw}},
+    {{HWY_AVX2, "AVX2"},
+     {kSse3, kSsse3, kSse41, kSse42, kPopcnt, kAes, kPclmulqdq, kAvx, kAvx2, kBmi1, kBmi2, kLzcnt, kFma, kF16c}},
+#elif HWY_ARCH_ARM
+    {{HWY_NEON, "NEON"}, {kAsimd}},
+#endif
+    {{HWY_SCALAR, "SCALAR"}, {}},
+};
 
 struct Chosen {
   CpuTarget target;
@@ -28,20 +54,18 @@ const Chosen& chosen() {
 }  // namespace
 
 size_t available_targets(CpuTarget* targets, size_t capacity) {
+  const CpuFeatures features = cpu_features();
   size_t count = 0;
-  // Lower bits are better targets (hwy/detect_targets.h). The static target is the fallback and always runs.
-  const int64_t usable = (hwy::SupportedTargets() | HWY_STATIC_TARGET) & HWY_TARGETS;
-  for (int64_t rest = usable; rest != 0 && count < capacity; rest &= rest - 1) {
-    const int64_t bit = rest & -rest;
-    targets[count++] = {bit, hwy::TargetName(bit)};
+  for (const TargetRule& rule : kTargets) {
+    const bool built = (rule.target.bit & HWY_TARGETS) != 0;
+    // What the compiler may use everywhere needs no question.
+    const bool usable = rule.target.bit == HWY_STATIC_TARGET ||
+                        std::all_of(rule.needs.begin(), rule.needs.end(), [&](std::optional<CpuFeature> feature) {
+                          return !feature || features.has(*feature);
+                        });
+    if (built && usable && count < capacity) targets[count++] = rule.target;
   }
   return count;
-}
-
-size_t target_index(int64_t target) {
-  hwy::ChosenTarget chosen_target;
-  chosen_target.Update(target);
-  return chosen_target.GetIndex();
 }
 
 KernelTable kernel_table_for(const CpuTarget& target) {

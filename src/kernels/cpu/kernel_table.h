@@ -97,9 +97,6 @@ CpuTarget choose_target(const char* forced);
 /// The kernels in use, chosen at the first call from DEEPSCALE_CPU_TARGET and the CPU, constant from then on.
 const KernelTable& kernel_table();
 
-/// Index of a target in the tables that HWY_EXPORT makes (builds with several targets only).
-size_t target_index(int64_t target);
-
 /// Each *_simd.cpp writes its kernels for `target` into the table.
 void fill_optimizer_kernels(int64_t target, KernelTable& table);
 void fill_reduce_kernels(int64_t target, KernelTable& table);

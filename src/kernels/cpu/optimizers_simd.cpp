@@ -275,8 +275,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace deepscale::kernels {
 
-HWY_EXPORT(fill_optimizers);
-
 void fill_optimizer_kernels(int64_t target, KernelTable& table) {
   DEEPSCALE_FOR_TARGET(fill_optimizers, target)(table);
 }

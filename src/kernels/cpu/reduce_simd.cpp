@@ -145,7 +145,7 @@ void reduce_tail(const ReduceCall& call, hn::Vec<typename Format<kType>::D> aver
   using F = Format<kType>;
   alignas(64) unsigned char padded[kMaxLanes * 8] = {};
   const auto read = [&](size_t r) HWY_ATTR {
-    __builtin_memcpy(padded, at<unsigned char>(call.inputs[r], begin * kWidth), bytes);
+    copy_bytes(padded, at<unsigned char>(call.inputs[r], begin * kWidth), bytes);
     return F::read(padded, 0);
   };
   auto sum = read(0);
@@ -153,7 +153,7 @@ void reduce_tail(const ReduceCall& call, hn::Vec<typename Format<kType>::D> aver
   if constexpr (kOp == ReduceOp::kAvg) sum = scaled(sum, average);
   F::write(sum, padded, 0);
   for (size_t r = 0; r < call.output_count; ++r) {
-    __builtin_memcpy(at<unsigned char>(call.outputs[r], begin * kWidth), padded, bytes);
+    copy_bytes(at<unsigned char>(call.outputs[r], begin * kWidth), padded, bytes);
   }
 }
 
@@ -312,8 +312,6 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace deepscale::kernels {
-
-HWY_EXPORT(fill_reduce);
 
 void fill_reduce_kernels(int64_t target, KernelTable& table) {
   DEEPSCALE_FOR_TARGET(fill_reduce, target)(table);

@@ -13,15 +13,30 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-
-// The version of an exported function for one target bit, without Highway's process-wide choice.
-#if (HWY_TARGETS & (HWY_TARGETS - 1)) == 0
-#define DEEPSCALE_FOR_TARGET_INDEX(target) ((void)(target), 0)
-#else
-#define DEEPSCALE_FOR_TARGET_INDEX(target) ::deepscale::kernels::target_index(target)
+#if HWY_COMPILER_MSVC
+#include <math.h>
+#include <string.h>
 #endif
+
+// The C function as the compiler knows it, so that no header with inline functions is needed.
+#undef DEEPSCALE_BUILTIN
+#if HWY_COMPILER_MSVC
+#define DEEPSCALE_BUILTIN(function) ::function
+#else
+#define DEEPSCALE_BUILTIN(function) __builtin_##function
+#endif
+
+// The version of a function for one target bit. HWY_EXPORT is not used: its tables ask Highway's compiled part for the
+// target, and here dispatch.cpp decides.
 #undef DEEPSCALE_FOR_TARGET
-#define DEEPSCALE_FOR_TARGET(function, target) (*HWY_DISPATCH_TABLE(function)[DEEPSCALE_FOR_TARGET_INDEX(target)])
+#if HWY_ARCH_X86
+#define DEEPSCALE_FOR_TARGET(function, target)          \
+  (*((target) == HWY_AVX3   ? HWY_CHOOSE_AVX3(function) \
+     : (target) == HWY_AVX2 ? HWY_CHOOSE_AVX2(function) \
+                            : HWY_CHOOSE_FALLBACK(function)))
+#else
+#define DEEPSCALE_FOR_TARGET(function, target) (*((void)(target), &HWY_STATIC_DISPATCH(function)))
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace deepscale::kernels {
@@ -51,14 +66,18 @@ constexpr bool kCanStream = true;
 constexpr bool kCanStream = false;
 #endif
 
+HWY_INLINE void copy_bytes(void* to, const void* from, size_t bytes) {
+  DEEPSCALE_BUILTIN(memcpy)(to, from, bytes);
+}
+
 template <class V>
 HWY_INLINE V fused(V a, V b, V c) {  // a * b + c, rounded once
 #if HWY_TARGET == HWY_SCALAR
   V result;
   if constexpr (sizeof(hn::TFromV<V>) == 4) {
-    result.raw = __builtin_fmaf(a.raw, b.raw, c.raw);
+    result.raw = DEEPSCALE_BUILTIN(fmaf)(a.raw, b.raw, c.raw);
   } else {
-    result.raw = __builtin_fma(a.raw, b.raw, c.raw);
+    result.raw = DEEPSCALE_BUILTIN(fma)(a.raw, b.raw, c.raw);
   }
   return result;
 #else
@@ -121,17 +140,17 @@ HWY_INLINE float widen_half_bits(uint16_t half) {
     bits = sign | ((rest << 13) + 0x38000000u);
   } else {
     const float magnitude = static_cast<float>(rest) * 0x1p-24f;  // exact
-    __builtin_memcpy(&bits, &magnitude, 4);
+    copy_bytes(&bits, &magnitude, 4);
     bits |= sign;
   }
   float value;
-  __builtin_memcpy(&value, &bits, 4);
+  copy_bytes(&value, &bits, 4);
   return value;
 }
 
 HWY_INLINE uint16_t round_half_bits(float value) {
   uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
+  copy_bytes(&bits, &value, 4);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t rest = bits & 0x7FFFFFFFu;
   if (rest > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((rest >> 13) & 0x3FFu));
@@ -139,10 +158,10 @@ HWY_INLINE uint16_t round_half_bits(float value) {
   if (rest < 0x38800000u) {
     // Below 2^-14: adding 0.5 puts the unit of binary16 subnormals, 2^-24, at the last mantissa bit and rounds to it.
     float magnitude;
-    __builtin_memcpy(&magnitude, &rest, 4);
+    copy_bytes(&magnitude, &rest, 4);
     magnitude += 0.5f;
     uint32_t shifted;
-    __builtin_memcpy(&shifted, &magnitude, 4);
+    copy_bytes(&shifted, &magnitude, 4);
     return static_cast<uint16_t>(sign | (shifted - 0x3F000000u));
   }
   const uint32_t odd = (rest >> 13) & 1u;
@@ -214,7 +233,7 @@ template <class D>
 HWY_INLINE hn::Vec<D> load_part(D d, const void* data, DType dtype, int64_t index, int64_t count) {
   alignas(64) unsigned char padded[kMaxLanes * sizeof(float)] = {};
   const size_t width = dtype == DType::kFloat32 ? 4 : 2;
-  __builtin_memcpy(padded, static_cast<const unsigned char*>(data) + index * width, count * width);
+  copy_bytes(padded, static_cast<const unsigned char*>(data) + index * width, count * width);
   return load(d, padded, dtype, 0);
 }
 
@@ -223,7 +242,7 @@ HWY_INLINE void store_part(D d, hn::Vec<D> value, void* data, DType dtype, int64
   alignas(64) unsigned char padded[kMaxLanes * sizeof(float)];
   const size_t width = dtype == DType::kFloat32 ? 4 : 2;
   store(d, value, padded, dtype, 0);
-  __builtin_memcpy(static_cast<unsigned char*>(data) + index * width, padded, count * width);
+  copy_bytes(static_cast<unsigned char*>(data) + index * width, padded, count * width);
 }
 
 }  // namespace HWY_NAMESPACE

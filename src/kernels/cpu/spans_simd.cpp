@@ -29,7 +29,7 @@ HWY_INLINE void store_double(VD value, void* data, DType dtype, int64_t index) {
 HWY_INLINE VD load_double_part(const void* data, DType dtype, int64_t index, int64_t count) {
   alignas(64) unsigned char padded[kMaxLanes * sizeof(double)] = {};
   const int64_t width = size_of(dtype);
-  __builtin_memcpy(padded, at<unsigned char>(data, index * width), static_cast<size_t>(count * width));
+  copy_bytes(padded, at<unsigned char>(data, index * width), static_cast<size_t>(count * width));
   return load_double(padded, dtype, 0);
 }
 
@@ -37,7 +37,7 @@ HWY_INLINE void store_double_part(VD value, void* data, DType dtype, int64_t ind
   alignas(64) unsigned char padded[kMaxLanes * sizeof(double)];
   const int64_t width = size_of(dtype);
   store_double(value, padded, dtype, 0);
-  __builtin_memcpy(at<unsigned char>(data, index * width), padded, static_cast<size_t>(count * width));
+  copy_bytes(at<unsigned char>(data, index * width), padded, static_cast<size_t>(count * width));
 }
 
 constexpr int64_t kNormLanes = 16;
@@ -180,7 +180,7 @@ void accumulate(const ConvertCall& call) {
 
 void copy(const void* source, void* destination, int64_t bytes) {
   if (!kCanStream || bytes < kStreamBytes) {
-    __builtin_memcpy(destination, source, static_cast<size_t>(bytes));
+    copy_bytes(destination, source, static_cast<size_t>(bytes));
     return;
   }
   using D = hn::ScalableTag<uint8_t>;
@@ -188,7 +188,7 @@ void copy(const void* source, void* destination, int64_t bytes) {
   constexpr int64_t kPrefetch = 2048;  // bytes ahead; reading past the end this way cannot fault
   const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(destination) % 64);
   int64_t i = (64 - misaligned) % 64;
-  __builtin_memcpy(destination, source, static_cast<size_t>(i));
+  copy_bytes(destination, source, static_cast<size_t>(i));
   const uint8_t* const from = at<uint8_t>(source, 0);
   uint8_t* const to = at<uint8_t>(destination, 0);
   for (; i + kStep <= bytes; i += kStep) {
@@ -196,7 +196,7 @@ void copy(const void* source, void* destination, int64_t bytes) {
     for (int64_t k = 0; k < kStep; k += kLanes) hn::Stream(hn::LoadU(D(), from + i + k), D(), to + i + k);
   }
   hwy::FlushStream();  // orders the copy before whatever tells another rank about it
-  __builtin_memcpy(to + i, from + i, static_cast<size_t>(bytes - i));
+  copy_bytes(to + i, from + i, static_cast<size_t>(bytes - i));
 }
 
 void fill_spans(KernelTable& table) {
@@ -212,8 +212,6 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace deepscale::kernels {
-
-HWY_EXPORT(fill_spans);
 
 void fill_span_kernels(int64_t target, KernelTable& table) {
   DEEPSCALE_FOR_TARGET(fill_spans, target)(table);
