@@ -122,7 +122,7 @@ pack() {
   rm -rf "$WORK/packed"
   logged wheel-pack.log 3600 env CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" "$TOOLS/bin/python" -m pip wheel -v \
     --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir "$WORK/packed" -C build-dir="$WORK/programs" \
-    -C cmake.define.DEEPSCALE_TORCH_PARTS="$WORK/parts" -C "build.targets=deepspeed_launcher;ds_report" . || return
+    -C cmake.define.DEEPSCALE_TORCH_PARTS="$WORK/parts" -C build.targets=deepscale_programs . || return
   local wheel tag
   wheel="$(ls "$WORK"/packed/*.whl)"
   tag="$("$TOOLS/bin/python" tools/check_wheel.py --tag "$wheel")" || return

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/wait.h"
 #include "platform/resources.h"
 
 namespace deepscale {
@@ -41,10 +42,7 @@ HostRendezvous ThreadRendezvous::of_rank(int rank) const {
       ++state->round;
       state->changed.notify_all();
     } else {
-      // With a time limit only because wait() without one would need the C++ library of GCC 12 where this runs.
-      while (!state->changed.wait_for(lock, std::chrono::hours(1),
-                                      [&] { return state->round != round || !state->failure.empty(); })) {
-      }
+      wait_until_true(state->changed, lock, [&] { return state->round != round || !state->failure.empty(); });
     }
     if (state->round == round) throw CommError("the rendezvous has ended: " + state->failure);
     return state->last;

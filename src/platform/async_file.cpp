@@ -6,6 +6,7 @@
 
 #include "base/environment.h"
 #include "base/error.h"
+#include "base/wait.h"
 #include "platform/async_internal.h"
 #include "platform/disk_space.h"
 
@@ -75,7 +76,7 @@ void QueueCore::submit(Transfer& transfer) {
 void QueueCore::wait(const Transfer& transfer) {
   if (transfer.done.load(std::memory_order_acquire)) return;
   std::unique_lock guard = lock();
-  changed_.wait(guard, [&] { return transfer.done.load(std::memory_order_relaxed); });
+  wait_until_true(changed_, guard, [&] { return transfer.done.load(std::memory_order_relaxed); });
 }
 
 void QueueCore::cancel(Transfer& transfer) {
@@ -159,7 +160,7 @@ void QueueCore::stop() {
                                       transfer.offset, transfer.file->path, transfer.writing ? "written" : "read"));
       settle(transfer);
     }
-    changed_.wait(guard, [&] { return free_.size() == blocks_.size(); });
+    wait_until_true(changed_, guard, [&] { return free_.size() == blocks_.size(); });
   }
   const std::lock_guard guard(engine_mutex_);
   engine_.reset();

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <system_error>
@@ -62,7 +63,7 @@ class ThreadsEngine final : public Engine {
     while (!stopping_) {
       Block* const block = core_.take();
       if (block == nullptr) {
-        work_.wait(guard);
+        work_.wait_for(guard, std::chrono::hours(1));  // see base/wait.h
         continue;
       }
       guard.unlock();

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +72,28 @@ def test_import_deepspeed_refuses_an_unsupported_torch(version: str):
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: torch {version} is installed")
     assert all(minor in last for minor in _torch_choice.supported(deepspeed.__path__[0]))
+
+
+@pytest.mark.skipif(shutil.which("ds_report") is None, reason="the program ds_report is not built or installed")
+@pytest.mark.parametrize("version, complaint", [("2.12.1+cpu", None), ("2.13.0", "nothing is compiled for torch 2.13.0"), ("2.10.0", "torch 2.10.0 is not supported")])
+def test_the_report_lists_the_compiled_parts_and_says_when_none_fits(tmp_path: Path, version: str, complaint: str | None):
+    """An environment by its files, as ds_report reads it."""
+    packages = tmp_path / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    for minor in MINORS:
+        (packages / "deepspeed" / "_torch" / minor).mkdir(parents=True)
+    (packages / "torch").mkdir()
+    for package in ("deepspeed", "torch"):
+        (packages / package / "__init__.py").touch()
+    (packages / "torch" / "version.py").write_text(f"__version__ = '{version}'\ncuda = None\nhip = None\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {os.path.dirname(os.path.realpath(sys.executable))}\nversion = {sys.version.split()[0]}\n")
+    environment = {**os.environ, "DEEPSCALE_PYTHON": str(tmp_path / "bin" / "python")}
+    environment.pop("PYTHONPATH", None)
+    report = json.loads(subprocess.check_output(["ds_report", "--json"], env=environment, text=True))
+    assert sorted(report["versions"]["wheel_torch"]) == sorted(MINORS)
+    about_parts = [warning for warning in report["warnings"] if "compiled for torch" in warning or "is not supported" in warning]
+    if complaint is None:
+        assert not about_parts
+    else:
+        assert any(complaint in warning for warning in about_parts), report["warnings"]
