@@ -41,39 +41,61 @@ LauncherOptions options_of(const json& object) {
   return options;
 }
 
-}  // namespace
-
-std::string encode_agent_plan(const AgentPlan& plan) {
-  json hosts = json::array();
-  for (const HostSlots& host : plan.hosts) hosts.push_back({host.host, host.slots});
-  const json object = {{"version", DEEPSCALE_VERSION},        {"token", plan.token},
-                       {"addresses", plan.control_addresses}, {"port", plan.control_port},
-                       {"timeout", plan.peer_timeout_s},      {"index", plan.index},
-                       {"one_rank", plan.one_rank},           {"hosts", hosts},
-                       {"restart", plan.restart_count},       {"python", plan.python},
-                       {"directory", plan.working_directory}, {"variables", plan.variables},
-                       {"options", json_of(plan.options)}};
+std::string line_of(const json& object) {
   // Command lines and variables may hold any bytes; JSON only UTF-8.
-  return base64url(object.dump(-1, ' ', false, json::error_handler_t::replace));
+  return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-AgentPlan decode_agent_plan(const std::string& text) {
+}  // namespace
+
+std::string encode_ticket(const AgentTicket& ticket) {
+  return base64url(line_of({{"version", DEEPSCALE_VERSION},
+                            {"run", ticket.run},
+                            {"addresses", ticket.addresses},
+                            {"port", ticket.port},
+                            {"timeout", ticket.peer_timeout_s},
+                            {"index", ticket.index},
+                            {"one_rank", ticket.one_rank}}));
+}
+
+AgentTicket decode_ticket(const std::string& text) {
   const json object = json::parse(from_base64url(text), nullptr, /*allow_exceptions=*/false);
-  DS_CHECK_AS(ConfigError, object.is_object(), "--agent: this is no plan; the option is for the launcher itself");
+  DS_CHECK_AS(ConfigError, object.is_object(), "--agent: this is no ticket; the option is for the launcher itself");
   try {
     const auto version = object.at("version").get<std::string>();
     DS_CHECK_AS(ConfigError, version == DEEPSCALE_VERSION,
                 "the launcher is version {}, and this machine has {}; install the same version everywhere", version,
                 DEEPSCALE_VERSION);
+    AgentTicket ticket;
+    object.at("run").get_to(ticket.run);
+    object.at("addresses").get_to(ticket.addresses);
+    object.at("port").get_to(ticket.port);
+    object.at("timeout").get_to(ticket.peer_timeout_s);
+    object.at("index").get_to(ticket.index);
+    object.at("one_rank").get_to(ticket.one_rank);
+    return ticket;
+  } catch (const json::exception& error) {
+    ds_throw<ConfigError>("--agent: the ticket is incomplete: {}", error.what());
+  }
+}
+
+std::string encode_plan(const AgentPlan& plan) {
+  return line_of({{"slots", plan.slots},
+                  {"first_rank", plan.first_rank},
+                  {"restart", plan.restart_count},
+                  {"python", plan.python},
+                  {"directory", plan.working_directory},
+                  {"variables", plan.variables},
+                  {"options", json_of(plan.options)}});
+}
+
+AgentPlan decode_plan(const std::string& text) {
+  const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  DS_CHECK_AS(ConfigError, object.is_object(), "the launcher sent no plan");
+  try {
     AgentPlan plan;
-    object.at("token").get_to(plan.token);
-    object.at("addresses").get_to(plan.control_addresses);
-    object.at("port").get_to(plan.control_port);
-    object.at("timeout").get_to(plan.peer_timeout_s);
-    object.at("index").get_to(plan.index);
-    object.at("one_rank").get_to(plan.one_rank);
-    for (const json& host : object.at("hosts"))
-      plan.hosts.push_back({host.at(0).get<std::string>(), host.at(1).get<std::vector<std::string>>()});
+    object.at("slots").get_to(plan.slots);
+    object.at("first_rank").get_to(plan.first_rank);
     object.at("restart").get_to(plan.restart_count);
     object.at("python").get_to(plan.python);
     object.at("directory").get_to(plan.working_directory);
@@ -81,7 +103,7 @@ AgentPlan decode_agent_plan(const std::string& text) {
     plan.options = options_of(object.at("options"));
     return plan;
   } catch (const json::exception& error) {
-    ds_throw<ConfigError>("--agent: the plan is incomplete: {}", error.what());
+    ds_throw<ConfigError>("the launcher sent an incomplete plan: {}", error.what());
   }
 }
 

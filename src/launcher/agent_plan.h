@@ -1,5 +1,6 @@
-// What the launcher tells the processes that it starts on other machines (agents): everything that they need to start
-// their ranks, as one word for a command line. Pure.
+// What the launcher tells the processes that it starts on other machines (agents). The ticket stands on their command
+// line, which everybody on those machines can read: it says where the launcher is and nothing that is secret. The plan
+// follows over the control channel (control.h), once the agent has shown the run's token. Pure.
 #pragma once
 
 #include <map>
@@ -7,18 +8,28 @@
 #include <vector>
 
 #include "launcher/options.h"
-#include "launcher/resource_filter.h"
 
 namespace deepscale {
 
-struct AgentPlan {
-  std::string token;                           ///< proves to the launcher that a connection belongs to this run
-  std::vector<std::string> control_addresses;  ///< numeric addresses of the launcher, tried in order
-  int control_port = 0;
+struct AgentTicket {
+  std::string run;                     ///< public name of the run, by which an agent knows its launcher
+  std::vector<std::string> addresses;  ///< numeric addresses of the launcher
+  int port = 0;
   int peer_timeout_s = 10;  ///< a launcher that does not answer for this long is gone
-  int index = -1;           ///< of this agent; -1: given beside the plan, or by mpirun or srun in the environment
+  int index = -1;           ///< of this agent; -1: given beside the ticket, or by mpirun or srun in the environment
   bool one_rank = false;    ///< mpirun or srun starts one agent per rank
-  std::vector<HostSlots> hosts;
+};
+
+/// One word for a command line: letters, digits, '-' and '_'.
+std::string encode_ticket(const AgentTicket& ticket);
+
+/// Throws ConfigError when the text is no ticket, or one of another version of this program.
+AgentTicket decode_ticket(const std::string& text);
+
+/// What an agent runs.
+struct AgentPlan {
+  std::vector<std::string> slots;  ///< of this machine; empty with one_rank
+  int first_rank = 0;              ///< global
   int restart_count = 0;
   std::string python;
   std::string working_directory;
@@ -26,9 +37,12 @@ struct AgentPlan {
   LauncherOptions options;  ///< script, arguments and what concerns the ranks; the rest is left at its defaults
 };
 
-std::string encode_agent_plan(const AgentPlan& plan);
+/// As one line of JSON.
+std::string encode_plan(const AgentPlan& plan);
+/// Throws ConfigError when the text is no plan.
+AgentPlan decode_plan(const std::string& text);
 
-/// Throws ConfigError when the text is no such plan.
-AgentPlan decode_agent_plan(const std::string& text);
+/// Variable that holds the run's token where the backend passes the environment on.
+inline constexpr const char* kTokenVariable = "DEEPSCALE_RUN_TOKEN";
 
 }  // namespace deepscale

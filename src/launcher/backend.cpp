@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "launcher/agent_plan.h"
+#include "launcher/remote_command.h"
 #include "launcher/text.h"
 #include "platform/machine.h"
 
@@ -23,15 +25,8 @@ Strings further_arguments(const LauncherOptions& options) {
   return split_shell_words(options.launcher_args, "--launcher_args");
 }
 
-/// ssh must not ask for a password that nobody can type, and must not wait for ever for a machine that is down.
-Strings ssh_options(const LauncherOptions& options) {
-  Strings words = {"-o", "BatchMode=yes", "-o", "ConnectTimeout=15"};
-  if (options.ssh_port) append(words, {"-p", std::to_string(*options.ssh_port)});
-  return words;
-}
-
 Strings agent_words(const AgentCommand& command) {
-  return {command.launcher, "--agent", command.plan};
+  return {command.launcher, "--agent", command.ticket};
 }
 
 Strings host_names(const LaunchPlan& plan) {
@@ -42,6 +37,12 @@ Strings host_names(const LaunchPlan& plan) {
 
 std::string joined(const Strings& words, const char* separator) {
   return fmt::format("{}", fmt::join(words, separator));
+}
+
+std::string names_of(const Variables& variables) {
+  Strings names;
+  for (const auto& [name, value] : variables) names.push_back(name);
+  return joined(names, ",");
 }
 
 /// MPI implementations that are installed beside each other have their own names for mpirun.
@@ -58,7 +59,7 @@ Strings openmpi_words(const LauncherOptions& options, const LaunchPlan& plan, co
   const bool chosen = options.launcher_args.find("btl_tcp_if_") != std::string::npos;
   if (has_eth0 && !chosen) append(words, {"--mca", "btl_tcp_if_include", "eth0"});
   append(words, further_arguments(options));
-  for (const auto& [name, value] : variables) append(words, {"-x", fmt::format("{}={}", name, value)});
+  for (const auto& [name, value] : variables) append(words, {"-x", name});
   return words;
 }
 
@@ -66,7 +67,7 @@ Strings mpich_words(const LauncherOptions& options, const LaunchPlan& plan, cons
   Strings words = {mpirun_name(plan.backend), "-n", std::to_string(plan.ranks), "-ppn",
                    std::to_string(plan.hosts[0].slots.size())};
   append(words, further_arguments(options));
-  for (const auto& [name, value] : variables) append(words, {"-genv", fmt::format("{}={}", name, value)});
+  append(words, {"-genvlist", names_of(variables)});
   append(words, {"-hosts", joined(host_names(plan), ",")});
   return words;
 }
@@ -77,7 +78,7 @@ Strings mvapich_words(const LauncherOptions& options, const LaunchPlan& plan, co
       "mpirun",     "-np",   std::to_string(plan.ranks), "-ppn", std::to_string(plan.hosts[0].slots.size()),
       "--hostfile", hostfile};
   append(words, further_arguments(options));
-  for (const auto& [name, value] : variables) append(words, {"-env", fmt::format("{}={}", name, value)});
+  append(words, {"-genvlist", names_of(variables)});
   return words;
 }
 
@@ -86,7 +87,7 @@ Strings impi_words(const LauncherOptions& options, const LaunchPlan& plan, const
                    const AgentCommand& command) {
   Strings words = {"mpirun", "-ppn", std::to_string(plan.hosts[0].slots.size())};
   append(words, further_arguments(options));
-  for (const auto& [name, value] : variables) append(words, {"-genv", name, value});
+  append(words, {"-genvlist", names_of(variables)});
   append(words, {"-genv", "I_MPI_PIN", "0", "-hosts", joined(host_names(plan), ",")});
   for (int rank = 0; rank < plan.ranks; ++rank) {
     if (rank > 0) words.emplace_back(":");
@@ -97,7 +98,7 @@ Strings impi_words(const LauncherOptions& options, const LaunchPlan& plan, const
   return words;
 }
 
-Strings slurm_words(const LauncherOptions& options, const LaunchPlan& plan, const Variables& variables) {
+Strings slurm_words(const LauncherOptions& options, const LaunchPlan& plan) {
   Strings words = {"srun", "-n", std::to_string(plan.ranks)};
   append(words, further_arguments(options));
   if (!options.slurm_comment.empty()) append(words, {"--comment", options.slurm_comment});
@@ -110,41 +111,39 @@ Strings slurm_words(const LauncherOptions& options, const LaunchPlan& plan, cons
     append(words, {"--ntasks-per-node", per_node});
     if (!plan.cpu_only) append(words, {"--gpus-per-node", per_node});
   }
-  // A comma or a line break in a value would end it; those variables reach the ranks in the agents' plan.
-  std::string exported = "ALL";
-  for (const auto& [name, value] : variables) {
-    if (value.find_first_of(",\n") == std::string::npos) exported += fmt::format(",{}={}", name, value);
-  }
-  words.push_back("--export=" + exported);
+  words.emplace_back("--export=ALL");
   return words;
 }
 
 }  // namespace
 
 BackendProcess local_agent(const AgentCommand& command, int index) {
-  return {agent_words(command), {}, {index}};
+  return {agent_words(command), {{kTokenVariable, command.token}}, {}, {index}};
 }
 
 BackendProcess ssh_agent(const LauncherOptions& options, const std::string& host, const AgentCommand& command,
                          int index) {
   BackendProcess process;
-  process.arguments = {"ssh", "-n"};  // it must not read our standard input
-  append(process.arguments, ssh_options(options));
+  process.arguments = {"ssh"};
+  append(process.arguments, ssh_options(options.ssh_port));
   append(process.arguments, further_arguments(options));
   process.arguments.push_back(host);
-  process.arguments.push_back(fmt::format("{} --agent {}", shell_quoted(command.launcher), command.plan));
+  process.arguments.push_back(fmt::format("{} --agent {}", shell_quoted(command.launcher), command.ticket));
+  process.input = command.token + "\n";
   process.agents = {index};
   return process;
 }
 
-BackendProcess pdsh_agents(const LauncherOptions& options, const LaunchPlan& plan, const AgentCommand& command) {
+BackendProcess pdsh_agents(const LauncherOptions& options, const LaunchPlan& plan, const std::string& ssh_arguments,
+                           const AgentCommand& command) {
   BackendProcess process;
-  process.variables["PDSH_SSH_ARGS_APPEND"] = " " + joined(ssh_options(options), " ");
-  process.arguments = {"pdsh", "-R", "ssh", "-S", "-f", "1024", "-w", joined(host_names(plan), ",")};
+  const std::string own = joined(ssh_options(options.ssh_port), " ");
+  process.variables["PDSH_SSH_ARGS_APPEND"] = ssh_arguments.empty() ? own : ssh_arguments + " " + own;
+  process.arguments = pdsh_start(host_names(plan));
   append(process.arguments, further_arguments(options));
   // pdsh puts the number of the host within the list in the place of %n.
-  process.arguments.push_back(
-      fmt::format("{} --agent {} --agent_index %n", shell_quoted(command.launcher), command.plan));
+  process.arguments.push_back(fmt::format("{} --agent {} --agent_token {} --agent_index %n",
+                                          shell_quoted(command.launcher), command.ticket, command.token));
   return process;
 }
 
@@ -152,21 +151,24 @@ BackendProcess rank_starter(const LauncherOptions& options, const LaunchPlan& pl
                             const std::string& hostfile, const std::string& mvapich_hostfile, bool has_eth0,
                             const AgentCommand& command) {
   BackendProcess process;
+  process.variables = variables;
+  process.variables[kTokenVariable] = command.token;
+  const Variables& exported = process.variables;
   switch (plan.backend) {
     case Backend::kOpenMpi:
-      process.arguments = openmpi_words(options, plan, variables, hostfile, has_eth0);
+      process.arguments = openmpi_words(options, plan, exported, hostfile, has_eth0);
       break;
     case Backend::kMpich:
-      process.arguments = mpich_words(options, plan, variables);
+      process.arguments = mpich_words(options, plan, exported);
       break;
     case Backend::kMvapich:
-      process.arguments = mvapich_words(options, plan, variables, mvapich_hostfile);
+      process.arguments = mvapich_words(options, plan, exported, mvapich_hostfile);
       break;
     case Backend::kSlurm:
-      process.arguments = slurm_words(options, plan, variables);
+      process.arguments = slurm_words(options, plan);
       break;
     case Backend::kImpi:
-      process.arguments = impi_words(options, plan, variables, command);
+      process.arguments = impi_words(options, plan, exported, command);
       return process;
     case Backend::kLocal:
     case Backend::kSsh:

@@ -61,7 +61,10 @@ bool read_message(const std::string& line, AgentEvent& event) {
   if (!message.is_object()) return false;
   try {
     const auto kind = message.at("kind").get<std::string>();
-    if (kind == "failed") {
+    if (kind == "ready") {
+      event.kind = AgentEvent::Kind::kReady;
+      message.at("port").get_to(event.port);
+    } else if (kind == "failed") {
       event.kind = AgentEvent::Kind::kFailed;
       event.failure = failure_of(message.at("failure"));
     } else if (kind == "done") {
@@ -87,7 +90,6 @@ std::optional<AgentHello> read_hello(const std::string& line, const std::string&
     message.at("index").get_to(hello.index);
     message.at("host").get_to(hello.host);
     message.at("process").get_to(hello.process);
-    message.at("port").get_to(hello.port);
     return hello;
   } catch (const json::exception&) {
     return std::nullopt;
@@ -96,8 +98,8 @@ std::optional<AgentHello> read_hello(const std::string& line, const std::string&
 
 }  // namespace
 
-ControlServer::ControlServer(std::string token, std::chrono::seconds peer_timeout)
-    : token_(std::move(token)), peer_timeout_(peer_timeout) {}
+ControlServer::ControlServer(std::string run, std::string token, std::chrono::seconds peer_timeout)
+    : run_(std::move(run)), token_(std::move(token)), peer_timeout_(peer_timeout) {}
 
 void ControlServer::read_peer(Peer& peer, std::vector<AgentEvent>& events) {
   while (auto line = peer.connection.next_line()) {
@@ -131,6 +133,7 @@ void ControlServer::read_peer(Peer& peer, std::vector<AgentEvent>& events) {
 std::vector<AgentEvent> ControlServer::poll() {
   while (auto connection = listener_.accept()) {
     connection->set_peer_timeout(peer_timeout_);
+    connection->send_line(line_of({{"kind", "welcome"}, {"run", run_}}));
     peers_.push_back({std::move(*connection), -1, false, Clock::now()});
   }
   std::vector<AgentEvent> events;
@@ -151,8 +154,16 @@ void ControlServer::go(int index, const AgentGo& go) {
                         {"master_addr", go.master_addr},
                         {"master_port", go.master_port},
                         {"place", json_of(go.first_rank)}};
+  send(index, line_of(message));
+}
+
+void ControlServer::plan(int index, const AgentPlan& plan) {
+  send(index, line_of({{"kind", "plan"}, {"plan", encode_plan(plan)}}));
+}
+
+void ControlServer::send(int index, const std::string& line) {
   for (Peer& peer : peers_) {
-    if (peer.index == index) peer.connection.send_line(line_of(message));
+    if (peer.index == index) peer.connection.send_line(line);
   }
 }
 
@@ -175,28 +186,78 @@ std::string ControlServer::address_of(int index) const {
   return address;
 }
 
-ControlClient::ControlClient(const AgentPlan& plan) : token_(plan.token) {
+namespace {
+
+/// Addresses in the order in which an agent tries them. Those that its own machine has too (a bridge of containers, the
+/// loopback) come last: on another machine than the launcher's they lead to somebody else.
+std::vector<std::string> in_order_of_trust(std::vector<std::string> addresses) {
+  const std::vector<std::string> own = own_addresses();
+  std::stable_partition(addresses.begin(), addresses.end(), [&](const std::string& address) {
+    return !is_loopback(address) && std::find(own.begin(), own.end(), address) == own.end();
+  });
+  return addresses;
+}
+
+/// Whether the launcher of this run is at the other end.
+bool is_welcome(TcpConnection& connection, const std::string& run, milliseconds timeout) {
+  const Clock::time_point deadline = Clock::now() + timeout;
+  while (!connection.closed() && Clock::now() < deadline) {
+    if (const auto line = connection.next_line()) {
+      const json message = json::parse(*line, nullptr, /*allow_exceptions=*/false);
+      return message.is_object() && message.value("kind", "") == "welcome" && message.value("run", "") == run;
+    }
+    connection.wait_readable(milliseconds(200));
+  }
+  return false;
+}
+
+}  // namespace
+
+ControlClient::ControlClient(const AgentTicket& ticket, std::string token) : token_(std::move(token)) {
   constexpr milliseconds kPerAddress{3000};
+  constexpr milliseconds kWelcome{10'000};
   constexpr int kRounds = 2;
+  const std::vector<std::string> addresses = in_order_of_trust(ticket.addresses);
   std::string reason;
   for (int round = 0; round < kRounds && !connection_; ++round) {
-    for (const std::string& address : plan.control_addresses) {
-      connection_ = TcpConnection::connect(address, plan.control_port, kPerAddress, &reason);
-      if (connection_) break;
+    for (const std::string& address : addresses) {
+      auto connection = TcpConnection::connect(address, ticket.port, kPerAddress, &reason);
+      if (!connection) continue;
+      if (is_welcome(*connection, ticket.run, kWelcome)) {
+        connection_ = std::move(connection);
+        break;
+      }
+      reason = fmt::format("{} is not this run's launcher", address);
     }
   }
   DS_CHECK_AS(IoError, connection_.has_value(), "cannot reach the launcher at {}, port {}: {}; is a firewall between?",
-              fmt::join(plan.control_addresses, ", "), plan.control_port, reason);
-  connection_->set_peer_timeout(std::chrono::seconds(plan.peer_timeout_s));
+              fmt::join(addresses, ", "), ticket.port, reason);
+  connection_->set_peer_timeout(std::chrono::seconds(ticket.peer_timeout_s));
 }
 
-void ControlClient::hello(const AgentHello& hello) {
+template <typename Ready>
+void ControlClient::wait_until(milliseconds timeout, const Ready& ready) {
+  const Clock::time_point deadline = Clock::now() + timeout;
+  for (;;) {
+    read();
+    if (ready() || stop_ || connection_->closed() || Clock::now() >= deadline) return;
+    connection_->wait_readable(std::min(milliseconds(200), std::chrono::ceil<milliseconds>(deadline - Clock::now())));
+  }
+}
+
+std::optional<AgentPlan> ControlClient::hello(const AgentHello& hello, milliseconds timeout) {
   connection_->send_line(line_of({{"kind", "hello"},
                                   {"token", token_},
                                   {"index", hello.index},
                                   {"host", hello.host},
-                                  {"process", hello.process},
-                                  {"port", hello.port}}));
+                                  {"process", hello.process}}));
+  wait_until(timeout, [&] { return plan_.has_value(); });
+  if (!plan_) return std::nullopt;
+  return decode_plan(*plan_);
+}
+
+void ControlClient::ready(int port) {
+  connection_->send_line(line_of({{"kind", "ready"}, {"port", port}}));
 }
 
 void ControlClient::read() {
@@ -206,6 +267,8 @@ void ControlClient::read() {
     const std::string kind = message.value("kind", "");
     if (kind == "stop") {
       stop_ = message.value("interrupt", false) ? StopSignal::kInterrupt : StopSignal::kTerminate;
+    } else if (kind == "plan") {
+      plan_ = message.value("plan", "");
     } else if (kind == "go") {
       go_ = AgentGo{message.value("master_addr", ""), message.value("master_port", 0), place_of(message.at("place"))};
     }
@@ -213,12 +276,8 @@ void ControlClient::read() {
 }
 
 std::optional<AgentGo> ControlClient::wait_go(milliseconds timeout) {
-  const Clock::time_point deadline = Clock::now() + timeout;
-  for (;;) {
-    read();
-    if (go_ || stop_ || connection_->closed() || Clock::now() >= deadline) return go_;
-    connection_->wait_readable(std::min(milliseconds(200), std::chrono::ceil<milliseconds>(deadline - Clock::now())));
-  }
+  wait_until(timeout, [&] { return go_.has_value(); });
+  return go_;
 }
 
 void ControlClient::done(const AgentDone& done) {

@@ -1,7 +1,9 @@
 // The control channel of a run over several machines: every agent holds one TCP connection to the launcher. It carries
-// one JSON object per line and nothing that is executed. Whoever connects must know the run's token.
-//   agent -> launcher   hello (who and where I am), failed (a rank's failure), done (my ranks have ended)
-//   launcher -> agent   go (all are there: rendezvous and places), stop
+// one JSON object per line. Whoever connects must know the run's token.
+//   launcher -> agent   welcome (the run's name), plan (what to run), go (all are ready: rendezvous and places), stop
+//   agent -> launcher   hello (who and where I am), ready (my machine can run it), failed (a rank's failure), done
+// The welcome comes first, so that an agent shows its token to its own launcher only, not to a stranger who happens to
+// listen on the same port of an address that both machines have.
 // A side whose peer is gone, closed or silent beyond the timeout, sees that as Event::kLost; this is how a machine that
 // was cut off ends its ranks by itself. Threads: each object is used by one.
 #pragma once
@@ -23,7 +25,6 @@ struct AgentHello {
   int index = -1;       ///< of the machine, or the rank where agents run one rank each
   std::string host;     ///< its own host name
   int64_t process = 0;  ///< of the agent
-  int port = 0;         ///< a free port of its machine, for the rendezvous
 };
 
 /// What an agent needs to start its ranks.
@@ -41,10 +42,11 @@ struct AgentDone {
 
 /// What the launcher hears.
 struct AgentEvent {
-  enum class Kind : uint8_t { kHello, kFailed, kDone, kLost };
+  enum class Kind : uint8_t { kHello, kReady, kFailed, kDone, kLost };
   Kind kind = Kind::kHello;
   int index = -1;
   AgentHello hello;
+  int port = 0;  ///< kReady: a free port of its machine, for the rendezvous; 0 when it has none
   RankFailure failure;
   AgentDone done;
   std::string reason;  ///< kLost: why
@@ -53,12 +55,13 @@ struct AgentEvent {
 class ControlServer {
  public:
   /// Listens. Throws IoError.
-  ControlServer(std::string token, std::chrono::seconds peer_timeout);
+  ControlServer(std::string run, std::string token, std::chrono::seconds peer_timeout);
 
   int port() const { return listener_.port(); }
   /// What has arrived since the last call. Does not wait. kLost comes once per agent, after its last words, and only
   /// for agents that have not said done.
   std::vector<AgentEvent> poll();
+  void plan(int index, const AgentPlan& plan);
   void go(int index, const AgentGo& go);
   void stop(StopSignal signal);
   /// The address by which an agent is reached by others: its own as the launcher sees it, or, for an agent on this
@@ -75,7 +78,10 @@ class ControlServer {
   void read_peer(Peer& peer, std::vector<AgentEvent>& events);
   const Peer* find(int index) const;
 
+  void send(int index, const std::string& line);
+
   TcpListener listener_;
+  std::string run_;
   std::string token_;
   std::chrono::seconds peer_timeout_;
   std::vector<Peer> peers_;
@@ -84,10 +90,13 @@ class ControlServer {
 /// An agent's end.
 class ControlClient : public RunLink {
  public:
-  /// Connects to the first address of the plan that answers. Throws IoError naming those that were tried.
-  explicit ControlClient(const AgentPlan& plan);
+  /// Connects to the first address of the ticket where this run's launcher answers, those of other machines first.
+  /// Throws IoError naming the addresses.
+  ControlClient(const AgentTicket& ticket, std::string token);
 
-  void hello(const AgentHello& hello);
+  /// Introduces itself and waits for the plan. Nothing when the launcher said stop or is gone. Throws ConfigError.
+  std::optional<AgentPlan> hello(const AgentHello& hello, std::chrono::milliseconds timeout);
+  void ready(int port);
   /// Waits until the launcher says go. Nothing when it said stop or is gone (see poll and lost()).
   std::optional<AgentGo> wait_go(std::chrono::milliseconds timeout);
   void done(const AgentDone& done);
@@ -101,9 +110,12 @@ class ControlClient : public RunLink {
 
  private:
   void read();
+  template <typename Ready>
+  void wait_until(std::chrono::milliseconds timeout, const Ready& ready);
 
   std::string token_;
   std::optional<TcpConnection> connection_;
+  std::optional<std::string> plan_;
   std::optional<AgentGo> go_;
   std::optional<StopSignal> stop_;
 };

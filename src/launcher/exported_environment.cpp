@@ -1,12 +1,14 @@
 #include "launcher/exported_environment.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
 #include "base/error.h"
 #include "launcher/text.h"
 #include "platform/files.h"
+#include "platform/path_list.h"
 
 namespace deepscale {
 namespace {
@@ -41,7 +43,7 @@ Variables exported_variables(const Variables& environment, const std::string& wo
     if (wanted && !own) exported.emplace(name, value);
   }
   std::string& path = exported["PYTHONPATH"];
-  path = path.empty() ? working_directory : working_directory + ":" + path;
+  path = path.empty() ? working_directory : working_directory + kPathListSeparator + path;
   return exported;
 }
 
@@ -73,7 +75,8 @@ Variables read_environment_files(const Variables& environment) {
   const std::string home = variable("HOME").empty() ? variable("USERPROFILE") : variable("HOME");
   Variables variables;
   for (const std::string& folder : {home, std::string(".")}) {
-    const std::string path = name[0] == '/' ? name : folder + "/" + name;
+    const std::string path =
+        std::filesystem::path(name).is_absolute() ? name : (std::filesystem::path(folder) / name).string();
     if (folder.empty() || !file_size(path)) continue;
     std::ifstream file(path, std::ios::binary);
     const std::string text{std::istreambuf_iterator<char>(file), {}};

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "platform/path_list.h"
 
 namespace deepscale {
 namespace {
@@ -19,7 +20,7 @@ TEST(ExportedEnvironment, TakesLibrariesVariablesAlongAndLeavesTheMachinesOwn) {
                                                  {"CUDA_VISIBLE_DEVICES", "0"}},
                                                 "/work dir");
   const Variables expected = {{"NCCL_DEBUG", "INFO"},
-                              {"PYTHONPATH", "/work dir:/lib"},
+                              {"PYTHONPATH", std::string("/work dir") + kPathListSeparator + "/lib"},
                               {"PYTHONHASHSEED", "0"},
                               {"MV2_X", "1"},
                               {"DEEPSPEED_TIMEOUT", "3"}};

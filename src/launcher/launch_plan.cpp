@@ -3,11 +3,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "base/error.h"
 #include "launcher/hostfile.h"
 #include "launcher/text.h"
-#include "platform/files.h"
 #include "platform/machine.h"
 #include "platform/tcp.h"
 
@@ -193,7 +193,7 @@ void plan_without_hostfile(const LauncherOptions& options, const MachineFacts& f
   DS_CHECK_AS(ConfigError, nodes <= 1, "--num_nodes {} needs a hostfile that names the machines; there is none at {}",
               nodes, facts.hostfile_path);
   if (!options.hostfile.empty())
-    plan.notes.push_back(fmt::format("there is no hostfile {}: using this machine only", options.hostfile));
+    plan.warnings.push_back(fmt::format("there is no hostfile {}: using this machine only", options.hostfile));
   plan_this_machine(options, facts, plan);
 }
 
@@ -253,7 +253,8 @@ MachineFacts gather_machine_facts(const LauncherOptions& options) {
     return facts;
   }
   facts.hostfile_path = options.hostfile.empty() ? kDefaultHostfile : options.hostfile;
-  if (!file_size(facts.hostfile_path)) return facts;
+  std::error_code error;
+  if (std::filesystem::status(facts.hostfile_path, error).type() == std::filesystem::file_type::not_found) return facts;
   facts.hostfile = read_hostfile(facts.hostfile_path);
   const std::vector<std::string> own = own_addresses();
   for (const HostSlots& host : facts.hostfile) {
@@ -282,6 +283,9 @@ LaunchPlan make_launch_plan(const LauncherOptions& options, const MachineFacts& 
     plan.nodes = static_cast<int>(plan.hosts.size());
     plan.ranks = plan.first_rank(plan.nodes);
   }
+  DS_CHECK_AS(ConfigError, !options.elastic || plan.nodes >= options.min_nodes,
+              "--min_elastic_nodes is {}, and there {} {} machine{}", options.min_nodes, plan.nodes == 1 ? "is" : "are",
+              plan.nodes, plan.nodes == 1 ? "" : "s");
   plan.master_port = options.master_port.value_or(0);
   plan.master_addr = options.master_addr;
   if (plan.backend == Backend::kLocal) {
@@ -303,7 +307,8 @@ ProcessSpec rank_process(const LauncherOptions& options, const RankSettings& set
                          const MachineFacts& facts) {
   ProcessSpec spec;
   if (!options.venv_script.empty()) {
-    spec.arguments = {"bash", "-c", ". \"$0\" && exec \"$@\"", options.venv_script};
+    // In a function, so that the script does not take the rank's arguments for its own.
+    spec.arguments = {"bash", "-c", "activate() { . \"$0\"; }; activate && exec \"$@\"", options.venv_script};
   }
   if (!options.no_python) {
     // The script's environment has its own interpreter.

@@ -36,13 +36,14 @@ struct LaunchPlan {
   std::vector<HostSlots> hosts;  ///< empty when Slurm chooses them
   int node_rank = 0;             ///< index of this machine in `hosts`, where its ranks are started from here
   Backend backend = Backend::kLocal;
-  int nodes = 1;                   ///< number of machines, also where `hosts` is empty
-  int ranks = 0;                   ///< number of ranks over all machines
-  std::string master_addr;         ///< empty: found out when the machines have answered
-  int master_port = 0;             ///< 0: still to be chosen
-  bool cpu_only = false;           ///< the user said so (DS_ACCELERATOR=cpu)
-  std::string visible_devices;     ///< CUDA_VISIBLE_DEVICES of every rank of this machine
-  std::vector<std::string> notes;  ///< decisions that the user should see
+  int nodes = 1;                      ///< number of machines, also where `hosts` is empty
+  int ranks = 0;                      ///< number of ranks over all machines
+  std::string master_addr;            ///< empty: found out when the machines have answered
+  int master_port = 0;                ///< 0: still to be chosen
+  bool cpu_only = false;              ///< the user said so (DS_ACCELERATOR=cpu)
+  std::string visible_devices;        ///< CUDA_VISIBLE_DEVICES of every rank of this machine
+  std::vector<std::string> notes;     ///< decisions that the user should see
+  std::vector<std::string> warnings;  ///< what the user has probably not meant
 
   int local_size() const { return static_cast<int>(hosts[static_cast<size_t>(node_rank)].slots.size()); }
   /// Global rank of the first rank on the host with this index.

@@ -165,7 +165,9 @@ TEST(LaunchPlan, RefusesWhatTheHostfileOrTheBackendCannotDo) {
     EXPECT_NE(error.find(reason), std::string::npos) << error;
   }
   EXPECT_NE(plan_error({"--num_nodes", "2"}, machine(0)).find("needs a hostfile"), std::string::npos);
-  EXPECT_EQ(make_launch_plan(options({"--hostfile", "missing"}), machine(0)).notes.size(), 1u);
+  EXPECT_EQ(make_launch_plan(options({"--hostfile", "missing"}), machine(0)).warnings.size(), 1u);
+  EXPECT_NE(plan_error({"--elastic_training", "--min_elastic_nodes", "4"}, cluster()).find("there are 3 machines"),
+            std::string::npos);
 }
 
 /// The process of a rank on this machine, as the launcher makes it.

@@ -13,8 +13,11 @@
 #include "launcher/options.h"
 #include "launcher/rank_set.h"
 #include "launcher/supervise.h"
+#include "platform/files.h"
 #include "platform/local_port.h"
 #include "platform/machine.h"
+#include "platform/random.h"
+#include "platform/tcp.h"
 
 namespace deepscale {
 namespace {
@@ -22,9 +25,12 @@ namespace {
 namespace fs = std::filesystem;
 
 /// The rendezvous port, claimed for the run. Nothing when rank 0 is elsewhere, where this machine cannot know.
-std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& plan) {
-  const bool here = plan.master_addr == "127.0.0.1" || plan.master_addr == "localhost" || plan.master_addr == "::1";
-  if (!here) {
+std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& plan, const MachineFacts& facts) {
+  const std::string& address = plan.master_addr;
+  const std::vector<std::string> own = own_addresses();
+  const bool here = is_loopback(address) || address == "localhost" || address == facts.host ||
+                    std::find(own.begin(), own.end(), address) != own.end();
+  if (!here || plan.node_rank != 0) {
     if (plan.master_port == 0) plan.master_port = kDefaultMasterPort;
     return std::nullopt;
   }
@@ -44,9 +50,13 @@ std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& 
 class PidFile {
  public:
   explicit PidFile(ProcessId launcher) : path_(fs::temp_directory_path() / fmt::format("{}.deepspeed", launcher)) {
-    std::ofstream file(path_);
+    // Written under a name that nobody can guess and renamed, because anybody may put a link into that directory.
+    const fs::path hidden = path_.string() + "." + random_token();
+    std::ofstream file(hidden);
     file << launcher << '\n';
-    DS_CHECK_AS(IoError, file.good(), "--save_pid: cannot write {}", path_.string());
+    DS_CHECK_AS(IoError, file.flush().good(), "--save_pid: cannot write {}", hidden.string());
+    file.close();
+    rename_file(hidden.string(), path_.string());
   }
   ~PidFile() {
     std::error_code ignored;
@@ -63,6 +73,7 @@ class PidFile {
 struct Attempt {
   int code = 0;
   bool failed = false;
+  bool stopped = false;  ///< somebody asked for an end, also after the failure
   std::vector<int> lost_hosts;
 };
 
@@ -74,7 +85,7 @@ Attempt run_here(const LauncherOptions& options, const LaunchPlan& plan, const M
       make_rank_set(options, settings, first, plan.local_size(), prepare_logs(options, first.rank), facts);
   const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(options.log_level));
   if (outcome.failure) report_failure(*outcome.failure, facts.host, options.log_level);
-  return {outcome.code(), outcome.failure.has_value(), {}};
+  return {outcome.code(), outcome.failure.has_value(), outcome.stop_signal != 0, {}};
 }
 
 /// The plan without hosts that cannot be reached; nothing when too few are left.
@@ -98,9 +109,9 @@ int run_job(const LauncherOptions& options, LaunchPlan plan, const MachineFacts&
     } else {
       MultiNodeOutcome outcome = run_multi_node(options, plan, facts, python, restart, multi_node_options());
       std::sort(outcome.lost.begin(), outcome.lost.end());
-      attempt = {outcome.code, outcome.failed, outcome.lost};
+      attempt = {outcome.code, outcome.failed, outcome.stop_signal != 0, outcome.lost};
     }
-    if (!attempt.failed || restart >= options.max_restarts) return attempt.code;
+    if (!attempt.failed || attempt.stopped || restart >= options.max_restarts) return attempt.code;
     if (options.elastic && !attempt.lost_hosts.empty()) {
       const size_t before = plan.hosts.size();
       std::optional<LaunchPlan> smaller = without_lost_hosts(options, plan, attempt.lost_hosts);
@@ -136,10 +147,10 @@ int guarded(const Message& message, const Body& body) {
 }
 
 int launch_agent(const LauncherOptions& options) {
-  AgentPlan plan = decode_agent_plan(options.agent_plan);
-  if (options.agent_index >= 0) plan.index = options.agent_index;
-  const Message message(plan.options.log_level);
-  return guarded(message, [&] { return run_agent(std::move(plan)); });
+  AgentTicket ticket = decode_ticket(options.agent_ticket);
+  if (options.agent_index >= 0) ticket.index = options.agent_index;
+  const std::string token = agent_token(options);
+  return guarded(Message(options.log_level), [&] { return run_agent(std::move(ticket), token); });
 }
 
 int launch(const std::vector<std::string>& arguments) {
@@ -149,7 +160,7 @@ int launch(const std::vector<std::string>& arguments) {
     return 0;
   }
   const LauncherOptions& options = parsed.options;
-  if (!options.agent_plan.empty()) return launch_agent(options);
+  if (!options.agent_ticket.empty()) return launch_agent(options);
   const Message message(options.log_level);
   const MachineFacts facts = gather_machine_facts(options);
   LaunchPlan plan = make_launch_plan(options, facts);
@@ -157,8 +168,9 @@ int launch(const std::vector<std::string>& arguments) {
   check_script(options);
   supervisor_options(options.log_level);  // says now what is wrong with its variables
   multi_node_options();
-  const std::optional<LocalPort> port = here ? claim_port(options, plan) : std::nullopt;
+  const std::optional<LocalPort> port = here ? claim_port(options, plan, facts) : std::nullopt;
   const std::string python = python_for_ranks(options);
+  for (const std::string& warning : plan.warnings) message.warning("{}", warning);
   for (const std::string& note : plan.notes) message.info("{}", note);
   if (here)
     message.debug("world size {}, rendezvous {}:{}, CUDA_VISIBLE_DEVICES={}", plan.ranks, plan.master_addr,

@@ -23,6 +23,10 @@ class Message {
     print(LogLevel::kInfo, fmt::format(format, std::forward<Args>(args)...));
   }
   template <typename... Args>
+  void warning(fmt::format_string<Args...> format, Args&&... args) const {
+    print(LogLevel::kWarning, "warning: " + fmt::format(format, std::forward<Args>(args)...));
+  }
+  template <typename... Args>
   void error(fmt::format_string<Args...> format, Args&&... args) const {
     print(LogLevel::kError, fmt::format(format, std::forward<Args>(args)...));
   }

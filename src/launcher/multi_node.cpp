@@ -28,11 +28,12 @@ constexpr milliseconds kStep{20};
 /// A backend program that ends is given this long for its agents' last words, which take another way.
 constexpr milliseconds kLastWords{1000};
 
-enum class AgentState : uint8_t { kStarting, kReady, kDone, kLost };
+enum class AgentState : uint8_t { kStarting, kPreparing, kReady, kDone, kLost };
 
 struct AgentRecord {
   AgentState state = AgentState::kStarting;
   AgentHello hello;
+  int port = 0;
   RankPlace first_rank;
   int ranks = 1;
 };
@@ -56,8 +57,14 @@ class MultiNodeRun {
         restart_count_(restart_count),
         timing_(timing),
         message_(options.log_level),
+        run_(random_token()),
         token_(random_token()),
-        control_(token_, timing.peer_timeout) {}
+        control_(run_, token_, timing.peer_timeout) {}
+  ~MultiNodeRun() {
+    if (!host_list_.empty()) remove_file(host_list_);
+  }
+  MultiNodeRun(const MultiNodeRun&) = delete;
+  MultiNodeRun& operator=(const MultiNodeRun&) = delete;
 
   MultiNodeOutcome run();
 
@@ -65,14 +72,17 @@ class MultiNodeRun {
   using Words = std::vector<std::string>;
 
   void start();
-  AgentPlan agent_plan(const Variables& variables) const;
-  std::vector<BackendProcess> backend_processes(const Variables& variables);
+  AgentTicket ticket() const;
+  AgentPlan agent_plan(int index) const;
+  std::vector<BackendProcess> backend_processes();
   std::string write_host_list();
   void wait_for_agents();
   void place_ranks();
   void say_go();
   void watch();
+  void wait_for_output();
   void stop_all();
+  void note_stop_request();
 
   /// Waits a step and handles everything that has happened.
   void step();
@@ -82,9 +92,10 @@ class MultiNodeRun {
   void lose(int index, const std::string& why);
   void fail(const std::string& text);
   bool over() const { return outcome_.failed || stop_request_.has_value(); }
+  bool starters_running() const;
   size_t count(AgentState state) const;
   std::string name_of(int index) const;
-  Words names_in(AgentState state) const;
+  Words late_names() const;  ///< of agents that are not ready
 
   const LauncherOptions& options_;
   const LaunchPlan& plan_;
@@ -93,7 +104,9 @@ class MultiNodeRun {
   int restart_count_;
   MultiNodeOptions timing_;
   Message message_;
+  std::string run_;
   std::string token_;
+  Variables variables_;
   ControlServer control_;
   ProcessTree tree_;
   std::vector<AgentRecord> agents_;
@@ -116,14 +129,16 @@ size_t MultiNodeRun::count(AgentState state) const {
 std::string MultiNodeRun::name_of(int index) const {
   const AgentRecord& agent = agents_[static_cast<size_t>(index)];
   if (!starts_every_rank(plan_.backend)) return plan_.hosts[static_cast<size_t>(index)].host;
-  return agent.hello.host.empty() ? fmt::format("of rank {}", index)
+  return agent.hello.host.empty() ? fmt::format("rank {}", index)
                                   : fmt::format("{} (rank {})", agent.hello.host, index);
 }
 
-MultiNodeRun::Words MultiNodeRun::names_in(AgentState state) const {
+MultiNodeRun::Words MultiNodeRun::late_names() const {
   Words names;
   for (size_t index = 0; index < agents_.size(); ++index) {
-    if (agents_[index].state == state) names.push_back(name_of(static_cast<int>(index)));
+    const AgentState state = agents_[index].state;
+    if (state == AgentState::kStarting || state == AgentState::kPreparing)
+      names.push_back(name_of(static_cast<int>(index)));
   }
   return names;
 }
@@ -138,7 +153,7 @@ void MultiNodeRun::fail(const std::string& text) {
 void MultiNodeRun::lose(int index, const std::string& why) {
   AgentRecord& agent = agents_[static_cast<size_t>(index)];
   if (agent.state == AgentState::kDone || agent.state == AgentState::kLost) return;
-  const bool before_start = agent.state == AgentState::kStarting;
+  const bool before_start = agent.state == AgentState::kStarting || agent.state == AgentState::kPreparing;
   agent.state = AgentState::kLost;
   if (stopping_) return;
   outcome_.lost.push_back(index);
@@ -147,47 +162,55 @@ void MultiNodeRun::lose(int index, const std::string& why) {
            : fmt::format("host {} is lost: {}; it is down, cut off, or its agent was killed", name_of(index), why));
 }
 
-AgentPlan MultiNodeRun::agent_plan(const Variables& variables) const {
-  AgentPlan agent;
-  agent.token = token_;
-  agent.control_addresses = own_addresses();
-  agent.control_addresses.emplace_back("127.0.0.1");  // the only one of a machine without network
-  agent.control_port = control_.port();
-  agent.peer_timeout_s = static_cast<int>(timing_.peer_timeout.count());
-  agent.one_rank = starts_every_rank(plan_.backend);
-  agent.hosts = plan_.hosts;
-  agent.restart_count = restart_count_;
-  agent.python = python_;
-  agent.working_directory = std::filesystem::current_path().string();
-  agent.variables = variables;
-  agent.options = options_;
-  return agent;
+AgentTicket MultiNodeRun::ticket() const {
+  AgentTicket ticket;
+  ticket.run = run_;
+  ticket.addresses = own_addresses();
+  ticket.addresses.emplace_back("127.0.0.1");  // the only one of a machine without network
+  ticket.port = control_.port();
+  ticket.peer_timeout_s = static_cast<int>(timing_.peer_timeout.count());
+  ticket.one_rank = starts_every_rank(plan_.backend);
+  return ticket;
+}
+
+AgentPlan MultiNodeRun::agent_plan(int index) const {
+  AgentPlan plan;
+  const bool one_rank = starts_every_rank(plan_.backend);
+  if (!one_rank) plan.slots = plan_.hosts[static_cast<size_t>(index)].slots;
+  plan.first_rank = one_rank ? index : plan_.first_rank(index);
+  plan.restart_count = restart_count_;
+  plan.python = python_;
+  plan.working_directory = std::filesystem::current_path().string();
+  plan.variables = variables_;
+  plan.options = options_;
+  return plan;
 }
 
 /// MVAPICH's list of hosts, one per line. Removed with the run.
 std::string MultiNodeRun::write_host_list() {
-  host_list_ =
-      (std::filesystem::temp_directory_path() / fmt::format("deepspeed_mvapich_hostfile_{}", current_process()))
-          .string();
+  host_list_ = (std::filesystem::temp_directory_path() / ("deepspeed_mvapich_hostfile_" + random_token())).string();
   std::ofstream file(host_list_);
   for (const HostSlots& host : plan_.hosts) file << host.host << '\n';
   DS_CHECK_AS(IoError, file.flush().good(), "cannot write {}", host_list_);
   return host_list_;
 }
 
-std::vector<BackendProcess> MultiNodeRun::backend_processes(const Variables& variables) {
-  AgentPlan agent = agent_plan(variables);
-  AgentCommand command{executable_path().string(), encode_agent_plan(agent)};
-  if (plan_.backend == Backend::kPdsh) return {pdsh_agents(options_, plan_, command)};
+std::vector<BackendProcess> MultiNodeRun::backend_processes() {
+  AgentTicket agent = ticket();
+  AgentCommand command{executable_path().string(), encode_ticket(agent), token_};
+  if (plan_.backend == Backend::kPdsh) {
+    const auto user = facts_.environment.find("PDSH_SSH_ARGS_APPEND");
+    return {pdsh_agents(options_, plan_, user == facts_.environment.end() ? "" : user->second, command)};
+  }
   if (starts_every_rank(plan_.backend)) {
     const std::string list = plan_.backend == Backend::kMvapich ? write_host_list() : "";
     const bool has_eth0 = file_size("/sys/class/net/eth0/ifindex").has_value();
-    return {rank_starter(options_, plan_, variables, facts_.hostfile_path, list, has_eth0, command)};
+    return {rank_starter(options_, plan_, variables_, facts_.hostfile_path, list, has_eth0, command)};
   }
   std::vector<BackendProcess> processes;
   for (size_t node = 0; node < plan_.hosts.size(); ++node) {
     agent.index = static_cast<int>(node);
-    command.plan = encode_agent_plan(agent);
+    command.ticket = encode_ticket(agent);
     const std::string& host = plan_.hosts[node].host;
     const bool here = host == "localhost" || facts_.own_names.contains(host);
     processes.push_back(here ? local_agent(command, agent.index) : ssh_agent(options_, host, command, agent.index));
@@ -196,18 +219,19 @@ std::vector<BackendProcess> MultiNodeRun::backend_processes(const Variables& var
 }
 
 void MultiNodeRun::start() {
-  Variables variables = exported_variables(facts_.environment, std::filesystem::current_path().string());
-  for (const auto& [name, value] : read_environment_files(facts_.environment)) variables[name] = value;
+  variables_ = exported_variables(facts_.environment, std::filesystem::current_path().string());
+  for (const auto& [name, value] : read_environment_files(facts_.environment)) variables_[name] = value;
   agents_.resize(static_cast<size_t>(starts_every_rank(plan_.backend) ? plan_.ranks : plan_.nodes));
-  for (BackendProcess& process : backend_processes(variables)) {
+  for (BackendProcess& process : backend_processes()) {
     const std::string& program = process.arguments[0];
     DS_CHECK_AS(IoError, find_program(program).has_value(),
                 "--launcher {}: the program {} is not installed on this machine", backend_name(plan_.backend), program);
     ProcessSpec spec;
     spec.arguments = process.arguments;
     std::map<std::string, std::string> environment = facts_.environment;
-    for (const auto& [name, value] : process.variables) environment[name] += value;
+    for (const auto& [name, value] : process.variables) environment[name] = value;
     for (const auto& [name, value] : environment) spec.environment.push_back(fmt::format("{}={}", name, value));
+    spec.input = process.input;
     spec.keep_error_tail = true;
     spec.own_group = true;  // the terminal's Ctrl-C is ours to pass on, in good order
     message_.debug("starting {}", fmt::join(spec.arguments, " "));
@@ -233,8 +257,13 @@ void MultiNodeRun::handle_agent(const AgentEvent& event) {
   switch (event.kind) {
     case AgentEvent::Kind::kHello:
       agent.hello = event.hello;
-      agent.state = AgentState::kReady;
+      agent.state = AgentState::kPreparing;
+      control_.plan(event.index, agent_plan(event.index));
       message_.debug("host {} has answered: process {}", name_of(event.index), event.hello.process);
+      break;
+    case AgentEvent::Kind::kReady:
+      agent.port = event.port;
+      agent.state = AgentState::kReady;
       break;
     case AgentEvent::Kind::kFailed:
       if (over()) break;
@@ -283,20 +312,23 @@ void MultiNodeRun::wait_for_agents() {
   constexpr std::chrono::seconds kFirstWord{2};
   constexpr std::chrono::seconds kNextWords{10};
   const Clock::time_point begin = Clock::now();
+  Clock::time_point counted_from = begin;
   Clock::time_point next_word = begin + kFirstWord;
   while (!over() && count(AgentState::kReady) < agents_.size()) {
     step();
     const Clock::time_point now = Clock::now();
-    if (now > begin + timing_.start_timeout) {
+    // A job may stand in Slurm's queue for days; its time counts from the first task's answer.
+    if (plan_.backend == Backend::kSlurm && count(AgentState::kStarting) == agents_.size()) counted_from = now;
+    if (now > counted_from + timing_.start_timeout) {
       for (int index = 0; index < static_cast<int>(agents_.size()); ++index) {
-        if (agents_[static_cast<size_t>(index)].state == AgentState::kStarting) outcome_.lost.push_back(index);
+        if (agents_[static_cast<size_t>(index)].state != AgentState::kReady) outcome_.lost.push_back(index);
       }
-      fail(fmt::format("no answer from {} within {} s (DEEPSCALE_START_TIMEOUT_S)",
-                       fmt::join(names_in(AgentState::kStarting), ", "), timing_.start_timeout.count()));
+      fail(fmt::format("no answer from {} within {} s (DEEPSCALE_START_TIMEOUT_S)", fmt::join(late_names(), ", "),
+                       timing_.start_timeout.count()));
     } else if (now > next_word) {
-      message_.info("waiting for {} of {}: {} ({}, {:.0f} s)", count(AgentState::kStarting), agents_.size(),
-                    fmt::join(names_in(AgentState::kStarting), ", "), backend_name(plan_.backend),
-                    std::chrono::duration<double>(now - begin).count());
+      const std::vector<std::string> late = late_names();
+      message_.info("waiting for {} of {}: {} ({}, {:.0f} s)", late.size(), agents_.size(), fmt::join(late, ", "),
+                    backend_name(plan_.backend), std::chrono::duration<double>(now - begin).count());
       next_word = now + kNextWords;
     }
   }
@@ -334,7 +366,7 @@ void MultiNodeRun::place_ranks() {
 void MultiNodeRun::say_go() {
   AgentGo go;
   go.master_addr = options_.master_addr.empty() ? control_.address_of(0) : options_.master_addr;
-  go.master_port = agents_[0].hello.port;
+  go.master_port = agents_[0].port;
   message_.debug("world size {}, rendezvous {}:{}", plan_.ranks, go.master_addr, go.master_port);
   for (size_t index = 0; index < agents_.size(); ++index) {
     go.first_rank = agents_[index].first_rank;
@@ -346,6 +378,25 @@ void MultiNodeRun::watch() {
   while (!over() && count(AgentState::kDone) < agents_.size()) step();
 }
 
+bool MultiNodeRun::starters_running() const {
+  return std::any_of(starters_.begin(), starters_.end(), [](const Starter& starter) { return !starter.ended; });
+}
+
+/// After a good end the rest of the ranks' output is still on its way: it comes through the starters, while the agents'
+/// last words came over the control channel.
+void MultiNodeRun::wait_for_output() {
+  constexpr std::chrono::seconds kWord{5};
+  constexpr std::chrono::minutes kLimit{5};
+  const Clock::time_point begin = Clock::now();
+  Clock::time_point next_word = begin + kWord;
+  while (starters_running() && !over() && Clock::now() < begin + kLimit) {
+    step();
+    if (Clock::now() < next_word) continue;
+    message_.info("all ranks have ended; waiting for the rest of their output ({})", backend_name(plan_.backend));
+    next_word += kWord * 2;
+  }
+}
+
 void MultiNodeRun::stop_all() {
   stopping_ = true;
   const bool interrupt = stop_request_ && stop_request_->signal == SIGINT;
@@ -353,16 +404,24 @@ void MultiNodeRun::stop_all() {
   // The agents have their own grace; beyond it they are killed with their starters, and far ones by the lost
   // connection.
   const Clock::time_point deadline = Clock::now() + supervisor_options(options_.log_level).grace + milliseconds(300);
-  const auto waiting = [&] { return count(AgentState::kReady) > 0 && Clock::now() < deadline; };
-  while (waiting()) step();
-  const auto running = [&] {
-    return std::any_of(starters_.begin(), starters_.end(), [](const Starter& starter) { return !starter.ended; });
+  const auto waiting = [&] {
+    return count(AgentState::kReady) + count(AgentState::kPreparing) > 0 && Clock::now() < deadline;
   };
-  const Clock::time_point end = Clock::now() + milliseconds(300);
-  while (running() && Clock::now() < end) step();
+  while (waiting()) step();
+  const Clock::time_point end = Clock::now() + milliseconds(stop_request_ ? 300 : 1000);
+  while (starters_running() && Clock::now() < end) step();
   tree_.send_to_descendants(StopSignal::kTerminate);
   const Clock::time_point kill = Clock::now() + milliseconds(200);
   while (tree_.has_descendants() && Clock::now() < kill) step();
+}
+
+void MultiNodeRun::note_stop_request() {
+  if (!stop_request_ || outcome_.stop_signal != 0) return;
+  outcome_.stop_signal = stop_request_->signal;
+  if (outcome_.failed) return;  // it came while a failed run was being ended
+  message_.info("stop requested by signal {}; ending {} ranks on {} machines", stop_request_->signal, plan_.ranks,
+                plan_.nodes);
+  outcome_.code = 128 + stop_request_->signal;
 }
 
 MultiNodeOutcome MultiNodeRun::run() {
@@ -373,16 +432,11 @@ MultiNodeOutcome MultiNodeRun::run() {
     say_go();
     watch();
   }
-  if (stop_request_) {
-    message_.info("stop requested by signal {}; ending {} ranks on {} machines", stop_request_->signal, plan_.ranks,
-                  plan_.nodes);
-    outcome_.stop_signal = stop_request_->signal;
-    outcome_.code = 128 + stop_request_->signal;
-    outcome_.failed = false;
-  }
+  if (!over()) wait_for_output();
+  note_stop_request();
   stop_all();
+  note_stop_request();
   tree_.flush_captured(milliseconds(1000));
-  if (!host_list_.empty()) remove_file(host_list_);
   if (failure_ && outcome_.failed) {
     const AgentRecord& agent = agents_[static_cast<size_t>(failed_agent_)];
     std::string host = agent.hello.host;

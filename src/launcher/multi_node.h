@@ -24,7 +24,7 @@ struct MultiNodeOutcome {
   int code = 0;
   bool failed = false;    ///< a rank or a machine failed; false after a stop request and a good end
   std::vector<int> lost;  ///< indices of hosts that could not be reached or were lost
-  int stop_signal = 0;
+  int stop_signal = 0;    ///< somebody asked for an end, perhaps after the failure
 };
 
 /// Runs the job once. Failures have been reported on standard error on return, and nothing of the run is alive on

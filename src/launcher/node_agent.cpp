@@ -5,7 +5,9 @@
 #include <charconv>
 #include <filesystem>
 #include <initializer_list>
+#include <iostream>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "launcher/control.h"
 #include "launcher/message.h"
@@ -16,8 +18,10 @@
 namespace deepscale {
 namespace {
 
-/// How long an agent waits for the rest of the run. The launcher gives up earlier and says so.
-constexpr std::chrono::minutes kGoTimeout{30};
+constexpr std::chrono::minutes kPlanTimeout{5};
+/// How long an agent waits for the rest of the run. The launcher gives up earlier and says so, but for jobs that wait
+/// in a queue.
+constexpr std::chrono::hours kGoTimeout{24};
 
 /// First of the variables that is a number.
 std::optional<int> number_of(const MachineFacts& facts, std::initializer_list<const char*> names) {
@@ -42,35 +46,29 @@ int rank_from_environment(const MachineFacts& facts) {
   return *rank;
 }
 
-MachineFacts agent_facts(const AgentPlan& plan) {
-  MachineFacts facts = gather_own_facts(plan.options);
-  for (const auto& [name, value] : plan.variables) facts.environment[name] = value;
-  return facts;
-}
-
 class Agent {
  public:
-  explicit Agent(AgentPlan plan) : plan_(std::move(plan)), message_(plan_.options.log_level) {}
+  Agent(AgentTicket ticket, std::string token) : ticket_(std::move(ticket)), token_(std::move(token)) {}
 
   int run();
 
  private:
-  int run_ranks(ControlClient& control, const AgentGo& go);
   void prepare();
   void claim_port();
+  int run_ranks(ControlClient& control, const AgentGo& go);
 
+  AgentTicket ticket_;
+  std::string token_;
   AgentPlan plan_;
-  Message message_;
   MachineFacts facts_;
   std::string logs_;
   int ranks_ = 1;                  // of this machine
-  int first_rank_ = 0;             // global
   std::optional<LocalPort> port_;  // held for the run when this machine is the rendezvous
 };
 
 /// Only the rendezvous needs a port, and it is on the first machine.
 void Agent::claim_port() {
-  if (plan_.index != 0) return;
+  if (ticket_.index != 0) return;
   port_ = LocalPort::claim(plan_.options.master_port.value_or(kDefaultMasterPort));
   DS_CHECK_AS(IoError, port_ || !plan_.options.master_port,
               "--master_port {} is busy on host {}; give another one, or none to get a free one",
@@ -80,25 +78,25 @@ void Agent::claim_port() {
 
 /// Everything that can go wrong on this machine, before any rank of the run is started.
 void Agent::prepare() {
+  const LauncherOptions& options = plan_.options;
+  facts_ = gather_own_facts(options);
+  facts_.environment.erase(kTokenVariable);
+  for (const auto& [name, value] : plan_.variables) facts_.environment[name] = value;
   std::error_code error;
   std::filesystem::current_path(plan_.working_directory, error);
   DS_CHECK_AS(IoError, !error, "the directory {} of the launcher cannot be entered on host {}: {}",
               plan_.working_directory, facts_.host, error.message());
-  check_script(plan_.options);
-  DS_CHECK_AS(IoError, plan_.options.no_python || !plan_.options.venv_script.empty() || find_program(plan_.python),
+  check_script(options);
+  DS_CHECK_AS(IoError, options.no_python || !options.venv_script.empty() || find_program(plan_.python),
               "there is no Python interpreter {} on host {}; the run needs the same installation on every machine",
               plan_.python, facts_.host);
-  DS_CHECK_AS(IoError, plan_.options.venv_script.empty() || is_readable(plan_.options.venv_script),
-              "--venv_script: {} cannot be read on host {}", plan_.options.venv_script, facts_.host);
-  if (!plan_.one_rank) {
-    ranks_ = static_cast<int>(plan_.hosts.at(static_cast<size_t>(plan_.index)).slots.size());
-    check_binding(plan_.options, facts_, ranks_);
-    for (int node = 0; node < plan_.index; ++node)
-      first_rank_ += static_cast<int>(plan_.hosts[static_cast<size_t>(node)].slots.size());
-  } else {
-    first_rank_ = plan_.index;
+  DS_CHECK_AS(IoError, options.venv_script.empty() || is_readable(options.venv_script),
+              "--venv_script: {} cannot be read on host {}", options.venv_script, facts_.host);
+  if (!ticket_.one_rank) {
+    ranks_ = static_cast<int>(plan_.slots.size());
+    check_binding(options, facts_, ranks_);
   }
-  logs_ = prepare_logs(plan_.options, first_rank_);
+  logs_ = prepare_logs(options, plan_.first_rank);
   claim_port();
 }
 
@@ -110,16 +108,15 @@ int Agent::run_ranks(ControlClient& control, const AgentGo& go) {
   if (!interface.empty()) facts_.environment.emplace("GLOO_SOCKET_IFNAME", interface);
 
   RankSettings settings{plan_.python, go.master_addr, go.master_port, std::nullopt, plan_.restart_count};
-  if (!plan_.one_rank)
-    settings.visible_devices = fmt::format("{}", fmt::join(plan_.hosts[static_cast<size_t>(plan_.index)].slots, ","));
+  if (!ticket_.one_rank) settings.visible_devices = fmt::format("{}", fmt::join(plan_.slots, ","));
   const std::vector<RankLaunch> ranks = make_rank_set(plan_.options, settings, go.first_rank, ranks_, logs_, facts_);
   const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(plan_.options.log_level), &control);
   AgentDone done{outcome.code(), {}};
   if (outcome.stop_signal != 0 && !outcome.failure)
     done.problem = fmt::format("it was stopped by signal {}", outcome.stop_signal);
   if (!control.lost().empty()) {
-    message_.error("host {}: the launcher is gone or cut off ({}); ended {} ranks", facts_.host, control.lost(),
-                   ranks_);
+    Message(plan_.options.log_level)
+        .error("host {}: the launcher is gone or cut off ({}); ended {} ranks", facts_.host, control.lost(), ranks_);
     return 1;
   }
   control.done(done);
@@ -127,19 +124,16 @@ int Agent::run_ranks(ControlClient& control, const AgentGo& go) {
 }
 
 int Agent::run() {
-  facts_ = agent_facts(plan_);
-  if (plan_.one_rank) plan_.index = rank_from_environment(facts_);
-  DS_CHECK_AS(ConfigError, plan_.index >= 0, "--agent_index must be at least 0, found {}", plan_.index);
-  ControlClient control(plan_);
-  std::string problem;
+  facts_.environment = environment_variables();
+  if (ticket_.one_rank) ticket_.index = rank_from_environment(facts_);
+  DS_CHECK_AS(ConfigError, ticket_.index >= 0, "--agent_index must be at least 0, found {}", ticket_.index);
+  ControlClient control(ticket_, token_);
   try {
+    std::optional<AgentPlan> plan = control.hello({ticket_.index, host_name(), current_process()}, kPlanTimeout);
+    if (!plan) return control.lost().empty() ? 0 : 1;
+    plan_ = std::move(*plan);
     prepare();
-  } catch (const std::exception& error) {
-    problem = error.what();
-  }
-  control.hello({plan_.index, facts_.host, current_process(), port_ ? port_->number() : 0});
-  try {
-    DS_CHECK_AS(IoError, problem.empty(), "{}", problem);
+    control.ready(port_ ? port_->number() : 0);
     const std::optional<AgentGo> go = control.wait_go(kGoTimeout);
     if (!go) return control.lost().empty() ? 0 : 1;
     return run_ranks(control, *go);
@@ -151,8 +145,19 @@ int Agent::run() {
 
 }  // namespace
 
-int run_agent(AgentPlan plan) {
-  return Agent(std::move(plan)).run();
+std::string agent_token(const LauncherOptions& options) {
+  if (const auto token = environment(kTokenVariable)) return *token;
+  std::string token = options.agent_token;
+  if (token.empty()) std::getline(std::cin, token);
+  while (token.ends_with('\r')) token.pop_back();
+  DS_CHECK_AS(ConfigError, !token.empty(),
+              "--agent: no token in the environment or on standard input; the option is "
+              "for the launcher itself");
+  return token;
+}
+
+int run_agent(AgentTicket ticket, const std::string& token) {
+  return Agent(std::move(ticket), token).run();
 }
 
 }  // namespace deepscale

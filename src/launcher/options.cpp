@@ -82,8 +82,9 @@ void declare_multi_node_options(CLI::App& app, RawOptions& raw) {
   app.add_option("--autotuning", raw.autotuning, "not built yet");
   app.add_option("--world_info", options.world_info,
                  "base64 of {\"host\": [slots]} instead of a hostfile, with --no_ssh");
-  app.add_option("--agent", options.agent_plan)->group("");
+  app.add_option("--agent", options.agent_ticket)->group("");
   app.add_option("--agent_index", options.agent_index)->group("");
+  app.add_option("--agent_token", options.agent_token)->group("");
 }
 
 std::vector<std::string> long_option_names(const CLI::App& app) {
@@ -252,7 +253,7 @@ ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments) 
     parse_core_list(options.bind_core_list);
     options.bind_cores = true;
   }
-  if (!options.agent_plan.empty()) return {std::move(options), std::nullopt};
+  if (!options.agent_ticket.empty()) return {std::move(options), std::nullopt};
   DS_CHECK_AS(ConfigError, script < restored.size(),
               "no script to run; usage: deepspeed [options] script [script arguments] (deepspeed --help)");
   options.script = restored[script];

@@ -49,8 +49,9 @@ struct LauncherOptions {
   int min_nodes = 1;          ///< machines that an elastic job needs
   int max_nodes = -1;         ///< machines that an elastic job takes at most; -1: all
   std::string world_info;     ///< base64 of {"host": [slots]} instead of a hostfile; for schedulers
-  std::string agent_plan;     ///< internal: this process is an agent of a run (agent_plan.h)
-  int agent_index = -1;       ///< internal: its index, where the plan does not hold it
+  std::string agent_ticket;   ///< internal: this process is an agent of a run (agent_plan.h)
+  int agent_index = -1;       ///< internal: its index, where the ticket does not hold it
+  std::string agent_token;    ///< internal: the run's token, where no better way exists
   std::string script;
   std::vector<std::string> script_arguments;
 };

@@ -8,28 +8,36 @@
 namespace deepscale {
 namespace {
 
-// A host that does not answer must not hold up the others for minutes.
-constexpr const char* kConnectTimeout = "ConnectTimeout=10";
-
 std::string remote_line(const RemoteCommand& command) {
   return fmt::format("{}", fmt::join(command.words, " "));
 }
 
 }  // namespace
 
+std::vector<std::string> ssh_options(std::optional<int> port) {
+  std::vector<std::string> words = {"-o", "BatchMode=yes", "-o", "ConnectTimeout=15"};
+  if (port) words.insert(words.end(), {"-p", std::to_string(*port)});
+  return words;
+}
+
+std::vector<std::string> pdsh_start(const std::vector<std::string>& hosts) {
+  return {"pdsh", "-R", "ssh", "-S", "-f", "1024", "-w", fmt::format("{}", fmt::join(hosts, ","))};
+}
+
 std::vector<std::string> pdsh_words(const RemoteCommand& command, const std::vector<std::string>& hosts) {
-  return {
-      "pdsh", "-R", "ssh", "-S", "-f", "1024", "-w", fmt::format("{}", fmt::join(hosts, ",")), remote_line(command)};
+  std::vector<std::string> words = pdsh_start(hosts);
+  words.push_back(remote_line(command));
+  return words;
 }
 
 std::string pdsh_ssh_arguments(const RemoteCommand& command) {
-  return fmt::format("-o BatchMode=yes -o {}{}", kConnectTimeout,
-                     command.ssh_port > 0 ? fmt::format(" -p {}", command.ssh_port) : "");
+  return fmt::format("{}", fmt::join(ssh_options(command.ssh_port), " "));
 }
 
 std::vector<std::string> ssh_words(const RemoteCommand& command, const std::string& host) {
-  std::vector<std::string> words = {"ssh", "-n", "-o", "BatchMode=yes", "-o", kConnectTimeout};
-  if (command.ssh_port > 0) words.insert(words.end(), {"-p", std::to_string(command.ssh_port)});
+  std::vector<std::string> words = {"ssh", "-n"};
+  const std::vector<std::string> options = ssh_options(command.ssh_port);
+  words.insert(words.end(), options.begin(), options.end());
   words.insert(words.end(), {host, remote_line(command)});
   return words;
 }

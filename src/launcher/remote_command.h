@@ -1,16 +1,24 @@
-// One command on every host of a hostfile: what ds_ssh starts, and what it prints. Pure.
+// Commands on other hosts: how ssh and pdsh are called, by the launcher and by ds_ssh, and what ds_ssh prints. Pure.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace deepscale {
 
+/// Options of every ssh: it must not ask for a password that nobody can type, nor wait for minutes for a host that is
+/// down. Nothing for the port: what ssh's configuration says.
+std::vector<std::string> ssh_options(std::optional<int> port);
+
+/// The beginning of every pdsh over these hosts; what the remote shell is to run follows.
+std::vector<std::string> pdsh_start(const std::vector<std::string>& hosts);
+
 /// What the remote shell is to run: words joined by blanks, as ssh itself does.
 struct RemoteCommand {
   std::vector<std::string> words;
-  int ssh_port = 0;  ///< 0: what ssh's configuration says
+  std::optional<int> ssh_port;
 };
 
 /// pdsh over all hosts; prefixes output by itself. Its exit code is the largest of the remote ones.

@@ -37,6 +37,7 @@ struct ProcessSpec {
   std::vector<int> cpus;                 ///< logical CPUs it may run on; empty: as the parent
   std::optional<int> memory_node;        ///< its memory comes from this NUMA node; nothing: as the parent's
   std::string output_file;               ///< standard output and error are appended here; empty: as the parent
+  std::string input;                     ///< its standard input, at most 4096 bytes; empty: as the parent's
   bool keep_error_tail = false;          ///< pass standard error through and keep its last lines for error_tail()
   bool own_group = false;                ///< the terminal's signals do not reach it; it cannot read the terminal
 };

@@ -4,6 +4,8 @@
 #include <sys/types.h>
 
 #include <csignal>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "platform/process.h"
@@ -36,6 +38,12 @@ struct OutputDescriptors {
   int output = -1;
   int error = -1;
 };
+
+/// CPUs as the kernel's bit mask, of any length: cpu_set_t ends at 1024 CPUs.
+std::vector<unsigned long> cpu_bit_mask(std::span<const int> cpus);
+
+/// A pipe that holds the text and ends after it. The caller closes it.
+int pipe_with(const std::string& text);
 
 /// Forks and executes. The child dies by SIGKILL with its parent and has default signal handling.
 /// Throws IoError naming the program and the reason.

@@ -34,11 +34,11 @@ struct ChildPlan {
   std::string program;
   std::vector<char*> arguments;
   std::vector<char*> environment;
-  cpu_set_t cpus;
-  bool pin_cpus = false;
+  std::vector<unsigned long> cpu_mask;  // cpu_set_t ends at 1024 CPUs
   bool own_group = false;
   std::optional<int> memory_node;
   OutputDescriptors descriptors;
+  int input = -1;
   int report_pipe = -1;
   pid_t parent = 0;
 };
@@ -51,9 +51,12 @@ struct ChildPlan {
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
-  const bool ready = (plan.descriptors.output < 0 || dup2(plan.descriptors.output, STDOUT_FILENO) >= 0) &&
-                     (plan.descriptors.error < 0 || dup2(plan.descriptors.error, STDERR_FILENO) >= 0) &&
-                     (!plan.pin_cpus || sched_setaffinity(0, sizeof(plan.cpus), &plan.cpus) == 0);
+  const bool ready =
+      (plan.input < 0 || dup2(plan.input, STDIN_FILENO) >= 0) &&
+      (plan.descriptors.output < 0 || dup2(plan.descriptors.output, STDOUT_FILENO) >= 0) &&
+      (plan.descriptors.error < 0 || dup2(plan.descriptors.error, STDERR_FILENO) >= 0) &&
+      (plan.cpu_mask.empty() || sched_setaffinity(0, plan.cpu_mask.size() * sizeof(unsigned long),
+                                                  reinterpret_cast<const cpu_set_t*>(plan.cpu_mask.data())) == 0);
   if (ready) execve(plan.program.c_str(), plan.arguments.data(), plan.environment.data());
   const int reason = errno;
   [[maybe_unused]] const ssize_t written = write(plan.report_pipe, &reason, sizeof(reason));
@@ -158,6 +161,18 @@ std::string ExitStatus::describe() const {
   return fmt::format("exit code {}", code);
 }
 
+int pipe_with(const std::string& text) {
+  // A pipe takes this much without a reader.
+  DS_CHECK_AS(IoError, text.size() <= 4096, "the input of a process may have 4096 bytes, not {}", text.size());
+  int ends[2];
+  DS_CHECK_AS(IoError, pipe2(ends, O_CLOEXEC) == 0, "cannot make a pipe: {}", std::strerror(errno));
+  const ssize_t written = write(ends[1], text.data(), text.size());
+  close(ends[1]);
+  if (written == static_cast<ssize_t>(text.size())) return ends[0];
+  close(ends[0]);
+  ds_throw<IoError>("cannot write into a pipe");
+}
+
 pid_t spawn_process(const ProcessSpec& spec, const OutputDescriptors& descriptors) {
   DS_CHECK_AS(IoError, !spec.arguments.empty(), "cannot start a process without a program name");
   const auto program = find_program(spec.arguments[0]);
@@ -169,19 +184,19 @@ pid_t spawn_process(const ProcessSpec& spec, const OutputDescriptors& descriptor
   plan.environment = pointers_to(spec.environment);
   plan.descriptors = descriptors;
   plan.parent = getpid();
-  plan.pin_cpus = !spec.cpus.empty();
   plan.own_group = spec.own_group;
   plan.memory_node = spec.memory_node;
-  CPU_ZERO(&plan.cpus);
-  for (const int cpu : spec.cpus) CPU_SET(cpu, &plan.cpus);
+  if (!spec.cpus.empty()) plan.cpu_mask = cpu_bit_mask(spec.cpus);
 
   int report[2];
   DS_CHECK_AS(IoError, pipe2(report, O_CLOEXEC) == 0, "cannot make a pipe: {}", std::strerror(errno));
   plan.report_pipe = report[1];
+  plan.input = spec.input.empty() ? -1 : pipe_with(spec.input);
   const pid_t child = fork();
   if (child == 0) run_child(plan);
   const int fork_error = errno;
   close(report[1]);
+  if (plan.input >= 0) close(plan.input);
   // Ends at once: exec closes the pipe, a failure writes the reason first.
   int reason = 0;
   ssize_t got = 0;

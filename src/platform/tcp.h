@@ -57,7 +57,7 @@ class TcpConnection {
   std::string local_address() const;
   std::string peer_address() const;
 
-  static constexpr size_t kMaxLineBytes = size_t{1} << 20;
+  static constexpr size_t kMaxLineBytes = size_t{16} << 20;
 
  private:
   friend class TcpListener;

@@ -13,23 +13,24 @@
 
 #include "base/error.h"
 #include "platform/machine.h"
+#include "platform/process_internal_linux.h"
 #include "platform/topology.h"
 
 namespace deepscale {
-namespace {
-
-constexpr size_t kWordBits = sizeof(unsigned long) * CHAR_BIT;
-
-/// A bit mask of the kernel's layout; cpu_set_t ends at 1024 CPUs.
-std::vector<unsigned long> bit_mask(std::span<const int> numbers) {
+std::vector<unsigned long> cpu_bit_mask(std::span<const int> cpus) {
+  constexpr size_t kBits = sizeof(unsigned long) * CHAR_BIT;
   std::vector<unsigned long> mask(1);
-  for (const int number : numbers) {
-    const size_t word = static_cast<size_t>(number) / kWordBits;
+  for (const int cpu : cpus) {
+    const size_t word = static_cast<size_t>(cpu) / kBits;
     if (word >= mask.size()) mask.resize(word + 1);
-    mask[word] |= 1UL << (static_cast<size_t>(number) % kWordBits);
+    mask[word] |= 1UL << (static_cast<size_t>(cpu) % kBits);
   }
   return mask;
 }
+
+namespace {
+
+constexpr size_t kWordBits = sizeof(unsigned long) * CHAR_BIT;
 
 bool bind_task(pid_t task, const std::vector<unsigned long>& mask) {
   const auto* const set = reinterpret_cast<const cpu_set_t*>(mask.data());
@@ -40,7 +41,7 @@ std::vector<unsigned long> checked_mask(std::span<const int> cpus) {
   const bool valid = !cpus.empty() && std::all_of(cpus.begin(), cpus.end(), [](int cpu) { return cpu >= 0; });
   DS_CHECK_AS(IoError, valid, "cannot bind to CPUs \"{}\": at least one, and no negative number, is needed",
               fmt::join(cpus, ","));
-  return bit_mask(cpus);
+  return cpu_bit_mask(cpus);
 }
 
 [[noreturn]] void refuse(std::span<const int> cpus, int reason) {
