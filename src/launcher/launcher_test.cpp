@@ -60,7 +60,8 @@ TEST_F(LauncherProgram, EndsEverythingWithinTwoSecondsOfAStopRequest) {
 
 TEST_F(LauncherProgram, LetsRanksEndInGoodOrderOnAStopRequest) {
   const ProcessId launcher = start_ranks(2, {"polite", file("saved"), "touch", file("ready"), "forever"});
-  while (text_of("ready0").empty() || text_of("ready1").empty()) std::this_thread::sleep_for(milliseconds(10));
+  wait_for_text(launcher, "ready0");
+  wait_for_text(launcher, "ready1");
   tree_->send(launcher, StopSignal::kTerminate);
   EXPECT_NE(finish(launcher).code, 0);
   EXPECT_EQ(text_of("saved0") + text_of("saved1"), "saved\nsaved\n");
@@ -86,9 +87,27 @@ TEST_F(LauncherProgram, StartsAFailedJobAgain) {
 TEST_F(LauncherProgram, DoesNotRestartAfterAStopRequest) {
   const ProcessId launcher =
       start_ranks(1, {"polite", file("saved"), "touch", file("ready"), "forever"}, {"--max_restarts", "5"});
-  while (text_of("ready0").empty()) std::this_thread::sleep_for(milliseconds(10));
+  wait_for_text(launcher, "ready0");
   tree_->send(launcher, StopSignal::kTerminate);
   EXPECT_EQ(finish(launcher).text.find("restart"), std::string::npos);
+}
+
+TEST_F(LauncherProgram, DoesNotRestartWhenTheStopRequestComesAfterTheFailure) {
+  variables_["DEEPSCALE_KILL_GRACE_MS"] = "3000";  // rank 1 ignores the polite signal: time to ask for an end
+  for (const Strings& options : {Strings{}, Strings{"--force_multi"}}) {
+    std::filesystem::remove(folder_ / "failing0");
+    const ProcessId launcher = start_ranks(2, {"ignore", "touch", file("ready"), "only_exit", "0", "3", "forever"},
+                                           with({"--max_restarts", "5"}, options));
+    wait_for_text(launcher, "ready1");
+    wait_for_text(launcher, "ready0");
+    std::this_thread::sleep_for(milliseconds(300));
+    tree_->send(launcher, StopSignal::kTerminate);
+    const Outcome outcome = finish(launcher);
+    EXPECT_EQ(outcome.text.find("restart"), std::string::npos) << outcome.text;
+    EXPECT_NE(outcome.code, 0);
+    std::filesystem::remove(folder_ / "ready0");
+    std::filesystem::remove(folder_ / "ready1");
+  }
 }
 
 TEST_F(LauncherProgram, RunsThroughAgentsAsOverSeveralMachines) {
@@ -123,13 +142,19 @@ TEST_F(LauncherProgram, ChoosesAFreePortUnlessAPortWasGiven) {
   EXPECT_EQ(refused.code, 1);
   expect_text(refused.text, "--master_port " + busy + " is busy");
   EXPECT_EQ(text_of("never0"), "") << "nothing may be started";
+  for (const std::string& address : own_addresses()) {
+    const Outcome elsewhere = run_ranks(1, {"env", file("never")}, {"--master_port", busy, "--master_addr", address});
+    expect_text(elsewhere.text, "--master_port " + busy + " is busy");
+  }
   listener.reset();
   EXPECT_EQ(run_ranks(1, {"env", file("free")}, {"--master_port", busy}).code, 0);
   expect_text(text_of("free0"), "MASTER_PORT=" + busy + "\n");
   // Two runs at once without a given port.
-  const ProcessId first = start_ranks(1, {"env", file("first"), "sleep", "1000"});
-  const ProcessId second = start_ranks(1, {"env", file("second"), "sleep", "1000"});
-  EXPECT_EQ(finish(first).code + finish(second).code, 0);
+  const ProcessId first = start_ranks(1, {"env", file("first"), "polite", file("saved"), "forever"});
+  wait_for_text(first, "first0");
+  EXPECT_EQ(run_ranks(1, {"env", file("second")}).code, 0);
+  tree_->send(first, StopSignal::kTerminate);
+  finish(first);
   const auto port = [&](const std::string& name) {
     const std::string text = text_of(name);
     const size_t begin = text.find("MASTER_PORT=");
@@ -166,6 +191,7 @@ TEST_F(LauncherProgram, RefusesWhatCannotRunWithACodeAndAReason) {
       {{"--launcher", "rsh"}, "--launcher must be one of"},
       {{"--log_dir", (std::filesystem::path(plain) / "logs").string()}, "cannot make the log directory"},
       {{"--bind_core_list", "9000"}, "core 9000 cannot be used here"},
+      {{"--elastic_training", "--min_elastic_nodes", "3"}, "--min_elastic_nodes is 3, and there is 1 machine"},
       {{"--no_such_option"}, "unknown launcher option"},
   };
   for (const auto& [options, reason] : cases) {
@@ -198,9 +224,12 @@ TEST_F(LauncherProgram, RefusesScriptsAndInterpretersThatAreNotThere) {
   refused({"--hostfile", hosts, "--no_python", DEEPSCALE_TEST_RANK_PATH}, "environment, line 2");
   variables_.erase("DS_ENV_FILE");
   variables_["PATH"] = folder_.string();
+  variables_["TMPDIR"] = folder_.string();
   for (const char* backend : {"pdsh", "ssh", "openmpi", "mpich", "slurm", "impi", "mvapich"})
     refused({"--hostfile", hosts, "--launcher", backend, "--no_python", DEEPSCALE_TEST_RANK_PATH},
             "is not installed on this machine");
+  for (const auto& entry : std::filesystem::directory_iterator(folder_))
+    EXPECT_EQ(entry.path().filename().string().find("mvapich"), std::string::npos) << "left behind";
 }
 
 TEST_F(LauncherProgram, RunsPythonScriptsAndModulesUnbuffered) {
@@ -215,7 +244,7 @@ TEST_F(LauncherProgram, RunsPythonScriptsAndModulesUnbuffered) {
 
 TEST_F(LauncherProgram, WritesItsNumberWhileTheRunLasts) {
   const ProcessId launcher = start_ranks(1, {"touch", file("ready"), "sleep", "1000"}, {"--save_pid"});
-  while (text_of("ready0").empty()) std::this_thread::sleep_for(milliseconds(10));
+  wait_for_text(launcher, "ready0");
   const std::filesystem::path path = std::filesystem::temp_directory_path() / (std::to_string(launcher) + ".deepspeed");
   EXPECT_EQ(read_text(path), std::to_string(launcher) + "\n");
   EXPECT_EQ(finish(launcher).code, 0);

@@ -2,7 +2,7 @@
 //   env FILE        writes RANK's environment and arguments to FILE<rank>
 //   say TEXT, complain TEXT      to standard output, error
 //   sleep MS        exit CODE        forever        die (as if killed)
-//   only RANK       ends well on all other ranks
+//   only RANK       ends well on all other ranks        only_exit RANK CODE   ends that rank
 //   pid FILE ROLE   appends "ROLE number start" to FILE (ProcessIdentity)
 //   ignore          requests to stop      polite FILE  writes FILE<rank> on such a request and ends well
 //   helper FILE     starts a helper in a session of its own, which ignores requests and appends its number to FILE
@@ -55,6 +55,12 @@ class Script {
       if (word.starts_with("--local_rank=")) continue;
       if (word == "exit") return std::stoi(take());
       if (word == "only" && take() != rank()) return 0;
+      if (word == "only_exit") {
+        const bool mine = take() == rank();
+        const int code = std::stoi(take());
+        if (mine) return code;
+        continue;
+      }
       act(word);
     }
     return 0;

@@ -97,6 +97,18 @@ class LauncherProgram : public ::testing::Test {
     return finish(start_ranks(ranks, script, options));
   }
 
+  static Strings with(Strings words, const Strings& more) {
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+
+  /// Waits until a rank has written the file.
+  void wait_for_text(ProcessId launcher, const std::string& name) {
+    for (int attempt = 0; attempt < 6000 && text_of(name).empty(); ++attempt)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    ASSERT_NE(text_of(name), "") << "no " << name << ": " << read_text(outputs_[launcher]);
+  }
+
   /// Processes of a run by role ("rank", "helper"), as its ranks wrote them down.
   using Members = std::vector<std::pair<std::string, ProcessIdentity>>;
 

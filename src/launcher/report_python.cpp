@@ -149,8 +149,11 @@ std::vector<std::string> native_libraries(const fs::path& package) {
   constexpr int kDeepest = 2;
   std::vector<std::string> names;
   std::error_code ignored;
-  for (auto entry = fs::recursive_directory_iterator(package, ignored); entry != fs::recursive_directory_iterator();
-       entry.increment(ignored)) {
+  // Installations for development link their folders.
+  constexpr auto kOptions =
+      fs::directory_options::follow_directory_symlink | fs::directory_options::skip_permission_denied;
+  for (auto entry = fs::recursive_directory_iterator(package, kOptions, ignored);
+       entry != fs::recursive_directory_iterator(); entry.increment(ignored)) {
     if (entry.depth() >= kDeepest) entry.disable_recursion_pending();
     const std::string extension = entry->path().extension().string();
     if (extension == ".so" || extension == ".pyd" || extension == ".dll")
