@@ -95,9 +95,9 @@ TEST_F(LauncherProgram, DoesNotRestartAfterAStopRequest) {
 TEST_F(LauncherProgram, DoesNotRestartWhenTheStopRequestComesAfterTheFailure) {
   variables_["DEEPSCALE_KILL_GRACE_MS"] = "3000";  // rank 1 ignores the polite signal: time to ask for an end
   for (const Strings& options : {Strings{}, Strings{"--force_multi"}}) {
-    std::filesystem::remove(folder_ / "failing0");
-    const ProcessId launcher = start_ranks(2, {"ignore", "touch", file("ready"), "only_exit", "0", "3", "forever"},
-                                           with({"--max_restarts", "5"}, options));
+    const ProcessId launcher =
+        start_ranks(2, {"ignore", "touch", file("ready"), "await", file("ready1"), "only_exit", "0", "3", "forever"},
+                    with({"--max_restarts", "5"}, options));
     wait_for_text(launcher, "ready1");
     wait_for_text(launcher, "ready0");
     std::this_thread::sleep_for(milliseconds(300));

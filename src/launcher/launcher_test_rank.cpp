@@ -6,7 +6,7 @@
 //   pid FILE ROLE   appends "ROLE number start" to FILE (ProcessIdentity)
 //   ignore          requests to stop      polite FILE  writes FILE<rank> on such a request and ends well
 //   helper FILE     starts a helper in a session of its own, which ignores requests and appends its number to FILE
-//   touch FILE      makes FILE<rank>
+//   touch FILE      makes FILE<rank>      await FILE   waits until FILE is there
 #include <fmt/core.h>
 
 #include <chrono>
@@ -94,6 +94,9 @@ class Script {
       on_stop_requests([](int) { g_stop = 1; });
     } else if (word == "helper") {
       start_escapee({executable_path().string(), "ignore", "pid", take(), "helper", "forever"});
+    } else if (word == "await") {
+      const std::string path = take();
+      while (!std::ifstream(path)) std::this_thread::sleep_for(std::chrono::milliseconds(5));
     } else if (word == "touch") {
       std::ofstream(take() + rank()) << "here\n";
     }
