@@ -1,4 +1,4 @@
-"""Kills processes of runs one by one; see tests/kill.sh. Usage: kill.py LAUNCHER N. Linux only (reads /proc)."""
+"""Kills processes of runs one by one; see tests/kill.sh. Usage: kill.py LAUNCHER N [SECONDS]. Linux only (reads /proc)."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 RANKS = 2
-LIMIT_S = 2.0
 # A rank that ends only when it is killed would hide a launcher that asks politely and waits for ever; so rank 1 ignores polite
 # signals and has a helper in a session of its own, and rank 0 is an ordinary program.
 ORDINARY = "#!/bin/sh\necho $$ > {folder}/rank$RANK\nif [ $RANK = 0 ]; then exec sleep 600; fi\n"
@@ -21,6 +20,7 @@ STUBBORN = "setsid sh -c 'trap \"\" TERM INT HUP; echo $$ > {folder}/helper; whi
 class Process(NamedTuple):
     pid: int
     parent: int
+    start: int  # with the number: the same process
     command: str
 
 
@@ -35,9 +35,9 @@ def processes() -> dict[int, Process]:
             command = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        state, parent = stat[stat.rindex(")") + 2:].split()[:2]
-        if state not in "ZX":
-            found[int(entry)] = Process(int(entry), int(parent), command)
+        fields = stat[stat.rindex(")") + 2:].split()
+        if fields[0] not in "ZX":
+            found[int(entry)] = Process(int(entry), int(fields[1]), int(fields[19]), command)
     return found
 
 
@@ -93,8 +93,8 @@ class Run:
                 raise RuntimeError("the ranks did not start: " + self.error.read_text())
             time.sleep(0.005)
         self.ranks = [int((folder / f"rank{rank}").read_text()) for rank in range(RANKS)]
-        self.everything = {process.pid for process in descendants(self.process.pid)}
-        self.everything |= {int((folder / "helper").read_text())}
+        helper = int((folder / "helper").read_text())
+        self.everything = [*descendants(self.process.pid), processes()[helper]]
 
     def victim(self, role: str) -> int:
         """launcher > supervisor > [agent > agent's supervisor >] ranks"""
@@ -107,25 +107,26 @@ class Run:
         return self.ranks[0] if role == "rank" else path[roles.index(role)]
 
 
-def attempt(launcher: str, folder: Path, case: Case) -> list[str]:
-    """Problems that were found."""
+def alive(wanted: list[Process]) -> list[Process]:
+    table = processes()
+    return [process for process in wanted if process.pid in table and table[process.pid].start == process.start]
+
+
+def attempt(launcher: str, folder: Path, case: Case, limit_s: float) -> tuple[list[str], float]:
+    """Problems that were found, and the seconds until everything was gone."""
     run = Run(launcher, folder, case.multi)
     killed_at = time.monotonic()
     os.kill(run.victim(case.role), case.signal)
     problems = []
-    try:
-        code = run.process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        problems.append("the launcher is still there after 10 s")
-        code = 0
-    while (left := run.everything & processes().keys()) and time.monotonic() < killed_at + LIMIT_S:
+    while (left := alive(run.everything)) and time.monotonic() < killed_at + limit_s:
+        run.process.poll()  # a zombie is not alive, but only its parent can collect it
         time.sleep(0.005)
     took = time.monotonic() - killed_at
     if left:
-        table = processes()
-        problems.append(f"alive after {took:.2f} s: " + "; ".join(f"{pid} {table[pid].command}" for pid in left if pid in table))
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+        problems.append(f"alive after {took:.2f} s: " + "; ".join(f"{process.pid} {process.command}" for process in left))
+        for process in left:
+            os.kill(process.pid, signal.SIGKILL)
+    code = run.process.wait()
     shell_code = 128 - code if code < 0 else code
     expected_code, expected_text = case.expected()
     if shell_code != expected_code:
@@ -133,11 +134,10 @@ def attempt(launcher: str, folder: Path, case: Case) -> list[str]:
     text = run.error.read_text()
     if expected_text not in text:
         problems.append(f"the report lacks \"{expected_text}\": {text}")
-    attempt.slowest = max(getattr(attempt, "slowest", 0.0), took)
-    return problems
+    return problems, took
 
 
-def main(launcher: str, count: int) -> int:
+def main(launcher: str, count: int, limit_s: float) -> int:
     cases = [Case(multi, role, number)
              for multi in (False, True)
              for role in ("launcher", "supervisor", "agent", "agent's supervisor", "rank")
@@ -150,10 +150,11 @@ def main(launcher: str, count: int) -> int:
         script.write_text((ORDINARY + STUBBORN).format(folder=folder))
         script.chmod(0o755)
         for case in cases:
-            attempt.slowest = 0.0
-            problems = [problem for _ in range(count) for problem in attempt(launcher, folder, case)]
+            outcomes = [attempt(launcher, folder, case, limit_s) for _ in range(count)]
+            problems = [problem for found, _ in outcomes for problem in found]
+            slowest = max(took for _, took in outcomes)
             bad += bool(problems)
-            print(f"{'FAILED' if problems else 'ok':7s} {case.name:40s} {count} times, all gone after at most {attempt.slowest:.2f} s")
+            print(f"{'FAILED' if problems else 'ok':7s} {case.name:40s} {count} times, all gone after at most {slowest:.2f} s")
             for problem in problems[:3]:
                 print(f"        {problem}")
             sys.stdout.flush()
@@ -162,6 +163,6 @@ def main(launcher: str, count: int) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not sys.argv[2].isdigit() or int(sys.argv[2]) < 1:
-        sys.exit("usage: kill.py LAUNCHER N")
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    if len(sys.argv) not in (3, 4) or not sys.argv[2].isdigit() or int(sys.argv[2]) < 1:
+        sys.exit("usage: kill.py LAUNCHER N [SECONDS]")
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) == 4 else 2.0))

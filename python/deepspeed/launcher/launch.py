@@ -26,9 +26,14 @@ def native_arguments(args: list[str]) -> list[str]:
     parser.add_argument("--enable_each_rank_log", default="None")
     parser.add_argument("--log_level", default="info")
     parser.add_argument("--save_pid", type=int, default=0, help="accepted; the launcher that started this one keeps the file")
+    for name in ("min_elastic_nodes", "max_elastic_nodes"):
+        parser.add_argument(f"--{name}", type=int, default=-1, help="accepted; the launcher of the whole job uses it")
+    parser.add_argument("--enable_elastic_training", action="store_true", help="refused: give --elastic_training to `deepspeed`")
     parser.add_argument("script")
     parser.add_argument("script_arguments", nargs=argparse.REMAINDER)
     given = parser.parse_args(args)
+    if given.enable_elastic_training:
+        parser.error("--enable_elastic_training: one node cannot restart the others; use `deepspeed --elastic_training`")
     native = ["--world_info", given.world_info, "--no_ssh", "--node_rank", str(given.node_rank), "--master_addr", given.master_addr,
               "--master_port", str(given.master_port), "--log_level", given.log_level]
     native += [f"--{flag}" for flag in ("module", "no_python", "no_local_rank", "bind_cores_to_rank") if getattr(given, flag)]
