@@ -7,6 +7,7 @@
 #   PYTHON=...  the interpreter (default: .venv/bin/python, else python3)
 #   DEEPSCALE_TORCH_CACHE=...  keeps headers and libraries of torch, 0.6 GB for each version (default: build/torch). A
 #               machine without registry needs them there: FOLDER/2.12/torch/{version.py,include,lib} of an unpacked torch wheel.
+CALLER="$PWD"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT" || exit
 
@@ -21,11 +22,14 @@ usage() {
   exit "$1"
 }
 
+# A path as the caller meant it.
+from_caller() { case "$1" in /*) echo "$1" ;; *) echo "$CALLER/$1" ;; esac; }
+
 parse_arguments() {
   while [ $# -gt 0 ]; do
     case "$1" in
       --torch) minors="${2:-}" && shift 2 || usage 2 ;;
-      --output) output="${2:-}" && shift 2 || usage 2 ;;
+      --output) output="$(from_caller "${2:?--output needs a folder}")" && shift 2 || usage 2 ;;
       -h | --help) usage 0 ;;
       *) say "unknown argument: $1" && usage 2 ;;
     esac
@@ -38,7 +42,7 @@ parse_arguments() {
 }
 
 python_of_wheel() {
-  if [ -n "${PYTHON:-}" ]; then echo "$PYTHON"; elif [ -x "$VENV/bin/python" ]; then echo "$VENV/bin/python"; else base_python; fi
+  if [[ "${PYTHON:-}" == */* ]]; then from_caller "$PYTHON"; elif [ -n "${PYTHON:-}" ]; then echo "$PYTHON"; elif [ -x "$VENV/bin/python" ]; then echo "$VENV/bin/python"; else base_python; fi
 }
 
 # The programs that make the wheel, in an environment of their own: without torch, so that no version is preferred.

@@ -1,5 +1,6 @@
 // The machine's part of the report: system, processor, devices, memory.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -10,9 +11,11 @@
 #include "base/error.h"
 #include "launcher/report.h"
 #include "platform/async_file.h"
+#include "platform/cpu_features.h"
 #include "platform/machine.h"
 #include "platform/memory_lock.h"
 #include "platform/resources.h"
+#include "platform/simd_target.h"
 #include "platform/system_facts.h"
 
 namespace deepscale {
@@ -61,27 +64,23 @@ ReportLine nvcc_line() {
   return line;
 }
 
-/// Which family of SIMD targets the kernels use here; the exact target is known when the extension is loaded.
-std::string kernel_family(const std::vector<std::string>& features) {
-  if (const auto forced = environment("DEEPSCALE_CPU_TARGET")) return *forced;
-  const auto has = [&](const char* name) {
-    return std::find(features.begin(), features.end(), name) != features.end();
-  };
-  if (has("avx512f") && has("avx512bw")) return "AVX-512";
-  if (has("avx2") && has("fma")) return "AVX2";
-  return has("asimd") ? "NEON" : "SCALAR";
-}
-
 void add_processor_lines(std::vector<ReportLine>& lines) {
-  const ProcessorFacts processor = processor_facts();
+  const CpuFeatures features = cpu_features();
+  const std::string name = cpu_name();
   const int cores = usable_cpu_count();
-  lines.push_back({"cpu.name", "processor", processor.name, processor.name.empty() ? "unknown" : "", ""});
+  lines.push_back({"cpu.name", "processor", name, name.empty() ? "unknown" : "", ""});
   lines.push_back({"cpu.cores", "usable cores", int64_t{cores}, "", ""});
-  lines.push_back({"cpu.features", "processor features", processor.features, "", ""});
-  const std::string family = kernel_family(processor.features);
-  lines.push_back({"cpu.kernel_family", "kernel variant", family,
-                   environment("DEEPSCALE_CPU_TARGET") ? family + " (DEEPSCALE_CPU_TARGET)" : "",
-                   family == "SCALAR" ? "no SIMD that the kernels know: they run several times slower" : ""});
+  lines.push_back({"cpu.features", "processor features", features.names(), "", ""});
+  const std::vector<std::string_view> usable = usable_simd_targets(features);
+  const auto forced = environment("DEEPSCALE_CPU_TARGET");
+  const std::string target = forced.value_or(std::string(usable.front()));
+  ReportLine line{"cpu.kernel_variant", "kernel variant", target, forced ? target + " (DEEPSCALE_CPU_TARGET)" : "", ""};
+  if (std::find(usable.begin(), usable.end(), target) == usable.end()) {
+    line.warning = fmt::format("this processor has {}; correct or unset DEEPSCALE_CPU_TARGET", fmt::join(usable, ", "));
+  } else if (target == "SCALAR") {
+    line.warning = "the kernels run without SIMD, several times slower";
+  }
+  lines.push_back(std::move(line));
 }
 
 void add_gpu_lines(std::vector<ReportLine>& lines) {

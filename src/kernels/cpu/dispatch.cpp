@@ -1,41 +1,30 @@
 // Chooses the SIMD target of the CPU kernels, once.
 #include <algorithm>
-#include <array>
-#include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/environment.h"
 #include "base/error.h"
 #include "hwy/detect_targets.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/spans.h"
-#include "platform/cpu_features.h"
+#include "platform/simd_target.h"
 
 namespace deepscale::kernels {
 namespace {
 
 constexpr size_t kMaxTargets = 16;
 
-/// A target, and all that Highway lets the compiler use for it (HWY_TARGET_STR in hwy/ops/set_macros-inl.h).
-struct TargetRule {
-  CpuTarget target;
-  std::array<std::optional<CpuFeature>, 18> needs;
-};
-
-using enum CpuFeature;
-
-/// Best first.
-constexpr TargetRule kTargets[] = {
+/// What Highway can compile here, best first.
+constexpr CpuTarget kTargets[] = {
 #if HWY_ARCH_X86
-    {{HWY_AVX3, "AVX3"},
-     {kSse3, kSsse3, kSse41, kSse42, kPopcnt, kAes, kPclmulqdq, kAvx, kAvx2, kBmi1, kBmi2, kLzcnt, kFma, kF16c,
-      kAvx512f, kAvx512vl, kAvx512dq, kAvx512bw}},
-    {{HWY_AVX2, "AVX2"},
-     {kSse3, kSsse3, kSse41, kSse42, kPopcnt, kAes, kPclmulqdq, kAvx, kAvx2, kBmi1, kBmi2, kLzcnt, kFma, kF16c}},
+    {HWY_AVX3, "AVX3"},
+    {HWY_AVX2, "AVX2"},
 #elif HWY_ARCH_ARM
-    {{HWY_NEON, "NEON"}, {kAsimd}},
+    {HWY_NEON, "NEON"},
 #endif
-    {{HWY_SCALAR, "SCALAR"}, {}},
+    {HWY_SCALAR, "SCALAR"},
 };
 
 struct Chosen {
@@ -54,16 +43,14 @@ const Chosen& chosen() {
 }  // namespace
 
 size_t available_targets(CpuTarget* targets, size_t capacity) {
-  const CpuFeatures features = cpu_features();
+  const std::vector<std::string_view> usable = usable_simd_targets(cpu_features());
   size_t count = 0;
-  for (const TargetRule& rule : kTargets) {
-    const bool built = (rule.target.bit & HWY_TARGETS) != 0;
+  for (const CpuTarget& target : kTargets) {
+    const bool built = (target.bit & HWY_TARGETS) != 0;
     // What the compiler may use everywhere needs no question.
-    const bool usable = rule.target.bit == HWY_STATIC_TARGET ||
-                        std::all_of(rule.needs.begin(), rule.needs.end(), [&](std::optional<CpuFeature> feature) {
-                          return !feature || features.has(*feature);
-                        });
-    if (built && usable && count < capacity) targets[count++] = rule.target;
+    const bool runs = target.bit == HWY_STATIC_TARGET ||
+                      std::find(usable.begin(), usable.end(), std::string_view(target.name)) != usable.end();
+    if (built && runs && count < capacity) targets[count++] = target;
   }
   return count;
 }
