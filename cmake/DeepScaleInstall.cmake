@@ -21,12 +21,12 @@ if(TARGET deepspeed_launcher)
   install(TARGETS deepspeed_launcher RUNTIME DESTINATION "${program_folder}")
   # The customary other names. Copies, because wheels cannot hold links.
   foreach(name deepscale deepspeed.pt ds)
-    install(PROGRAMS $<TARGET_FILE:deepspeed_launcher> DESTINATION "${program_folder}" RENAME ${name})
+    install(PROGRAMS $<TARGET_FILE:deepspeed_launcher> DESTINATION "${program_folder}" RENAME ${name}${CMAKE_EXECUTABLE_SUFFIX})
   endforeach()
 endif()
 if(TARGET ds_report)
   install(TARGETS ds_report RUNTIME DESTINATION "${program_folder}")
-  install(PROGRAMS $<TARGET_FILE:ds_report> DESTINATION "${program_folder}" RENAME dsr)
+  install(PROGRAMS $<TARGET_FILE:ds_report> DESTINATION "${program_folder}" RENAME dsr${CMAKE_EXECUTABLE_SUFFIX})
 endif()
 
 if(TARGET ds_elastic)
@@ -40,7 +40,7 @@ if(TARGET deepscale)
   else()
     set_target_properties(deepscale PROPERTIES INSTALL_RPATH "$ORIGIN;${TorchWheel_DIR_ROOT}/lib")
   endif()
-  install(TARGETS deepscale EXPORT DeepScaleTargets LIBRARY DESTINATION "${library_folder}"
+  install(TARGETS deepscale EXPORT DeepScaleTargets LIBRARY DESTINATION "${library_folder}" ARCHIVE DESTINATION "${library_folder}"
     INCLUDES DESTINATION "${prefix}include")
   install(EXPORT DeepScaleTargets NAMESPACE DeepScale:: DESTINATION "${package_folder}")
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${prefix}include" FILES_MATCHING PATTERN "*.h")

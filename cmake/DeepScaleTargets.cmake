@@ -1,9 +1,17 @@
 # Helpers every folder's CMakeLists.txt uses, so that language level, warnings and sanitizers are set in one place.
 #   deepscale_library(NAME SOURCES ... DEPENDS ...)   static, position independent; DEPENDS become PUBLIC links
+#   deepscale_standalone(TARGET)                      a program for machines without a compiler
 #   deepscale_test(NAME SOURCES ... DEPENDS ...)      one GoogleTest program, registered with ctest
 
 function(deepscale_compile_options target)
   target_compile_features(${target} PUBLIC cxx_std_20)
+  if(MSVC)
+    # Sources are UTF-8; headers of torch need the standard preprocessor and many sections per object.
+    target_compile_options(${target} PRIVATE /W3 /utf-8 /EHsc /bigobj /permissive- /Zc:__cplusplus /Zc:preprocessor)
+    target_compile_definitions(${target} PRIVATE
+      NOMINMAX WIN32_LEAN_AND_MEAN _WIN32_WINNT=0x0A00 _CRT_SECURE_NO_WARNINGS _CRT_NONSTDC_NO_WARNINGS)
+    return()
+  endif()
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     target_compile_options(${target} PRIVATE -Wno-restrict)  # false alarm on "text" + std::string (GCC bug 105651)
@@ -17,6 +25,14 @@ function(deepscale_compile_options target)
   elseif(DEEPSCALE_SANITIZER STREQUAL "thread")
     target_compile_options(${target} PRIVATE -fsanitize=thread -g1)
     target_link_options(${target} PUBLIC -fsanitize=thread)
+  endif()
+endfunction()
+
+# A program that starts wherever the wheel is installed: the compiler's own libraries inside, and small.
+function(deepscale_standalone target)
+  if(NOT MSVC)  # whose runtime library comes with Python
+    target_link_libraries(${target} PRIVATE -static-libstdc++ -static-libgcc)
+    target_link_options(${target} PRIVATE $<$<CONFIG:Release>:-s> $<$<CONFIG:Release>:-Wl,--gc-sections>)
   endif()
 endfunction()
 
@@ -36,6 +52,9 @@ function(deepscale_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPENDS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
+  endif()
+  if(CMAKE_CROSSCOMPILING)
+    math(EXPR ARG_TIMEOUT "3 * ${ARG_TIMEOUT}")  # the emulator's share
   endif()
   add_executable(${name} ${ARG_SOURCES})
   deepscale_compile_options(${name})

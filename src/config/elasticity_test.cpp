@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <list>
+#include <string>
 
 #include "config/test_support.h"
 
@@ -48,11 +50,17 @@ const std::vector<Case>& cases() {
 
 class WithVariable {
  public:
-  WithVariable(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
-  ~WithVariable() { unsetenv(name_); }
+  WithVariable(const std::string& name, const std::string& value) : name_(name) { put(name + "=" + value); }
+  ~WithVariable() { put(name_ + "="); }
 
  private:
-  const char* name_;
+  /// putenv, because every system has it. Some keep the string that they are given, so none is freed.
+  static void put(const std::string& text) {
+    static std::list<std::string> kept;
+    putenv(kept.emplace_back(text).data());
+  }
+
+  std::string name_;
 };
 
 std::string configuration(std::string_view elasticity, std::string_view more = "") {
