@@ -29,12 +29,12 @@ if(TARGET deepspeed_launcher AND program_folder)
   install(TARGETS deepspeed_launcher RUNTIME DESTINATION "${program_folder}")
   # The customary other names. Copies, because wheels cannot hold links.
   foreach(name deepscale deepspeed.pt ds)
-    install(PROGRAMS $<TARGET_FILE:deepspeed_launcher> DESTINATION "${program_folder}" RENAME ${name})
+    install(PROGRAMS $<TARGET_FILE:deepspeed_launcher> DESTINATION "${program_folder}" RENAME ${name}${CMAKE_EXECUTABLE_SUFFIX})
   endforeach()
 endif()
 if(TARGET ds_report AND program_folder)
   install(TARGETS ds_report RUNTIME DESTINATION "${program_folder}")
-  install(PROGRAMS $<TARGET_FILE:ds_report> DESTINATION "${program_folder}" RENAME dsr)
+  install(PROGRAMS $<TARGET_FILE:ds_report> DESTINATION "${program_folder}" RENAME dsr${CMAKE_EXECUTABLE_SUFFIX})
 endif()
 if(TARGET ds_elastic AND program_folder)
   install(TARGETS ds_elastic ds_ssh RUNTIME DESTINATION "${program_folder}")
@@ -42,7 +42,10 @@ endif()
 
 if(TARGET deepscale)
   set_target_properties(deepscale PROPERTIES EXPORT_NAME DeepScale INSTALL_RPATH "${library_rpath}")
-  install(TARGETS deepscale EXPORT DeepScaleTargets LIBRARY DESTINATION "${library_folder}" COMPONENT torch
+  install(TARGETS deepscale EXPORT DeepScaleTargets
+    LIBRARY DESTINATION "${library_folder}" COMPONENT torch
+    ARCHIVE DESTINATION "${library_folder}" COMPONENT torch
+    RUNTIME DESTINATION "${library_folder}" COMPONENT torch
     INCLUDES DESTINATION "${prefix}include")
   install(EXPORT DeepScaleTargets NAMESPACE DeepScale:: DESTINATION "${package_folder}/torch-${TorchWheel_MINOR}" COMPONENT torch)
 endif()

@@ -1,9 +1,17 @@
 # Helpers every folder's CMakeLists.txt uses, so that language level, warnings and sanitizers are set in one place.
 #   deepscale_library(NAME SOURCES ... DEPENDS ...)   static, position independent; DEPENDS become PUBLIC links
+#   deepscale_standalone(TARGET)                      a program for machines without a compiler
 #   deepscale_test(NAME SOURCES ... DEPENDS ...)      one GoogleTest program, registered with ctest
 
 function(deepscale_compile_options target)
   target_compile_features(${target} PUBLIC cxx_std_20)
+  if(MSVC)
+    # Sources are UTF-8; headers of torch need the standard preprocessor and many sections per object.
+    target_compile_options(${target} PRIVATE /W3 /utf-8 /EHsc /bigobj /permissive- /Zc:__cplusplus /Zc:preprocessor)
+    target_compile_definitions(${target} PRIVATE
+      NOMINMAX WIN32_LEAN_AND_MEAN _WIN32_WINNT=0x0A00 _CRT_SECURE_NO_WARNINGS _CRT_NONSTDC_NO_WARNINGS)
+    return()
+  endif()
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     target_compile_options(${target} PRIVATE -Wno-restrict)  # false alarm on "text" + std::string (GCC bug 105651)
@@ -23,6 +31,15 @@ function(deepscale_compile_options target)
   endif()
 endfunction()
 
+# A program that starts wherever the wheel is installed: the compiler's own libraries inside, and small.
+function(deepscale_standalone target)
+  if(NOT MSVC)  # whose runtime library comes with Python
+    # Not libgcc: a static one would need the C library of the system that builds (_dl_find_object of glibc 2.35).
+    target_link_libraries(${target} PRIVATE -static-libstdc++)
+    target_link_options(${target} PRIVATE $<$<CONFIG:Release>:-s> $<$<CONFIG:Release>:-Wl,--gc-sections>)
+  endif()
+endfunction()
+
 function(deepscale_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
@@ -39,6 +56,9 @@ function(deepscale_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPENDS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
+  endif()
+  if(CMAKE_CROSSCOMPILING)
+    math(EXPR ARG_TIMEOUT "3 * ${ARG_TIMEOUT}")  # the emulator's share
   endif()
   add_executable(${name} ${ARG_SOURCES})
   deepscale_compile_options(${name})

@@ -92,6 +92,7 @@ install_with_apt() {
     apt-get -o Acquire::Retries=3 install -y --no-install-recommends "$@"
 }
 
+# system_packages [NEEDS]: installs what the function NEEDS lists (default: system_needs) and is not there.
 system_packages() {
   local package test reason missing=()
   while IFS='|' read -r package test reason; do
@@ -99,7 +100,7 @@ system_packages() {
       say "   missing: $package ($reason)"
       missing+=("$package")
     fi
-  done < <(system_needs)
+  done < <("${1:-system_needs}")
   if [ ${#missing[@]} -eq 0 ]; then
     say "   nothing is missing"
     return 0

@@ -4,7 +4,8 @@
 Rules (each names the offending file and line):
 - include order: a folder of src/ includes only itself and folders that stand before it in FOLDERS; the launcher only
   base, platform and config; public headers (include/deepscale) include no header of src/ except the vocabulary of base/.
-- `_WIN32`, `__linux__` and their kin only in platform/.
+- `_WIN32`, `__linux__` and their kin only in platform/; headers of one operating system (unistd.h, sys/*, windows.h, ...)
+  only in platform/ and in files whose name ends in _linux, _windows, _linux_test or _windows_test.
 - ZeRO's stage only in config/, sharding_plan files and the public option headers: identifiers like `stage`, `zero_stage`,
   `is_stage3`. Not meant: comments, texts in quotes, tests, option names (`stage3_max_live_parameters`), pipeline `stages` and
   the verb (`stage_piece`: to copy through a buffer).
@@ -26,6 +27,8 @@ LAUNCHER_MAY_INCLUDE = {"base", "platform", "config", "launcher"}
 PUBLIC_MAY_INCLUDE = {"base"}
 TORCH_FREE_FOLDERS = ("src/base/", "src/platform/", "src/config/", "src/launcher/", "src/kernels/cpu/")
 TORCH_FREE_FILES = re.compile(r"(^include/deepscale/(config|error|options\w*)\.h$)"
+                              r"|(^src/checkpoint/(file_replace|pickle\w*|py_value|safetensors|state_layout|torch_archive|zip_file)"
+                              r"(_test)?\.(h|cpp)$)"
                               r"|(^src/zero/(shard_layout|sharding_plan|loss_scaler)(_test)?\.(h|cpp)$)")
 STAGE_FILES = re.compile(r"^src/config/|/sharding_plan\w*\.|^include/deepscale/(config|options\w*)\.h$")
 MAX_LINES = 600
@@ -33,7 +36,14 @@ CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 CHECKED_TREES = ("src", "include", "examples", "bench", "tests", "tools", "python")
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
-OS_MACRO = re.compile(r"\b(_WIN32|_WIN64|__linux__|__linux|__APPLE__|__unix__)\b")
+OS_MACRO = re.compile(r"\b(_WIN32|_WIN64|__linux__|__linux|__APPLE__|__unix__|__MINGW32__|__MINGW64__)\b")
+# Of POSIX and Linux, then of Windows and its C library.
+OS_HEADER = re.compile(
+    r"^((aio|dirent|dlfcn|fcntl|ftw|glob|grp|ifaddrs|libgen|mqueue|netdb|numa|poll|pthread|pwd|sched|semaphore|signal|spawn|strings"
+    r"|syslog|termios|ucontext|unistd|utime|utmpx|wait)\.h|(arpa|asm|linux|net|netinet|sys)/.+"
+    r"|(bcrypt|cfgmgr32|conio|direct|intrin|io|mmsystem|process|psapi|sddl|shellapi|shlobj|synchapi|tlhelp32|winbase|windows"
+    r"|winsock2?|ws2tcpip)\.h)$", re.IGNORECASE)
+OS_FILE = re.compile(r"_(linux|windows|mingw)(_test)?\.(h|cpp)$")
 ENVIRONMENT = re.compile(r"\b(secure_getenv|getenv|_dupenv_s|setenv|unsetenv|putenv|_putenv_s)\b")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 ZERO_STAGE = re.compile(r"^k?stage$|zero_?stage|stage_?[0-3](?!\d|_[a-z])", re.IGNORECASE)
@@ -86,6 +96,8 @@ def include_finding(path: str, name: str) -> str | None:
             return f"{folder}/ includes {name}, but {target}/ stands behind it in the include order"
         if folder == "launcher" and target not in LAUNCHER_MAY_INCLUDE:
             return f"the launcher includes {name}; it may use only base, platform and config"
+    if OS_HEADER.match(name) and folder != "platform" and not OS_FILE.search(path):
+        return f"{name} exists on one operating system; it belongs into platform/ (tests: x_linux_test.cpp)"
     if "distributed/c10d/" in name and folder not in ("comm", "bindings"):
         return f"c10d header {name} outside comm/ and bindings/"
     if (name == "torch/extension.h" or name.startswith("pybind11/")) and folder != "bindings":

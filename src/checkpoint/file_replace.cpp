@@ -30,7 +30,7 @@ class Unfinished {
 void replace_file(const std::string& path, const std::function<void(std::ostream& out)>& write) {
   const std::string work = path + ".tmp";
   errno = 0;
-  std::ofstream out(work, std::ios::binary | std::ios::trunc);
+  std::ofstream out(native_path(work).c_str(), std::ios::binary | std::ios::trunc);
   DS_CHECK_AS(IoError, out.good(), "cannot create {}: {}", work, std::strerror(errno));
   Unfinished unfinished(work);
   write(out);

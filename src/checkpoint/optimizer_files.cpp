@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/checked_math.h"
 #include "base/error.h"
 
 namespace deepscale {
@@ -13,8 +14,10 @@ namespace {
 int64_t numel_of(const std::vector<int64_t>& shape) {
   int64_t numel = 1;
   for (const int64_t size : shape) {
-    DS_CHECK_AS(CheckpointError, size >= 0 && !__builtin_mul_overflow(numel, size, &numel) && numel < int64_t{1} << 56,
-                "impossible shape [{}]", fmt::join(shape, ", "));
+    const auto product = checked_product(numel, size);
+    DS_CHECK_AS(CheckpointError, product && *product < int64_t{1} << 56, "impossible shape [{}]",
+                fmt::join(shape, ", "));
+    numel = *product;
   }
   return numel;
 }

@@ -17,16 +17,21 @@ namespace deepscale {
 /// Throws CheckpointError that says what is wrong at which byte.
 PyDocument read_pickle(std::string_view bytes);
 
-struct PickledTensors {
-  std::string bytes;                 ///< the pickle
-  std::vector<at::Tensor> storages;  ///< storage "0", "1", ...: contiguous CPU tensors
+struct PickledStorage {
+  std::shared_ptr<const void> data;
+  int64_t bytes = 0;
 };
 
-/// Protocol 2, which every Python 3 and torch read. Throws UnsupportedError for a dtype that torch.save's format lacks.
+struct PickledTensors {
+  std::string bytes;                     ///< the pickle
+  std::vector<PickledStorage> storages;  ///< storage "0", "1", ...
+};
+
+/// Protocol 2, which every Python 3 and torch read.
 PickledTensors write_pickle(const PyDocument& document);
 
-/// Names of storage classes: "FloatStorage" <-> at::kFloat.
-at::ScalarType storage_dtype(std::string_view class_name);  ///< CheckpointError for an unknown one
-std::string_view storage_class(at::ScalarType dtype);       ///< UnsupportedError
+/// Names of storage classes: "FloatStorage" <-> kFloat32.
+DType storage_dtype(std::string_view class_name);  ///< CheckpointError for an unknown one
+std::string_view storage_class(DType dtype);
 
 }  // namespace deepscale

@@ -1,9 +1,13 @@
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <unordered_map>
 
+#include "base/checked_math.h"
 #include "base/error.h"
 #include "checkpoint/pickle.h"
 
@@ -187,17 +191,17 @@ class Reader {
   static void check_extent(const PyTensor& tensor) {
     DS_CHECK_AS(CheckpointError, tensor.sizes.size() == tensor.strides.size() && tensor.offset >= 0,
                 "a tensor's shape and strides do not match");
-    int64_t last = tensor.offset, numel = 1;
-    bool possible = true;
+    std::optional<int64_t> last = tensor.offset;  // nothing: beyond 64 bits
+    std::optional<int64_t> numel = 1;
     for (size_t d = 0; d < tensor.sizes.size(); ++d) {
       const int64_t size = tensor.sizes[d], stride = tensor.strides[d];
       DS_CHECK_AS(CheckpointError, size >= 0 && stride >= 0, "a tensor has a negative size or stride");
-      possible = possible && !__builtin_mul_overflow(numel, size, &numel);
-      int64_t reach = 0;
-      possible = possible && !__builtin_mul_overflow(std::max<int64_t>(size - 1, 0), stride, &reach) &&
-                 !__builtin_add_overflow(last, reach, &last);
+      const auto reach = checked_product(std::max<int64_t>(size - 1, 0), stride);
+      if (numel) numel = checked_product(*numel, size);
+      if (last) last = reach ? checked_sum(*last, *reach) : std::nullopt;
     }
-    DS_CHECK_AS(CheckpointError, possible && (numel == 0 || last < tensor.storage_numel),
+    const bool possible = numel && last;
+    DS_CHECK_AS(CheckpointError, possible && (*numel == 0 || *last < tensor.storage_numel),
                 "a tensor reaches beyond its storage of {} elements", tensor.storage_numel);
   }
 
@@ -420,34 +424,34 @@ void Reader::step(uint8_t opcode) {
 
 struct StorageName {
   std::string_view name;
-  at::ScalarType dtype;
+  DType dtype;
 };
-constexpr std::array<StorageName, 11> kStorageNames = {{{"FloatStorage", at::kFloat},
-                                                        {"HalfStorage", at::kHalf},
-                                                        {"BFloat16Storage", at::kBFloat16},
-                                                        {"DoubleStorage", at::kDouble},
-                                                        {"LongStorage", at::kLong},
-                                                        {"IntStorage", at::kInt},
-                                                        {"ShortStorage", at::kShort},
-                                                        {"CharStorage", at::kChar},
-                                                        {"ByteStorage", at::kByte},
-                                                        {"BoolStorage", at::kBool},
-                                                        {"UntypedStorage", at::kByte}}};
+/// The first name of a dtype is the one that is written.
+constexpr std::array<StorageName, 11> kStorageNames = {{{"FloatStorage", DType::kFloat32},
+                                                        {"HalfStorage", DType::kFloat16},
+                                                        {"BFloat16Storage", DType::kBFloat16},
+                                                        {"DoubleStorage", DType::kFloat64},
+                                                        {"LongStorage", DType::kInt64},
+                                                        {"IntStorage", DType::kInt32},
+                                                        {"ShortStorage", DType::kInt16},
+                                                        {"CharStorage", DType::kInt8},
+                                                        {"ByteStorage", DType::kUInt8},
+                                                        {"BoolStorage", DType::kBool},
+                                                        {"UntypedStorage", DType::kUInt8}}};
 
 }  // namespace
 
-at::ScalarType storage_dtype(std::string_view class_name) {
+DType storage_dtype(std::string_view class_name) {
   for (const auto& known : kStorageNames) {
     if (known.name == class_name) return known.dtype;
   }
   ds_throw<CheckpointError>("tensors of type {} are not supported", class_name);
 }
 
-std::string_view storage_class(at::ScalarType dtype) {
-  for (const auto& known : kStorageNames) {
-    if (known.dtype == dtype) return known.name;
-  }
-  ds_throw<UnsupportedError>("tensors of dtype {} cannot be written to a checkpoint file", c10::toString(dtype));
+std::string_view storage_class(DType dtype) {
+  const auto* const known =
+      std::find_if(kStorageNames.begin(), kStorageNames.end(), [&](const auto& name) { return name.dtype == dtype; });
+  return known->name;  // every DType has one
 }
 
 PyDocument read_pickle(std::string_view bytes) {

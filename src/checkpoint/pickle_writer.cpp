@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bit>
 #include <limits>
 #include <map>
@@ -107,26 +108,32 @@ class Writer {
   /// Two names of one node share their bytes.
   std::string storage_key(const PyNode& node) {
     const auto [place, fresh] = keys_.emplace(&node, result_.storages.size());
-    if (fresh) result_.storages.push_back(node.tensor.value);
+    if (fresh) result_.storages.push_back({node.tensor.data, node.tensor.numel() * size_of(node.tensor.dtype)});
     return std::to_string(place->second);
   }
 
   void tensor(const PyNode& node) {
-    const at::Tensor& values = node.tensor.value;
-    DS_CHECK_AS(IoError, values.defined(), "a tensor of another file has to be read before it is written");
+    const std::vector<int64_t>& sizes = node.tensor.sizes;
+    const int64_t numel = node.tensor.numel();
+    DS_CHECK_AS(IoError, node.tensor.data != nullptr || numel == 0,
+                "a tensor of another file has to be read before it is written");
     global("torch._utils._rebuild_tensor_v2");
     raw("((");
     text("storage");
     global("torch." + std::string(storage_class(node.tensor.dtype)));
     text(storage_key(node));
     text("cpu");
-    integer(values.numel());
+    integer(numel);
     raw("tQ");
     integer(0);
     raw("(");
-    for (const int64_t size : values.sizes()) integer(size);
+    for (const int64_t size : sizes) integer(size);
     raw("t(");
-    for (const int64_t stride : values.strides()) integer(stride);
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      int64_t stride = 1;
+      for (size_t inner = d + 1; inner < sizes.size(); ++inner) stride *= std::max<int64_t>(sizes[inner], 1);
+      integer(stride);
+    }
     raw("t\x89");
     global("collections.OrderedDict");
     raw(")RtR");

@@ -121,11 +121,11 @@ PyNode* PyDocument::make(PyKind kind, std::string type) {
   return &node;
 }
 
-PyNode* PyDocument::tensor(const at::Tensor& value) {
+PyNode* PyDocument::tensor(DType dtype, std::vector<int64_t> sizes, std::shared_ptr<const void> data) {
   PyNode* node = make(PyKind::kTensor);
-  node->tensor.value = value.detach().to(at::kCPU).contiguous();
-  node->tensor.dtype = value.scalar_type();
-  node->tensor.sizes = value.sizes().vec();
+  node->tensor.dtype = dtype;
+  node->tensor.sizes = std::move(sizes);
+  node->tensor.data = std::move(data);
   return node;
 }
 
@@ -137,7 +137,10 @@ PyNode* PyDocument::tuple(std::vector<PyValue> items) {
 
 PyNode* PyDocument::size(const std::vector<int64_t>& sizes) {
   PyNode* node = make(PyKind::kCall, "torch.Size");
-  node->add(tuple(std::vector<PyValue>(sizes.begin(), sizes.end())));
+  PyNode* const values = tuple({});
+  // In place: of a moved temporary g++ 12 thinks that it may be uninitialized.
+  for (const int64_t size : sizes) values->items.emplace_back(size);
+  node->items.emplace_back(values);
   return node;
 }
 

@@ -2,18 +2,19 @@
 // classes by name. Nothing of a file is ever executed; a class that we do not know is just a name with arguments.
 //
 // A PyDocument owns all nodes in one list, so shared and even cyclic structures are freed without recursion.
-// Threads: reading from several threads is safe.
+// Torch-free. Threads: reading from several threads is safe.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
+
+#include "base/dtype.h"
 
 namespace deepscale {
 
@@ -29,14 +30,14 @@ enum class PyKind {
   kTensor,
 };
 
-/// A tensor of a file (record, sizes, strides, offset) or one to be written (value).
+/// A tensor of a file (record, sizes, strides, offset) or one to be written (data, sizes).
 struct PyTensor {
-  at::ScalarType dtype = at::kFloat;
+  DType dtype = DType::kFloat32;
   std::string record;         ///< name of the bytes in the file
   int64_t storage_numel = 0;  ///< elements behind the name
   int64_t offset = 0;         ///< first element
   std::vector<int64_t> sizes, strides;
-  at::Tensor value;
+  std::shared_ptr<const void> data;  ///< its elements, row-major, in main memory
 
   [[nodiscard]] int64_t numel() const;
   [[nodiscard]] bool is_contiguous() const;
@@ -113,7 +114,8 @@ class PyDocument {
   PyNode* list() { return make(PyKind::kList); }
   PyNode* dict() { return make(PyKind::kDict); }
   PyNode* ordered_dict() { return make(PyKind::kOrderedDict); }
-  PyNode* tensor(const at::Tensor& value);
+  /// One to be written; data: its elements, row-major. Null only for a tensor without elements.
+  PyNode* tensor(DType dtype, std::vector<int64_t> sizes, std::shared_ptr<const void> data);
   PyNode* tuple(std::vector<PyValue> items);
   PyNode* size(const std::vector<int64_t>& sizes);  ///< torch.Size
 

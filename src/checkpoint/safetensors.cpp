@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "base/checked_math.h"
 #include "base/error.h"
 #include "checkpoint/file_replace.h"
 #include "config/json_text.h"
@@ -55,8 +56,9 @@ std::vector<int64_t> read_shape(const Json& json, int64_t& numel, const std::str
   numel = 1;
   for (const Json& item : json) {
     const auto size = bounded(item, int64_t{1} << 62);
-    DS_CHECK_AS(CheckpointError, size && !__builtin_mul_overflow(numel, *size, &numel), "{}: impossible shape {}",
-                where, json.dump());
+    const auto product = size ? checked_product(numel, *size) : std::nullopt;
+    DS_CHECK_AS(CheckpointError, product.has_value(), "{}: impossible shape {}", where, json.dump());
+    numel = *product;
     shape.push_back(*size);
   }
   return shape;
@@ -75,10 +77,10 @@ SafetensorsEntry read_entry(const std::string& name, const Json& json, int64_t d
       std::find_if(kDTypeNames.begin(), kDTypeNames.end(), [&](const DTypeName& n) { return n.name == dtype; });
   DS_CHECK_AS(CheckpointError, known != kDTypeNames.end(), "{}: dtype \"{}\" is not supported", where, dtype);
   entry.dtype = known->dtype;
-  int64_t bytes = 0;
-  entry.shape = read_shape(json["shape"], bytes, where);
-  DS_CHECK_AS(CheckpointError, !__builtin_mul_overflow(bytes, size_of(entry.dtype), &bytes), "{}: impossible shape",
-              where);
+  int64_t numel = 0;
+  entry.shape = read_shape(json["shape"], numel, where);
+  const auto bytes = checked_product(numel, size_of(entry.dtype));
+  DS_CHECK_AS(CheckpointError, bytes.has_value(), "{}: impossible shape", where);
   const Json& offsets = json["data_offsets"];
   DS_CHECK_AS(CheckpointError, offsets.is_array() && offsets.size() == 2, "{}: data_offsets is not a pair", where);
   const auto begin = bounded(offsets[0], data_bytes);
@@ -86,8 +88,8 @@ SafetensorsEntry read_entry(const std::string& name, const Json& json, int64_t d
   DS_CHECK_AS(CheckpointError, begin && end && *begin <= *end,
               "{}: bytes {} are not inside the file, which holds {} bytes of data (is it cut off?)", where,
               offsets.dump(), data_bytes);
-  DS_CHECK_AS(CheckpointError, *end - *begin == bytes, "{}: has {} bytes where its shape and dtype need {}", where,
-              *end - *begin, bytes);
+  DS_CHECK_AS(CheckpointError, *end - *begin == *bytes, "{}: has {} bytes where its shape and dtype need {}", where,
+              *end - *begin, *bytes);
   entry.begin = *begin;
   entry.end = *end;
   return entry;
@@ -139,7 +141,7 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   const auto bytes = file_size(path);
   DS_CHECK_AS(CheckpointError, bytes.has_value(), "there is no safetensors file {}", path);
   const int64_t size = *bytes;
-  SafetensorsFile file(path, std::ifstream(path, std::ios::binary));
+  SafetensorsFile file(path, std::ifstream(native_path(path).c_str(), std::ios::binary));
   DS_CHECK_AS(CheckpointError, file.stream_.good(), "cannot open safetensors file {}: {}", path, std::strerror(errno));
   uint64_t length = 0;
   file.stream_.read(reinterpret_cast<char*>(&length), kPrefixBytes);

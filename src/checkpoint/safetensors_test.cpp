@@ -2,13 +2,13 @@
 #include "checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
 
 #include "deepscale/error.h"
 #include "platform/files.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -16,7 +16,7 @@ namespace {
 class Safetensors : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "safetensors_test_" + std::to_string(::getpid());
+    folder_ = ::testing::TempDir() + "safetensors_test_" + std::to_string(this_process_id());
     make_directories(folder_);
   }
   void TearDown() override {
@@ -27,7 +27,7 @@ class Safetensors : public ::testing::Test {
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
 
   std::string write_bytes(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path(name), std::ios::binary) << bytes;
+    std::ofstream(native_path(path(name)).c_str(), std::ios::binary) << bytes;
     return path(name);
   }
 
@@ -77,7 +77,7 @@ TEST_F(Safetensors, WhatIsWrittenIsRead) {
 TEST_F(Safetensors, AFileCutAtAnyByteIsRefused) {
   const std::vector<float> values = {1, 2, 3};
   write_safetensors(path("whole"), {{"v", DType::kFloat32, {3}, values.data()}});
-  std::ifstream in(path("whole"), std::ios::binary);
+  std::ifstream in(native_path(path("whole")).c_str(), std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   for (size_t length = 0; length < bytes.size(); ++length) {
     SCOPED_TRACE(length);

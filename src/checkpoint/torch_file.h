@@ -1,11 +1,12 @@
-// Files of torch.save (the zip form that torch writes since 1.6): a pickle and the bytes of its tensors. Opening reads
-// the structure and checks that all bytes are there; tensors are read when they are asked for, whole or in part.
+// Files of torch.save with their tensors as at::Tensor; the format is torch_archive.h's.
 #pragma once
+
+#include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <string>
 
-#include "checkpoint/py_value.h"
+#include "checkpoint/torch_archive.h"
 
 namespace deepscale {
 
@@ -13,12 +14,9 @@ class TorchFile {
  public:
   /// Throws CheckpointError naming the file when it is missing, cut off, damaged or of another kind.
   static TorchFile open(const std::string& path);
-  TorchFile(TorchFile&&) noexcept;
-  TorchFile& operator=(TorchFile&&) noexcept;
-  ~TorchFile();
 
-  [[nodiscard]] const std::string& path() const;
-  [[nodiscard]] const PyValue& root() const;
+  [[nodiscard]] const std::string& path() const { return archive_->path(); }
+  [[nodiscard]] const PyValue& root() const { return archive_->root(); }
 
   /// A tensor of this file, on the CPU.
   [[nodiscard]] at::Tensor read(const PyTensor& tensor) const;
@@ -26,12 +24,14 @@ class TorchFile {
   [[nodiscard]] at::Tensor read_range(const PyTensor& tensor, int64_t begin, int64_t length) const;
 
  private:
-  struct State;
-  explicit TorchFile(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit TorchFile(TorchArchive archive) : archive_(std::make_unique<TorchArchive>(std::move(archive))) {}
+  [[nodiscard]] at::Tensor read_storage(const PyTensor& tensor, int64_t begin, int64_t length) const;
+
+  std::unique_ptr<TorchArchive> archive_;  // reading moves its position in the file
 };
 
-/// What torch.load reads, also with weights_only. Written beside and renamed. Throws IoError.
-void write_torch_file(const std::string& path, const PyDocument& document);
+/// A node for a tensor to be written; copied to the CPU when it is elsewhere, else it shares the tensor's memory.
+/// Throws UnsupportedError for a dtype that torch.save's format lacks.
+PyNode* add_tensor(PyDocument& document, const at::Tensor& value);
 
 }  // namespace deepscale

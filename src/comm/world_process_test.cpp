@@ -1,7 +1,6 @@
 // world_from_environment() between processes: this program starts itself once per rank, with a launcher's variables.
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <map>
 #include <string>
@@ -10,6 +9,7 @@
 #include "base/environment.h"
 #include "comm/init.h"
 #include "platform/local_port.h"
+#include "platform/machine.h"
 #include "platform/process.h"
 
 namespace deepscale {
@@ -19,9 +19,8 @@ using Variables = std::map<std::string, std::string>;
 
 std::vector<std::string> environment_with(const Variables& variables) {
   std::vector<std::string> result;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    if (variables.count(text.substr(0, text.find('='))) == 0) result.push_back(text);
+  for (const auto& [name, value] : environment_variables()) {
+    if (!variables.contains(name)) result.push_back(name + "=" + value);
   }
   for (const auto& [name, value] : variables) result.push_back(name + "=" + value);
   return result;

@@ -3,13 +3,18 @@
 #include <cstdint>
 #include <fstream>
 #include <sstream>
+#include <system_error>
 
 #include "base/error.h"
 
 namespace deepscale::config {
 
 std::filesystem::path utf8_path(const std::string& text) {
-  return std::filesystem::path(std::u8string(text.begin(), text.end()));
+  try {
+    return std::filesystem::path(std::u8string(text.begin(), text.end()));
+  } catch (const std::system_error&) {
+    return {};  // Windows converts names to UTF-16, and this is no UTF-8
+  }
 }
 
 std::string read_config_file(const std::string& name) {

@@ -6,6 +6,7 @@
 
 namespace deepscale::config {
 
+/// Empty for a text that cannot be a file's name here.
 std::filesystem::path utf8_path(const std::string& text);
 
 /// Throws ConfigError: no such file, not a file, unreadable, or too large to be a configuration (16 MiB).

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <list>
+#include <string>
 
 #include "config/test_support.h"
 
@@ -47,17 +48,16 @@ const std::vector<Case>& cases() {
   return kCases;
 }
 
-/// Sets an environment variable for a scope; afterwards it is empty, which means unset.
 class WithVariable {
  public:
   WithVariable(const std::string& name, const std::string& value) : name_(name) { put(name + "=" + value); }
   ~WithVariable() { put(name_ + "="); }
 
  private:
-  // putenv, because every system has it; the environment keeps the string itself.
-  static void put(const std::string& entry) {
+  /// putenv, because every system has it. Some keep the string that they are given, so none is freed.
+  static void put(const std::string& text) {
     static std::list<std::string> kept;
-    putenv(kept.emplace_back(entry).data());
+    putenv(kept.emplace_back(text).data());
   }
 
   std::string name_;
@@ -168,7 +168,7 @@ TEST(Elasticity, TheSchedulersSectionHasToBeTheSame) {
     EXPECT_CONTAINS(error_of_text(configuration(kSmall)), "DEEPSPEED_ELASTICITY_CONFIG cannot be used");
   }
   const std::string same = "{" + std::string(kSmall) + "}";
-  const WithVariable scheduled("DEEPSPEED_ELASTICITY_CONFIG", same);
+  const WithVariable scheduled("DEEPSPEED_ELASTICITY_CONFIG", same.c_str());
   EXPECT_EQ(Config::parse(configuration(kSmall), 1)->train_batch_size, 4);
 }
 

@@ -197,14 +197,14 @@ class ModuleEngine::Impl::Saver {
     std::map<int, PyNode*> made;
     for (const auto& entry : owner_.params.entries) {
       if (entry.param < 0) {
-        state->set(entry.name, document.tensor(entry.buffer));
+        state->set(entry.name, add_tensor(document, entry.buffer));
         continue;
       }
       PyNode*& node = made[entry.param];
       if (node == nullptr) {
         const at::Tensor& tensor = owner_.params.params[entry.param].tensor;
         const bool in_pieces = form_ == StateFileForm::kPerParameter;
-        node = document.tensor(in_pieces ? at::empty({0}, at::TensorOptions(tensor.scalar_type())) : tensor);
+        node = add_tensor(document, in_pieces ? at::empty({0}, at::TensorOptions(tensor.scalar_type())) : tensor);
       }
       state->set(entry.name, node);
     }
@@ -244,9 +244,9 @@ class ModuleEngine::Impl::Saver {
       if (!values) {
         state->set(param.name, document.size(param.shape));
       } else if (form_ != StateFileForm::kPerParameter) {
-        state->set(param.name, document.tensor(param.tensor));
+        state->set(param.name, add_tensor(document, param.tensor));
       } else {
-        state->set(param.name, document.tensor(frozen_piece(static_cast<int>(p), param.tensor.scalar_type())));
+        state->set(param.name, add_tensor(document, frozen_piece(static_cast<int>(p), param.tensor.scalar_type())));
       }
     }
     return state;

@@ -1,7 +1,6 @@
 // Checkpoints of the public C++ API over ranks as threads: a resumed run goes on with the same bits, any stage reads
 // any other's files, and damaged or missing files end in an error that names them and leave the engine as it was.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <fstream>
@@ -10,6 +9,7 @@
 #include "comm/run_ranks.h"
 #include "engine/module_test_support.h"
 #include "platform/files.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -29,7 +29,7 @@ class Checkpoint : public ::testing::Test {
   void SetUp() override {
     static std::atomic<int> counter{0};
     folder_ =
-        ::testing::TempDir() + "module_checkpoint_" + std::to_string(::getpid()) + "_" + std::to_string(counter++);
+        ::testing::TempDir() + "module_checkpoint_" + std::to_string(this_process_id()) + "_" + std::to_string(counter++);
     make_directories(folder_);
   }
   void TearDown() override {

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "checkpoint/state_layout.h"
+#include "checkpoint/torch_file.h"
 #include "engine/module_checkpoint.h"
 #include "zero/sharding_plan_files.h"
 
@@ -52,7 +53,7 @@ class StateWriter {
   PyValue step_value() const {
     const int64_t step = view_.engine.optimizer_steps();
     if (!of_torch(view_.optimizer)) return step;
-    return document_.tensor(at::full({}, static_cast<double>(step), at::kFloat));
+    return add_tensor(document_, at::full({}, static_cast<double>(step), at::kFloat));
   }
 
   /// torch's state dictionary over one flat tensor per group. Collective.
@@ -66,7 +67,7 @@ class StateWriter {
         const int group = optimizer_group_of(view_.optimizer, view_.groups[g].front());
         const std::string name = state_name_in_files(view_.optimizer, group, key);
         const at::Tensor values = flat(view_.groups[g], layout, key);
-        if (!name.empty()) state->set(name, document_.tensor(values));
+        if (!name.empty()) state->set(name, add_tensor(document_, values));
       }
       states->set(static_cast<int64_t>(g), state);
     }
@@ -139,7 +140,7 @@ class StateWriter {
     if (view_.optimizer.state_class == "FusedAdam") {
       made->set("optimizer_state_dict", flat_base_state(StateLayoutKind::kUnpadded));
       for (const auto& group : view_.groups) {
-        masters->add(document_.tensor(flat(group, layout_of(group, StateLayoutKind::kUnpadded), "fp32")));
+        masters->add(add_tensor(document_, flat(group, layout_of(group, StateLayoutKind::kUnpadded), "fp32")));
       }
       made->set("fp32_groups_flat", masters);
       return made;
@@ -147,7 +148,7 @@ class StateWriter {
     made->set("optimizer_state_dict", whole_base_state());
     for (const auto& group : view_.groups) {
       PyNode* values = document_.list();
-      for (const int p : group) values->add(document_.tensor(full(p, "fp32").view(view_.params.params[p].shape)));
+      for (const int p : group) values->add(add_tensor(document_, full(p, "fp32").view(view_.params.params[p].shape)));
       masters->add(values);
     }
     made->set("fp32_groups", masters);
@@ -177,7 +178,7 @@ class StateWriter {
         for (const auto& key : view_.engine.state_keys()) {
           const std::string name = state_name_in_files(view_.optimizer, static_cast<int>(g), key);
           const at::Tensor values = full(p, key).view(view_.params.params[p].shape);
-          if (!name.empty()) state->set(name, document_.tensor(values));
+          if (!name.empty()) state->set(name, add_tensor(document_, values));
         }
         states->set(number++, state);
       }
@@ -208,7 +209,7 @@ class StateWriter {
     state->set("optimizer_state_dict", flat_base_state(StateLayoutKind::kPerParameter));
     PyNode* masters = document_.list();
     for (const auto& group : view_.groups) {
-      masters->add(document_.tensor(flat(group, layout_of(group, StateLayoutKind::kPerParameter), "fp32")));
+      masters->add(add_tensor(document_, flat(group, layout_of(group, StateLayoutKind::kPerParameter), "fp32")));
     }
     state->set("fp32_flat_groups", masters);
   }
@@ -221,7 +222,7 @@ class StateWriter {
     for (const auto& group : view_.groups) {
       const StateLayout layout = layout_of(group, StateLayoutKind::kPartitioned);
       const int64_t kept = layout.partition_numel() - layout.padding(view_.rank);
-      masters->add(document_.tensor(flat(group, layout, "fp32").narrow(0, 0, kept).clone()));
+      masters->add(add_tensor(document_, flat(group, layout, "fp32").narrow(0, 0, kept).clone()));
       paddings->add(layout.padding(view_.rank));
       counts->add(view_.ranks);
       PyNode *zeros = document_.list(), *mapping = document_.ordered_dict();

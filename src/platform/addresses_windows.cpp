@@ -14,7 +14,7 @@ namespace deepscale {
 namespace {
 
 struct InterfaceAddress {
-  std::string interface;
+  std::string adapter;  // "interface" is a macro of Windows' headers
   std::string address;
   bool six = false;
 };
@@ -62,7 +62,7 @@ std::vector<std::string> own_addresses() {
 
 std::string interface_of(const std::string& address) {
   for (const InterfaceAddress& entry : interface_addresses()) {
-    if (entry.address == address) return entry.interface;
+    if (entry.address == address) return entry.adapter;
   }
   return {};
 }

@@ -92,8 +92,8 @@ class ProcessTree {
   std::unique_ptr<Impl> impl_;
 };
 
-/// What a short helper program wrote to standard output, and how it ended. Its standard error goes to `error_file`, or
-/// to the parent's when that is empty.
+/// What a short helper program wrote to standard output (text: line ends are "\n"), and how it ended. Its standard
+/// error goes to `error_file`, or to the parent's when that is empty.
 struct ProcessOutput {
   ExitStatus status;
   std::string output;

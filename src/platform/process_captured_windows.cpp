@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "platform/process_internal_windows.h"
+#include "platform/random.h"
 
 namespace deepscale {
 
@@ -11,7 +12,7 @@ CapturedStream::CapturedStream(Sink sink)
       stop_(CreateEventW(nullptr, TRUE, FALSE, nullptr)) {
   // Anonymous pipes cannot be read asynchronously, so this is one with a name that nobody else can guess.
   constexpr DWORD kBufferBytes = 64 * 1024;
-  const std::wstring name = to_wide("\\\\.\\pipe\\deepscale-" + random_digits());
+  const std::wstring name = to_wide("\\\\.\\pipe\\deepscale-" + random_token());
   reader_ =
       Handle(CreateNamedPipeW(name.c_str(), PIPE_ACCESS_INBOUND | FILE_FLAG_OVERLAPPED | FILE_FLAG_FIRST_PIPE_INSTANCE,
                               PIPE_TYPE_BYTE | PIPE_READMODE_BYTE | PIPE_WAIT | PIPE_REJECT_REMOTE_CLIENTS, 1,

@@ -261,6 +261,10 @@ ProcessOutput run_and_read(const ProcessSpec& spec, const std::string& error_fil
   for (DWORD got = 0; ReadFile(reader.get(), buffer.data(), buffer.size(), &got, nullptr);) {
     result.output.append(buffer.data(), got);
   }
+  // Text, in which Windows' C library writes a carriage return before each line end.
+  for (size_t at = result.output.find("\r\n"); at != std::string::npos; at = result.output.find("\r\n", at)) {
+    result.output.erase(at, 1);
+  }
   WaitForSingleObject(started.process.get(), INFINITE);
   DWORD code = 0;
   GetExitCodeProcess(started.process.get(), &code);

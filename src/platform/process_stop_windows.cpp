@@ -98,7 +98,12 @@ StopRequests::~StopRequests() {
 bool ask_to_stop(DWORD process, StopSignal signal) {
   const Handle event(OpenEventW(EVENT_MODIFY_STATE, FALSE, event_name(process, signal).c_str()));
   if (event) return SetEvent(event.get()) != 0;
-  return GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, process) != 0;
+  if (GetConsoleCP() != 0) return GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, process) != 0;
+  // We have no console, so the process was given a hidden one of its own: visit it.
+  if (!AttachConsole(process)) return false;
+  const bool sent = GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, process) != 0;
+  FreeConsole();
+  return sent;
 }
 
 }  // namespace deepscale

@@ -92,7 +92,7 @@ TEST(ProcessTree, ReportsExitCodesAndForcedEnds) {
   EXPECT_EQ(ended[sleeper].shell_code(), 137);
   EXPECT_FALSE(ended[sleeper].ok());
   // What the system itself started for them (under wine: consoles) goes a moment later.
-  for (int look = 0; look < 2000 && tree.has_descendants(); ++look) std::this_thread::sleep_for(milliseconds(1));
+  for (int look = 0; look < 2000 && tree.has_descendants(); ++look) std::this_thread::sleep_for(milliseconds(10));
   EXPECT_FALSE(tree.has_descendants());
   tree.send(sleeper, StopSignal::kKill);  // has ended: nothing happens
   remove_file(path);

@@ -2,6 +2,7 @@
 #include <bit>
 
 #include "base/error.h"
+#include "platform/memory_limits.h"
 #include "platform/resources.h"
 #include "platform/text_windows.h"
 
@@ -27,32 +28,6 @@ int job_cpus() {
   if ((rate.ControlFlags & kHardCap) != kHardCap || rate.CpuRate == 0) return INT_MAX;
   const int64_t all = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
   return static_cast<int>(std::max<int64_t>(1, (all * rate.CpuRate + 9999) / 10000));
-}
-
-struct JobMemory {
-  int64_t limit = 0;  ///< 0: none
-  int64_t used = 0;
-};
-
-JobMemory job_memory() {
-  JOBOBJECT_EXTENDED_LIMIT_INFORMATION limits = {};
-  if (!QueryInformationJobObject(nullptr, JobObjectExtendedLimitInformation, &limits, sizeof(limits), nullptr)) {
-    return {};
-  }
-  JobMemory memory;
-  const DWORD flags = limits.BasicLimitInformation.LimitFlags;
-  if ((flags & JOB_OBJECT_LIMIT_JOB_MEMORY) != 0) {
-    memory.limit = static_cast<int64_t>(limits.JobMemoryLimit);
-    // The peak is what the query tells; the present use lies below it.
-    memory.used = static_cast<int64_t>(limits.PeakJobMemoryUsed);
-  }
-  if ((flags & JOB_OBJECT_LIMIT_PROCESS_MEMORY) != 0) {
-    const auto limit = static_cast<int64_t>(limits.ProcessMemoryLimit);
-    if (memory.limit == 0 || limit < memory.limit) {
-      memory = {limit, static_cast<int64_t>(limits.PeakProcessMemoryUsed)};
-    }
-  }
-  return memory;
 }
 
 /// A text of the registry's HKEY_LOCAL_MACHINE; empty when there is none.
@@ -86,12 +61,7 @@ MemoryFacts memory_facts() {
   facts.total_bytes = static_cast<int64_t>(status.ullTotalPhys);
   // What is committed must fit into main memory and page file, too.
   facts.available_bytes = static_cast<int64_t>(std::min(status.ullAvailPhys, status.ullAvailPageFile));
-  const JobMemory job = job_memory();
-  if (job.limit > 0 && job.limit < facts.total_bytes) {
-    facts.total_bytes = job.limit;
-    facts.available_bytes = std::min(facts.available_bytes, std::max<int64_t>(0, job.limit - job.used));
-  }
-  return facts;
+  return within_limits(facts, memory_limits());
 }
 
 int64_t this_process_id() {

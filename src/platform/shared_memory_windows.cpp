@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "platform/random.h"
 #include "platform/resources.h"
 #include "platform/shared_memory.h"
 #include "platform/text_windows.h"
@@ -36,7 +37,7 @@ char* map(HANDLE section, int64_t bytes) {
 SharedMemory SharedMemory::create(int64_t bytes, Naming naming) {
   SharedMemory memory;
   memory.bytes_ = (bytes + kPage - 1) / kPage * kPage;
-  const std::string name = fmt::format("Local\\deepscale-{:x}-{}", GetCurrentProcessId(), random_digits());
+  const std::string name = fmt::format("Local\\deepscale-{:x}-{}", GetCurrentProcessId(), random_token());
   const std::shared_ptr<void> descriptor = user_only_descriptor();
   SECURITY_ATTRIBUTES attributes = {sizeof(attributes), descriptor.get(), FALSE};
   HANDLE const section =

@@ -8,6 +8,8 @@
 #include <windows.h>
 // After windows.h, which it needs.
 #include <csignal>
+
+#include "platform/process_internal_windows.h"
 #else
 #include <unistd.h>
 
@@ -46,6 +48,10 @@ inline void on_stop_requests(void (*handler)(int)) {
   std::signal(SIGTERM, handler);
 #ifdef _WIN32
   std::signal(SIGBREAK, handler);
+  // And what a ProcessTree sends to programs that listen, which needs no console.
+  static const StopRequests requests([handler](int signal, bool) {
+    if (handler != SIG_IGN) handler(signal);
+  });
 #else
   std::signal(SIGHUP, handler);
 #endif

@@ -49,9 +49,6 @@ class Handle {
   HANDLE handle_ = nullptr;
 };
 
-/// Text of 32 hexadecimal digits that nobody can guess.
-std::string random_digits();
-
 /// The identifier of this process's user as text, "S-1-5-...". Throws IoError.
 std::wstring user_sid();
 

@@ -9,9 +9,6 @@
 #include "platform/resources.h"
 #include "platform/text_windows.h"
 
-// After windows.h, whose types it uses.
-#include <bcrypt.h>
-
 namespace deepscale {
 namespace {
 
@@ -103,15 +100,6 @@ bool make_private_folder(const std::filesystem::path& path) {
   const bool safe = ours && !others_may_write(list, sid_of(user));
   LocalFree(found);
   return safe;
-}
-
-std::string random_digits() {
-  uint64_t value[2] = {};
-  DS_CHECK_AS(IoError,
-              BCryptGenRandom(nullptr, reinterpret_cast<unsigned char*>(value), sizeof(value),
-                              BCRYPT_USE_SYSTEM_PREFERRED_RNG) == 0,
-              "cannot get random bytes for a name");
-  return fmt::format("{:016x}{:016x}", value[0], value[1]);
 }
 
 }  // namespace deepscale

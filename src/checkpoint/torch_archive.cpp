@@ -1,0 +1,97 @@
+#include "checkpoint/torch_archive.h"
+
+#include <unordered_set>
+#include <vector>
+
+#include "base/error.h"
+#include "checkpoint/file_replace.h"
+#include "checkpoint/pickle.h"
+#include "platform/files.h"
+
+namespace deepscale {
+namespace {
+
+/// Tensors that a value can reach, each node once.
+std::vector<const PyTensor*> tensors_below(const PyValue& root) {
+  std::vector<const PyTensor*> found;
+  std::vector<const PyNode*> open;
+  std::unordered_set<const PyNode*> seen;
+  const auto visit = [&](const PyValue& value) {
+    if (value.node() != nullptr && seen.insert(value.node()).second) open.push_back(value.node());
+  };
+  visit(root);
+  while (!open.empty()) {
+    const PyNode* node = open.back();
+    open.pop_back();
+    if (node->kind == PyKind::kTensor) found.push_back(&node->tensor);
+    for (const PyValue& item : node->items) visit(item);
+    visit(node->state);
+  }
+  return found;
+}
+
+}  // namespace
+
+void TorchArchive::find_tensors() {
+  for (const PyTensor* tensor : tensors_below(document_.root)) {
+    const std::string name = "data/" + tensor->record;
+    const ZipFile::Member* const member = zip_.find(name);
+    DS_CHECK_AS(CheckpointError, member != nullptr, "it has no part \"{}\"", name);
+    const int64_t needed = tensor->storage_numel * size_of(tensor->dtype);
+    DS_CHECK_AS(CheckpointError, member->bytes >= needed, "its part \"{}\" has {} bytes, {} are needed", name,
+                member->bytes, needed);
+    begins_[tensor->record] = member->begin;
+  }
+}
+
+TorchArchive TorchArchive::open(const std::string& path) {
+  DS_CHECK_AS(CheckpointError, file_size(path).has_value(),
+              "checkpoint file {} does not exist: the checkpoint is not complete, or the directory or tag is wrong",
+              path);
+  try {
+    TorchArchive archive(path, ZipFile::open(path));
+    if (archive.zip_.find("byteorder") != nullptr) {
+      DS_CHECK_AS(CheckpointError, archive.zip_.read("byteorder") == "little", "it is of a big-endian machine");
+    }
+    archive.document_ = read_pickle(archive.zip_.read("data.pkl"));
+    archive.find_tensors();
+    return archive;
+  } catch (const CheckpointError& error) {
+    ds_throw<CheckpointError>(
+        "checkpoint file {} is cut off, damaged, or not a file of torch.save ({}): restore it, or load another tag",
+        path, error.what());
+  }
+}
+
+void TorchArchive::read_storage(const PyTensor& tensor, int64_t begin, int64_t length, void* destination) {
+  DS_CHECK_AS(CheckpointError, begin >= 0 && length >= 0 && begin <= tensor.storage_numel - length,
+              "checkpoint file {}: elements {} to {} of {} are asked for", path_, begin, begin + length,
+              tensor.storage_numel);
+  const int64_t element = size_of(tensor.dtype);
+  try {
+    zip_.read_at(begins_.at(tensor.record) + begin * element, destination, length * element);
+  } catch (const CheckpointError& error) {
+    ds_throw<CheckpointError>("checkpoint file {}: {}", path_, error.what());
+  }
+}
+
+void write_torch_file(const std::string& path, const PyDocument& document) {
+  const PickledTensors pickled = write_pickle(document);
+  replace_file(path, [&](std::ostream& out) {
+    ZipWriter zip(out, "archive");
+    const auto add_text = [&](const std::string& name, const std::string& text) {
+      zip.add(name, text.data(), static_cast<int64_t>(text.size()));
+    };
+    add_text("data.pkl", pickled.bytes);
+    add_text("byteorder", "little");
+    for (size_t i = 0; i < pickled.storages.size(); ++i) {
+      const PickledStorage& storage = pickled.storages[i];
+      zip.add("data/" + std::to_string(i), storage.data.get(), storage.bytes);
+      DS_CHECK_AS(IoError, out.good(), "cannot write {}: the disk may be full", path);
+    }
+    add_text("version", "3\n");  // of the archive's layout; torch.load refuses files without it
+    zip.finish();
+  });
+}
+
+}  // namespace deepscale
