@@ -116,11 +116,12 @@ void TcpConnection::close(std::string reason) {
 }
 
 void TcpConnection::write_queued() {
-  while (!unsent_.empty() && !closed_) {
-    const auto wrote = ::send(static_cast<sockets::Native>(socket_.get()), unsent_.data(),
-                              static_cast<unsigned>(std::min<size_t>(unsent_.size(), 1 << 16)), sockets::kNoSignal);
+  while (sent_ < unsent_.size() && !closed_) {
+    const auto wrote =
+        ::send(static_cast<sockets::Native>(socket_.get()), unsent_.data() + sent_,
+               static_cast<unsigned>(std::min<size_t>(unsent_.size() - sent_, 1 << 16)), sockets::kNoSignal);
     if (wrote > 0) {
-      unsent_.erase(0, static_cast<size_t>(wrote));
+      sent_ += static_cast<size_t>(wrote);
       continue;
     }
     const int error = sockets::last_error();
@@ -129,6 +130,15 @@ void TcpConnection::write_queued() {
     read_arrived();
     close(sockets::error_text(error));
   }
+  if (closed_) return;
+  unsent_.clear();
+  sent_ = 0;
+}
+
+size_t TcpConnection::line_end() {
+  const size_t end = received_.find('\n', searched_);
+  searched_ = end == std::string::npos ? received_.size() : end;
+  return end;
 }
 
 void TcpConnection::read_arrived() {
@@ -138,9 +148,7 @@ void TcpConnection::read_arrived() {
         ::recv(static_cast<sockets::Native>(socket_.get()), buffer.data(), static_cast<unsigned>(buffer.size()), 0);
     if (got > 0) {
       received_.append(buffer.data(), static_cast<size_t>(got));
-      if (received_.size() > kMaxLineBytes && received_.find('\n') == std::string::npos) {
-        close("it sent an endless line");
-      }
+      if (received_.size() > kMaxLineBytes && line_end() == std::string::npos) close("it sent an endless line");
       continue;
     }
     const int error = sockets::last_error();
@@ -164,28 +172,29 @@ void TcpConnection::send_line(std::string_view line) {
 bool TcpConnection::flush(milliseconds timeout) {
   const Clock::time_point deadline = Clock::now() + timeout;
   write_queued();
-  while (!unsent_.empty() && !closed_ && Clock::now() < deadline) {
+  while (sent_ < unsent_.size() && !closed_ && Clock::now() < deadline) {
     wait_for(socket_.get(), POLLOUT, milliseconds_left(deadline));
     write_queued();
   }
-  return unsent_.empty() && !closed_;
+  return sent_ == unsent_.size() && !closed_;
 }
 
 std::optional<std::string> TcpConnection::next_line() {
   write_queued();
-  size_t end = received_.find('\n');
+  size_t end = line_end();
   if (end == std::string::npos) {
     read_arrived();
-    end = received_.find('\n');
+    end = line_end();
     if (end == std::string::npos) return std::nullopt;
   }
   std::string line = received_.substr(0, end);
   received_.erase(0, end + 1);
+  searched_ = 0;
   return line;
 }
 
 void TcpConnection::wait_readable(milliseconds timeout) const {
-  if (closed_ || received_.find('\n') != std::string::npos) return;
+  if (closed_ || received_.find('\n', searched_) != std::string::npos) return;
   wait_for(socket_.get(), POLLIN, static_cast<int>(timeout.count()));
 }
 

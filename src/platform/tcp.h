@@ -67,8 +67,13 @@ class TcpConnection {
   void close(std::string reason);
 
   SocketHandle socket_;
+  /// Where the first line in received_ ends; npos when none is complete. Looks at every byte once.
+  size_t line_end();
+
   std::string unsent_;
+  size_t sent_ = 0;  // bytes of unsent_ that are gone already
   std::string received_;
+  size_t searched_ = 0;  // bytes of received_ that hold no line end
   bool closed_ = false;
   std::string closed_reason_;
 };
