@@ -4,7 +4,12 @@ import json
 import subprocess
 import sys
 
-SHOW = "import os; print(*(os.environ[n] for n in ('RANK','LOCAL_RANK','WORLD_SIZE','CROSS_RANK','CUDA_VISIBLE_DEVICES','MASTER_ADDR')))"
+# One write, because the ranks share the pipe.
+SHOW = r"""
+import os
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CROSS_RANK", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR")
+os.write(1, (" ".join(os.environ[name] for name in names) + "\n").encode())
+"""
 
 
 def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess:
