@@ -28,8 +28,8 @@ class Checkpoint : public ::testing::Test {
  protected:
   void SetUp() override {
     static std::atomic<int> counter{0};
-    folder_ =
-        ::testing::TempDir() + "module_checkpoint_" + std::to_string(this_process_id()) + "_" + std::to_string(counter++);
+    folder_ = ::testing::TempDir() + "module_checkpoint_" + std::to_string(this_process_id()) + "_" +
+              std::to_string(counter++);
     make_directories(folder_);
   }
   void TearDown() override {
