@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/wait.h"
+#include "platform/files.h"
 #include "platform/resources.h"
 
 namespace deepscale {
@@ -65,6 +66,11 @@ std::string folder_prefix() {
 
 fs::path rendezvous_folder(const std::string& key) {
   return runtime_folder() / fmt::format("{}{:016x}", folder_prefix(), fnv1a(key));
+}
+
+std::string utf8(const fs::path& path) {
+  const std::u8string text = path.u8string();
+  return {text.begin(), text.end()};
 }
 
 /// The process that wrote a part; pid 0 when the file is none.
@@ -160,7 +166,7 @@ class FolderRendezvous {
       file << self_.pid << ' ' << self_.start_time << '\n' << part;
       DS_CHECK_AS(IoError, file.good(), "cannot write {}: is there space?", temporary.string());
     }
-    fs::rename(temporary, folder_ / name);
+    rename_file(utf8(temporary), utf8(folder_ / name));
   }
 
   /// Nothing when the file is not there, or is not of this run.

@@ -102,6 +102,7 @@ Strings slurm_words(const LauncherOptions& options, const LaunchPlan& plan) {
   Strings words = {"srun", "-n", std::to_string(plan.ranks)};
   append(words, further_arguments(options));
   if (!options.slurm_comment.empty()) append(words, {"--comment", options.slurm_comment});
+  if (!options.slurm_account.empty()) append(words, {"--account", options.slurm_account});
   if (!options.include.empty() || !options.exclude.empty())
     append(words, {"--nodelist", joined(host_names(plan), ","), "--nodes", std::to_string(plan.hosts.size())});
   if (options.num_nodes > 0) append(words, {"--nodes", std::to_string(options.num_nodes)});

@@ -80,8 +80,8 @@ TEST(Backend, StartsEveryRankThroughTheMpichFamily) {
 }
 
 TEST(Backend, StartsEveryRankThroughSlurm) {
-  const Strings all = rank_words(Backend::kSlurm, {"--comment", "my job"});
-  EXPECT_TRUE(contains(all, {"srun", "-n", "4", "--comment", "my job", "--export=ALL"}));
+  const Strings all = rank_words(Backend::kSlurm, {"--comment", "my job", "--account", "physics"});
+  EXPECT_TRUE(contains(all, {"srun", "-n", "4", "--comment", "my job", "--account", "physics", "--export=ALL"}));
   EXPECT_TRUE(contains(rank_words(Backend::kSlurm, {"--include", "a@b"}), {"--nodelist", "a,b", "--nodes", "2"}));
   const Strings counted = rank_words(Backend::kSlurm, {"--num_nodes", "2", "--num_gpus", "2"});
   EXPECT_TRUE(contains(counted, {"--nodes", "2", "--ntasks-per-node", "2", "--gpus-per-node", "2"}));

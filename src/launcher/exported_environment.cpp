@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launcher/text.h"
 #include "platform/files.h"
 #include "platform/path_list.h"
@@ -23,13 +24,6 @@ bool is_name(std::string_view name) {
   constexpr std::string_view kLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
   return !name.empty() && name.find_first_not_of(kLetters) == std::string_view::npos &&
          (name[0] < '0' || name[0] > '9');
-}
-
-std::string_view trimmed(std::string_view text) {
-  constexpr std::string_view kBlank = " \t\r";
-  const size_t begin = text.find_first_not_of(kBlank);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kBlank) - begin + 1);
 }
 
 }  // namespace

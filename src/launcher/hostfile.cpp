@@ -27,6 +27,14 @@ std::optional<int> slot_count(std::string_view word) {
   return count;
 }
 
+/// Whether the words behind a host's slots are attributes that other programs read, such as Open MPI's "max_slots=8".
+bool are_attributes(const std::vector<std::string>& words) {
+  return std::all_of(words.begin() + 2, words.end(), [](const std::string& word) {
+    const size_t equals = word.find('=');
+    return equals != std::string::npos && equals > 0 && !word.starts_with("slots=");
+  });
+}
+
 }  // namespace
 
 std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& path) {
@@ -36,7 +44,7 @@ std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& 
     ++number;
     const std::vector<std::string> words = split_words(line.substr(0, line.find('#')));
     if (words.empty()) continue;
-    const std::optional<int> count = words.size() == 2 ? slot_count(words[1]) : std::nullopt;
+    const std::optional<int> count = words.size() >= 2 && are_attributes(words) ? slot_count(words[1]) : std::nullopt;
     DS_CHECK_AS(ConfigError, count.has_value(), "hostfile {}, line {}: \"{}\"; {}", path, number, line, kExpected);
     DS_CHECK_AS(ConfigError, *count >= 1 && *count <= kMaxSlots,
                 "hostfile {}, line {}: host \"{}\" has {} slots; expected 1..{}", path, number, words[0], *count,

@@ -1,4 +1,5 @@
-// Hostfiles: one machine per line, "host slots=N". Blank lines and everything after '#' are ignored. Pure.
+// Hostfiles: one machine per line, "host slots=N". Blank lines, everything after '#' and
+// attributes for other programs ("max_slots=8") are ignored. Pure.
 #pragma once
 
 #include <string>

@@ -19,14 +19,16 @@ std::string error_of(const std::string& text) {
 }
 
 TEST(Hostfile, HoldsHostsAndSlotsInOrder) {
-  const auto hosts = parse_hostfile("# cluster\n\nworker-2 slots=2\r\n  10.0.0.1\tslots=1  # first\n", "hosts");
+  const auto hosts =
+      parse_hostfile("# cluster\n\nworker-2 slots=2\r\n  10.0.0.1\tslots=1 max_slots=4 # first\n", "hosts");
   const std::vector<HostSlots> expected = {{"worker-2", {"0", "1"}}, {"10.0.0.1", {"0"}}};
   EXPECT_EQ(hosts, expected);
 }
 
 TEST(Hostfile, NamesTheLineThatDoesNotFit) {
-  for (const char* line : {"worker", "worker slots=", "worker slots=x", "worker slots=2x", "worker slots=-1",
-                           "worker slots=1 max=2", "worker slot=1", "slots=4", "worker slots=99999999999"}) {
+  for (const char* line :
+       {"worker", "worker slots=", "worker slots=x", "worker slots=2x", "worker slots=-1", "worker slots=1 slots=2",
+        "worker slots=1 gpu", "worker slot=1", "slots=4", "worker slots=99999999999"}) {
     const std::string error = error_of(std::string("a slots=1\n") + line);
     EXPECT_NE(error.find("hostfile hosts, line 2"), std::string::npos) << error;
     EXPECT_NE(error.find("expected \"host slots=N\""), std::string::npos) << error;

@@ -49,9 +49,12 @@ void declare_local_options(CLI::App& app, RawOptions& raw) {
   app.add_flag("--no_local_rank", options.no_local_rank, "do not pass --local_rank=N to the script");
   app.add_flag("--bind_cores_to_rank", options.bind_cores, "give every rank its own cores");
   app.add_option("--bind_core_list", options.bind_core_list, "cores to share out, for instance 0,2-4,6");
-  app.add_option("--log_dir", options.log_dir, "write each rank's output to DIR/<time>_rank<R>.log")->type_name("DIR");
+  app.add_option("--log_dir", options.log_dir,
+                 "write each rank's output to DIR/<time>_rank<R>.log, not to the terminal")
+      ->type_name("DIR");
   app.add_option("--enable_each_rank_log", raw.rank_log_dir, "same as --log_dir")->type_name("DIR");
-  app.add_flag("--save_pid", options.save_pid, "write /tmp/<launcher pid>.deepspeed while the run lasts");
+  app.add_flag("--save_pid", options.save_pid,
+               "keep <temporary directory>/<launcher pid>.deepspeed while the run lasts");
   app.add_option("--log_level", raw.log_level, "debug, info, warning, error, critical (default: info)");
   app.add_flag("-v,--verbose", raw.verbose, "same as --log_level debug");
   app.add_flag("-q,--quiet", raw.quiet, "print errors only");
@@ -73,6 +76,7 @@ void declare_multi_node_options(CLI::App& app, RawOptions& raw) {
   app.add_option("--venv_script", options.venv_script,
                  "script that bash sources on every machine before the ranks start");
   app.add_option("--comment", options.slurm_comment, "srun's --comment");
+  app.add_option("--account", options.slurm_account, "srun's --account");
   app.add_option("--max_restarts", options.max_restarts,
                  "start a failed job again, at most so often (default: 0); scripts see DEEPSPEED_RESTART_COUNT");
   app.add_flag("--elastic_training", options.elastic,
@@ -170,7 +174,10 @@ void check_multi_node(const CLI::App& app, const RawOptions& raw) {
   split_shell_words(options.launcher_args, "--launcher_args");
 }
 
-std::optional<Backend> chosen_backend(const std::string& name) {
+std::optional<Backend> chosen_backend(std::string name) {
+  for (char& letter : name) {
+    if (letter >= 'A' && letter <= 'Z') letter = static_cast<char>(letter - 'A' + 'a');
+  }
   // "standard" is what Accelerate calls a start without pdsh.
   if (name.empty() || name == "standard") return std::nullopt;
   std::vector<std::string> names;

@@ -44,6 +44,7 @@ struct LauncherOptions {
   std::optional<int> ssh_port;
   std::string venv_script;    ///< sourced by bash on every machine before a rank starts
   std::string slurm_comment;  ///< srun --comment
+  std::string slurm_account;  ///< srun --account
   int max_restarts = 0;       ///< how often a failed job is started again
   bool elastic = false;       ///< a restarted job does without machines that cannot be reached
   int min_nodes = 1;          ///< machines that an elastic job needs

@@ -95,7 +95,7 @@ TEST(LauncherOptions, RefusesContradictionsAndBadValues) {
 
 TEST(LauncherOptions, ReadsWhatSeveralMachinesNeed) {
   const LauncherOptions options =
-      parse({"-H", "hosts", "--launcher", "pdsh", "--launcher_args", "-u 5", "--ssh_port", "2222", "--force_multi",
+      parse({"-H", "hosts", "--launcher", "PDSH", "--launcher_args", "-u 5", "--ssh_port", "2222", "--force_multi",
              "--venv_script", "v.sh", "--max_restarts", "3", "x.py"});
   EXPECT_EQ(options.hostfile, "hosts");
   EXPECT_EQ(options.backend, Backend::kPdsh);
@@ -163,10 +163,11 @@ TEST(ResourceFilter, KeepsOrRemovesHostsAndSlotsInTheirOrder) {
   EXPECT_EQ(include_resources(all, parse_filter("b@a:2,0", "--include")),
             (Hosts{{"a", {"0", "2"}}, {"b", {"0", "1"}}}));
   EXPECT_EQ(exclude_resources(all, parse_filter("b@a:1", "--exclude")), (Hosts{{"a", {"0", "2"}}}));
+  EXPECT_EQ(parse_filter("a:2@b@a:0", "--include"), (Hosts{{"a", {"2", "0"}}, {"b", {}}}));
 }
 
 TEST(ResourceFilter, RefusesMalformedAndUnknownNames) {
-  for (const char* bad : {"", "@", ":0", "a:", "a:x", "a:0,0", "a@a", "a:-1"}) {
+  for (const char* bad : {"", "@", ":0", "a:", "a:x", "a:0,0", "a@a", "a:0@a", "a@a:0", "a:0@a:0", "a:-1"}) {
     EXPECT_THROW(parse_filter(bad, "--include"), ConfigError) << bad;
   }
   const std::vector<HostSlots> all = {{"a", {"0", "1"}}};

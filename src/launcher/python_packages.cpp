@@ -4,25 +4,22 @@
 #include <cctype>
 #include <fstream>
 
+#include "base/text.h"
 #include "launcher/text.h"
 
 namespace deepscale {
 namespace fs = std::filesystem;
 namespace {
 
-std::string trimmed(const std::string& text) {
-  const size_t begin = text.find_first_not_of(" \t\r");
-  const size_t end = text.find_last_not_of(" \t\r");
-  return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
-}
-
 /// "key = value" lines.
 std::map<std::string, std::string> read_settings(const fs::path& file) {
   std::map<std::string, std::string> settings;
   std::ifstream text(file);
   for (std::string line; std::getline(text, line);) {
-    const size_t equals = line.find('=');
-    if (equals != std::string::npos) settings[trimmed(line.substr(0, equals))] = trimmed(line.substr(equals + 1));
+    const std::string_view view = line;
+    const size_t equals = view.find('=');
+    if (equals == std::string_view::npos) continue;
+    settings[std::string(trimmed(view.substr(0, equals)))] = trimmed(view.substr(equals + 1));
   }
   return settings;
 }
@@ -54,7 +51,7 @@ void add_site(const fs::path& folder, PythonInstallation& python) {
     if (file.extension() != ".pth") continue;
     std::ifstream text(file);
     for (std::string line; std::getline(text, line);) {
-      line = trimmed(line);
+      line = std::string(trimmed(line));
       if (line.empty() || line.starts_with('#')) continue;
       if (line.starts_with("import ") || line.starts_with("import	")) {
         // setuptools' own file is everywhere and adds no package.

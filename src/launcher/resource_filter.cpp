@@ -40,21 +40,22 @@ std::vector<HostSlots> parse_filter(const std::string& text, const std::string& 
   std::vector<HostSlots> hosts;
   for (const std::string& part : split(text, '@')) {
     const size_t colon = part.find(':');
-    HostSlots host{part.substr(0, colon), {}};
-    DS_CHECK_AS(ConfigError, !host.host.empty(), "{}: empty host in \"{}\"; expected host:slot,slot@host", option,
-                text);
-    DS_CHECK_AS(ConfigError, find_host(hosts, host.host) == nullptr, "{}: host \"{}\" is named twice in \"{}\"", option,
-                host.host, text);
+    const std::string name = part.substr(0, colon);
+    DS_CHECK_AS(ConfigError, !name.empty(), "{}: empty host in \"{}\"; expected host:slot,slot@host", option, text);
+    // "a:0@a:2" says the same as "a:0,2".
+    auto known = std::find_if(hosts.begin(), hosts.end(), [&](const HostSlots& host) { return host.host == name; });
+    DS_CHECK_AS(ConfigError, known == hosts.end() || (colon != std::string::npos && !known->slots.empty()),
+                "{}: host \"{}\" is named twice in \"{}\"", option, name, text);
+    if (known == hosts.end()) known = hosts.insert(hosts.end(), HostSlots{name, {}});
     if (colon != std::string::npos) {
       for (const std::string& slot : split(part.substr(colon + 1), ',')) {
         DS_CHECK_AS(ConfigError, !slot.empty() && slot.find_first_not_of("0123456789") == std::string::npos,
                     "{}: \"{}\" in \"{}\" is not a slot number; expected host:slot,slot@host", option, slot, text);
-        DS_CHECK_AS(ConfigError, !contains(host.slots, slot), "{}: slot {} is named twice in \"{}\"", option, slot,
+        DS_CHECK_AS(ConfigError, !contains(known->slots, slot), "{}: slot {} is named twice in \"{}\"", option, slot,
                     text);
-        host.slots.push_back(slot);
+        known->slots.push_back(slot);
       }
     }
-    hosts.push_back(std::move(host));
   }
   return hosts;
 }

@@ -15,7 +15,8 @@ struct HostSlots {
 };
 
 /// Parses a filter; a host without slots has an empty list. `option` names it in errors.
-/// Throws ConfigError for an empty host or slot, a slot that is no number, or a host or slot named twice.
+/// Throws ConfigError for an empty host or slot, a slot that is no number, a slot named twice, or a host named twice
+/// unless each time with slots.
 std::vector<HostSlots> parse_filter(const std::string& text, const std::string& option);
 
 /// Keeps what the filter names, in the order of `available`. Throws ConfigError for an unknown host or slot.

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <fstream>
+#include <thread>
 
 #include "deepscale/error.h"
 #include "platform/resources.h"
@@ -27,6 +29,28 @@ TEST(Files, FoldersAndFilesAreMadeFoundRenamedAndRemoved) {
   EXPECT_THROW(rename_file(root + "/none", root + "/a/three"), IoError);
   EXPECT_FALSE(remove_file(root + "/a"));
   for (const char* name : {"/a/two", "/a/b", "/a", ""}) EXPECT_TRUE(remove_file(root + name)) << name;
+}
+
+TEST(Files, AFileIsReplacedWhileOthersReadIt) {
+  const std::string path = ::testing::TempDir() + "files_test_read_" + std::to_string(this_process_id());
+  std::ofstream(path) << "old";
+  std::atomic<bool> done = false;
+  std::thread reader([&] {
+    while (!done) {
+      std::string text;
+      std::ifstream(path) >> text;
+      EXPECT_TRUE(text.empty() || text == "old" || text == "new") << text;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  });
+  for (int round = 0; round < 100; ++round) {
+    std::ofstream(path + ".new") << "new";
+    EXPECT_NO_THROW(rename_file(path + ".new", path));
+  }
+  done = true;
+  reader.join();
+  EXPECT_EQ(file_size(path), 3);
+  EXPECT_TRUE(remove_file(path));
 }
 
 TEST(Files, NamesAreUtf8AndMayBeLong) {

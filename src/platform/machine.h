@@ -38,13 +38,6 @@ bool is_readable(const std::filesystem::path& path);
 int64_t total_memory_bytes();
 int64_t shared_memory_bytes();
 
-/// Name of the processor and its SIMD features that matter to the kernels, for instance {"avx2", "fma", "avx512f"}.
-struct ProcessorFacts {
-  std::string name;
-  std::vector<std::string> features;
-};
-ProcessorFacts processor_facts();
-
 /// "Linux 6.1.0-13-amd64 x86_64".
 std::string system_description();
 

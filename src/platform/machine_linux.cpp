@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <string_view>
 
 #include "base/environment.h"
@@ -111,28 +109,6 @@ int64_t shared_memory_bytes() {
   struct statvfs info = {};
   if (statvfs("/dev/shm", &info) != 0) return 0;
   return static_cast<int64_t>(info.f_blocks) * static_cast<int64_t>(info.f_frsize);
-}
-
-ProcessorFacts processor_facts() {
-  constexpr std::string_view kInteresting[] = {"sse4_2",   "f16c",     "fma",         "avx",         "avx2",
-                                               "avx512f",  "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-                                               "amx_tile", "amx_bf16", "asimd",       "sve",         "bf16"};
-  ProcessorFacts facts;
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line) && !line.empty();) {  // the first processor speaks for all
-    const size_t colon = line.find(':');
-    if (colon == std::string::npos) continue;
-    const std::string value = colon + 2 <= line.size() ? line.substr(colon + 2) : "";
-    if (line.starts_with("model name")) facts.name = value;
-    if (!line.starts_with("flags") && !line.starts_with("Features")) continue;
-    std::istringstream words(value);
-    for (std::string word; words >> word;) {
-      if (std::find(std::begin(kInteresting), std::end(kInteresting), word) != std::end(kInteresting)) {
-        facts.features.push_back(word);
-      }
-    }
-  }
-  return facts;
 }
 
 std::string system_description() {

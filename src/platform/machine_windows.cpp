@@ -8,7 +8,6 @@
 #include <string_view>
 
 #include "base/error.h"
-#include "platform/cpu_features.h"
 #include "platform/machine.h"
 
 namespace deepscale {
@@ -147,13 +146,6 @@ int64_t shared_memory_bytes() {
   MEMORYSTATUSEX status = {};
   status.dwLength = sizeof(status);
   return GlobalMemoryStatusEx(&status) ? static_cast<int64_t>(status.ullTotalPageFile) : 0;
-}
-
-ProcessorFacts processor_facts() {
-  ProcessorFacts facts;
-  facts.name = cpu_name();
-  facts.features = cpu_features().names();
-  return facts;
 }
 
 std::string system_description() {

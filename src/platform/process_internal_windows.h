@@ -25,7 +25,7 @@ Handle make_kill_on_close_job();
 
 /// Ends all processes of the job and waits until they are gone, at most `limit`.
 void kill_job(HANDLE job, std::chrono::milliseconds limit);
-/// Whether a process of the job runs.
+/// Whether a process of the job runs. The hosts of consoles do not count.
 bool has_processes(HANDLE job);
 
 /// Where a started process sends its output; null: where ours goes. The handles need not be inheritable.

@@ -75,6 +75,17 @@ std::wstring system_program(const wchar_t* name) {
   return std::wstring(folder) + L"\\" + name;
 }
 
+/// Whether this is what the system started to show the console of a process. It is in that process's job and ends with
+/// its last client; wine's stays when the client was ended before it had connected.
+bool is_console_host(DWORD process) {
+  const Handle handle(OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, FALSE, process));
+  std::wstring image(1 << 15, L'\0');
+  auto length = static_cast<DWORD>(image.size());
+  if (!handle || !QueryFullProcessImageNameW(handle.get(), 0, image.data(), &length)) return false;
+  return CompareStringOrdinal(image.data(), static_cast<int>(length), system_program(L"conhost.exe").c_str(), -1,
+                              TRUE) == CSTR_EQUAL;
+}
+
 /// The CPUs of one processor group that a process is to run on.
 GROUP_AFFINITY affinity_of(const ProcessSpec& spec) {
   GROUP_AFFINITY affinity = {};
@@ -167,15 +178,16 @@ bool has_processes(HANDLE job) {
   }
   // The job may count a process for a moment after its end has been reported.
   return std::any_of(list->ProcessIdList, list->ProcessIdList + list->NumberOfProcessIdsInList, [](ULONG_PTR process) {
-    return is_alive({static_cast<int64_t>(process), 0});
+    return is_alive({static_cast<int64_t>(process), 0}) && !is_console_host(static_cast<DWORD>(process));
   });
 }
 
 void kill_job(HANDLE job, std::chrono::milliseconds limit) {
   const auto end = std::chrono::steady_clock::now() + limit;
+  TerminateJobObject(job, kKilledExitCode);
   while (has_processes(job) && std::chrono::steady_clock::now() < end) {
-    TerminateJobObject(job, kKilledExitCode);
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    TerminateJobObject(job, kKilledExitCode);
   }
 }
 

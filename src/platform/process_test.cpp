@@ -91,8 +91,8 @@ TEST(ProcessTree, ReportsExitCodesAndForcedEnds) {
   wait_for(sleeper);
   EXPECT_EQ(ended[sleeper].shell_code(), 137);
   EXPECT_FALSE(ended[sleeper].ok());
-  // What the system itself started for them (under wine: consoles) goes a moment later.
-  for (int look = 0; look < 2000 && tree.has_descendants(); ++look) std::this_thread::sleep_for(milliseconds(10));
+  // The system takes a moment to forget them.
+  for (int look = 0; look < 500 && tree.has_descendants(); ++look) std::this_thread::sleep_for(milliseconds(10));
   EXPECT_FALSE(tree.has_descendants());
   tree.send(sleeper, StopSignal::kKill);  // has ended: nothing happens
   remove_file(path);
@@ -311,7 +311,6 @@ TEST(Machine, FactsArePlausible) {
   EXPECT_FALSE(usable_cpus().empty());
   EXPECT_GT(total_memory_bytes(), 64 << 20);
   EXPECT_FALSE(system_description().empty());
-  EXPECT_FALSE(processor_facts().features.empty());
   EXPECT_TRUE(is_readable(executable_path()));
   EXPECT_FALSE(is_readable(test_path("no_such_file")));
   EXPECT_EQ(find_program(executable_path().string()), executable_path());

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "base/text.h"
 #include "platform/system_facts.h"
 
 namespace deepscale {
@@ -15,18 +16,15 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string trimmed(const std::string& text) {
-  const size_t begin = text.find_first_not_of(" \t\"");
-  const size_t end = text.find_last_not_of(" \t\"\r");
-  return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
-}
-
 /// What stands behind `key` and `separator` in the file; empty when nothing does.
 std::string value_in(const fs::path& file, const std::string& key, char separator) {
+  constexpr std::string_view kAround = " \t\r\"";
   std::ifstream text(file);
   for (std::string line; std::getline(text, line);) {
-    const size_t at = line.find(separator);
-    if (at != std::string::npos && trimmed(line.substr(0, at)) == key) return trimmed(line.substr(at + 1));
+    const std::string_view view = line;
+    const size_t at = view.find(separator);
+    if (at == std::string_view::npos || trimmed(view.substr(0, at), kAround) != key) continue;
+    return std::string(trimmed(view.substr(at + 1), kAround));
   }
   return "";
 }
