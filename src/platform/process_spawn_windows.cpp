@@ -69,6 +69,23 @@ Handle inheritable(HANDLE handle) {
   return Handle(copy);
 }
 
+/// The end of a pipe from which a started process reads this text.
+Handle pipe_with(const std::string& text) {
+  DS_CHECK_AS(IoError, text.size() <= 4096, "the input of a process may have 4096 bytes, not {}", text.size());
+  HANDLE ends[2] = {};
+  // As large as the text, so that it takes all of it without a reader.
+  DS_CHECK_AS(IoError, CreatePipe(&ends[0], &ends[1], nullptr, static_cast<DWORD>(text.size())),
+              "cannot make a pipe: {}", error_text());
+  Handle reader(ends[0]);
+  const Handle writer(ends[1]);
+  DWORD wrote = 0;
+  DS_CHECK_AS(
+      IoError,
+      WriteFile(writer.get(), text.data(), static_cast<DWORD>(text.size()), &wrote, nullptr) && wrote == text.size(),
+      "cannot write into a pipe: {}", error_text());
+  return reader;
+}
+
 std::wstring system_program(const wchar_t* name) {
   wchar_t folder[MAX_PATH] = {};
   GetSystemDirectoryW(folder, MAX_PATH);
@@ -202,7 +219,8 @@ Handle open_log_file(const std::string& path) {
 StartedProcess spawn_process(const ProcessSpec& spec, const OutputHandles& outputs, HANDLE job) {
   Program program = resolve(spec);
   const auto ours_unless = [](HANDLE handle, DWORD which) { return handle != nullptr ? handle : GetStdHandle(which); };
-  const Handle input = inheritable(GetStdHandle(STD_INPUT_HANDLE));
+  const Handle pipe = spec.input.empty() ? Handle() : pipe_with(spec.input);
+  const Handle input = inheritable(pipe ? pipe.get() : GetStdHandle(STD_INPUT_HANDLE));
   const Handle output = inheritable(ours_unless(outputs.output, STD_OUTPUT_HANDLE));
   const Handle error = inheritable(ours_unless(outputs.error, STD_ERROR_HANDLE));
   std::vector<HANDLE> inherited;

@@ -121,6 +121,23 @@ TEST(ProcessTree, GivesTheChildTheEnvironmentAskedForAndALogFile) {
   remove_file(path);
 }
 
+TEST(Children, DISABLED_ComparesItsInput) {
+  const std::string input{std::istreambuf_iterator<char>(std::cin), {}};
+  EXPECT_EQ(input, child_arguments().at(0));
+  finish_child(6);
+}
+
+TEST(ProcessTree, GivesTheChildTheInputAskedFor) {
+  const std::string text(4096, 'x');
+  ProcessTree tree;
+  ProcessSpec spec = child_spec("ComparesItsInput", {text});
+  spec.input = text;
+  tree.start(spec);
+  EXPECT_EQ(tree.wait(std::chrono::seconds(60)).status.code, 6);
+  spec.input += 'x';
+  EXPECT_THROW(tree.start(spec), IoError);
+}
+
 TEST(Children, DISABLED_ComparesItsArguments) {
   // gtest takes its own away and leaves the others.
   const std::vector<std::string> own = ::testing::internal::GetArgvs();
