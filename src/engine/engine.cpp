@@ -151,7 +151,7 @@ bool Engine::prepare_step() {
   end_backward();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (!units_[u]->check_in_place()) continue;
-    for (int i = 0; i < units_[u]->layout().tensors(); ++i) optimizer_->refresh_master(static_cast<int>(u), i);
+    optimizer_->refresh_master(static_cast<int>(u), -1);
   }
   reducer_->settle();
   for (size_t u = 0; u < units_.size(); ++u) {
