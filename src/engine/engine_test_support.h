@@ -34,6 +34,7 @@ struct Scenario {
   bool poison = false;       ///< NaN in one gradient of step 1
   bool skip_middle = false;  ///< rank 1 does not use the middle layer
   bool average = true;
+  int64_t file_block = 0;  ///< optimizer state in files, visiting memory in blocks of so many elements; 0: in memory
 };
 
 struct Outcome {
@@ -80,6 +81,12 @@ class Model {
     options.gradient_clipping = setup.clip;
     options.optimizer.kind = NativeOptimizerOptions::kind_from(setup.optimizer);
     options.loss_scale = setup.loss_scale;
+    if (setup.file_block > 0) {
+      options.optimizer_file = FileTierOptions{};
+      options.optimizer_file->folder = ::testing::TempDir() + "engine_test_swap";
+      options.optimizer_file->pool_bytes = 0;
+      options.optimizer_block_numel = setup.file_block;
+    }
     engine = std::make_unique<Engine>(options, params_);
   }
 

@@ -1,6 +1,7 @@
 #include "memory/file_tier.h"
 
 #include <ATen/Functions.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 #include <cstring>
@@ -287,9 +288,10 @@ const AsyncEngineChoice& FileTier::engine() const {
 }
 
 FileTensor::FileTensor(const FileTier& tier, int64_t numel, at::ScalarType dtype, std::string name) {
-  auto core = std::make_shared<memory_internal::TensorCore>();
   const auto bytes = numel * static_cast<int64_t>(c10::elementSize(dtype));
-  core->offset = tier.core_->reserve(bytes, name);
+  const int64_t offset = tier.core_->reserve(bytes, name);
+  auto core = std::make_shared<memory_internal::TensorCore>();
+  core->offset = offset;
   core->bytes = bytes;
   core->name = std::move(name);
   core->tier = tier.core_;
@@ -306,6 +308,16 @@ FileTensor::~FileTensor() = default;
 
 const at::Tensor& FileTensor::tensor() const {
   return core_->tensor;
+}
+
+at::Tensor FileTensor::view(int64_t offset, int64_t length) const {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  at::StorageImpl* const storage = core_->tensor.storage().unsafeGetStorageImpl();
+  const size_t bytes = storage->nbytes();
+  storage->set_nbytes(static_cast<size_t>(core_->bytes));
+  at::Tensor part = core_->tensor.narrow(0, offset, length);
+  storage->set_nbytes(bytes);
+  return part;
 }
 
 int64_t FileTensor::nbytes() const {

@@ -87,6 +87,8 @@ class FileTensor {
   [[nodiscard]] bool defined() const { return core_ != nullptr; }
   /// Always the same tensor. Its storage has no memory, and size 0, while the tensor is not loaded.
   [[nodiscard]] const at::Tensor& tensor() const;
+  /// Elements [offset, offset + length), which follow tensor()'s memory. ATen makes views only of what has memory.
+  [[nodiscard]] at::Tensor view(int64_t offset, int64_t length) const;
   [[nodiscard]] int64_t nbytes() const;
   [[nodiscard]] bool loaded() const;
 

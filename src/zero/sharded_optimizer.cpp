@@ -101,16 +101,20 @@ void ShardedOptimizer::allocate(UnitState& state) const {
       block.in_file.emplace_back(*state.file, block.numel(), dtype, what + " of " + state.unit->name());
       return block.in_file.back().tensor();
     };
+    const auto part = [&](const at::Tensor& whole, const Run& run) {
+      for (const FileTensor& file : block.in_file) {
+        if (file.tensor().is_same(whole)) return file.view(run.compact_begin, run.length);
+      }
+      return flat::slice(whole, run.compact_begin, run.length);
+    };
     if (!shard_is_master) block.master = make("the master copy", options_.master_dtype);
     for (const std::string& name : options_.state_names()) block.states.push_back(make(name, options_.state_dtype));
     for (Run& run : block.runs) {
       const at::Tensor shard = flat::slice(state.unit->shard(), run.shard_begin, run.length);
-      run.tensors.master = shard_is_master ? shard : flat::slice(block.master, run.compact_begin, run.length);
+      run.tensors.master = shard_is_master ? shard : part(block.master, run);
       if (!shard_is_master && state.unit->device() == state.placement) run.tensors.copy_out = shard;
       run.tensors.fresh = true;
-      for (const auto& full : block.states) {
-        run.tensors.states.push_back(flat::slice(full, run.compact_begin, run.length));
-      }
+      for (const auto& full : block.states) run.tensors.states.push_back(part(full, run));
     }
   }
 }

@@ -41,7 +41,7 @@ class ShardedOptimizer {
   /// Where master copies and states live: on `device` for the first units, up to `share` of all elements, and where the
   /// parameters are for the rest. With `file`, the first units' live there instead, and visit the host.
   struct Placement {
-    at::Device device;
+    at::Device device = at::kCPU;
     double share = 1.0;
     const FileTier* file = nullptr;
     int64_t block_numel = 1 << 24;  ///< largest block in a file
