@@ -51,9 +51,14 @@ std::shared_ptr<ParamUnit> make_unit(const std::string& name, const std::vector<
   return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type);
 }
 
-at::Tensor unit_piece(const ParamUnit& unit, int index) {
+at::Tensor unit_piece(ParamUnit& unit, int index) {
   const ShardLayout::Piece* piece = unit.piece_of(index);
-  return piece == nullptr ? unit.shard().narrow(0, 0, 0) : unit.shard().narrow(0, piece->shard_offset, piece->length);
+  if (piece == nullptr) return at::empty({0}, unit.shard().options());
+  if (!unit.in_file()) return unit.shard().narrow(0, piece->shard_offset, piece->length);
+  unit.visit();
+  at::Tensor copy = unit.shard_part(piece->shard_offset, piece->length).clone();
+  unit.end_visit(/*changed=*/false);
+  return copy;
 }
 
 void register_unit(py::module_& m) {

@@ -109,6 +109,11 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
     options.optimizer_placed_share = config->zero.offload_optimizer->ratio;
   }
   if (config->zero.optimizer_device() == OffloadDevice::kNvme) place_optimizer_in_file(config, options);
+  if (config->zero.param_device() == OffloadDevice::kNvme) {
+    const OffloadParamOptions& offload = *config->zero.offload_param;
+    options.param_file = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
+    options.param_resident_numel = offload.max_in_cpu;
+  }
   set_state_dtypes(config, options.optimizer);
   options.shared_settings = shared_settings(config);
   return options;

@@ -39,6 +39,7 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
   check_params();
   collect_units();
   make_buckets();
+  if (options_.param_file) move_parameters_to_file();
   order_units();
   broadcast_loose_parameters();
   build_parts();
@@ -173,6 +174,24 @@ std::vector<ParamUnit*> Engine::unit_pointers() const {
   return pointers;
 }
 
+void Engine::move_parameters_to_file() {
+  int64_t largest = 0;
+  for (const auto& unit : units_) {
+    if (unit->sharded())
+      largest = std::max(largest, unit->layout().shard_numel() * static_cast<int64_t>(c10::elementSize(unit->dtype())));
+  }
+  FileTierOptions options = *options_.param_file;
+  // One that is used, one that is read ahead, one that is written.
+  options.pool_bytes = std::max(options.pool_bytes, 3 * (largest + kBufferSlackBytes));
+  param_tier_ = std::make_unique<FileTier>(options);
+  int64_t resident = 0;
+  for (const auto& unit : units_) {
+    if (!unit->sharded()) continue;
+    resident += unit->layout().total_numel();
+    if (resident > options_.param_resident_numel) unit->move_to_file(*param_tier_);
+  }
+}
+
 /// Its pool has room for a block that is read, one that is updated and one that is written.
 void Engine::make_file_tier() {
   constexpr int64_t kBlocks = 3;
@@ -202,7 +221,10 @@ void Engine::build_parts() {
     }
     numels.push_back(units_[u]->gather_cost_numel());
   }
+  if (options_.optimizer_file) make_file_tier();
+  options_.reduction.file = file_tier_.get();
   reducer_ = std::make_unique<GradReducer>(unit_pointers(), std::move(trainable), options_.reduction);
+  reducer_->set_shard_listener([this](int unit, const at::Tensor& shard) { norm_->add_unit(unit, shard); });
   norm_ = std::make_unique<GradNorm>(unit_pointers(), std::move(model_index));
   training_order_ = std::make_unique<ParamScheduler>(numels, options_.schedule);
   forward_order_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
@@ -212,7 +234,6 @@ void Engine::build_parts() {
   placement.device = options_.optimizer_placement.value_or(device);
   placement.share = options_.optimizer_placed_share;
   if (options_.optimizer_file) {
-    make_file_tier();
     placement.file = file_tier_.get();
     placement.block_numel = options_.optimizer_block_numel;
   }

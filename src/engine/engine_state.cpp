@@ -33,7 +33,9 @@ std::optional<at::Tensor> Engine::read_local(int index, const std::string& key) 
   const at::Tensor local = local_tensor(index, key);
   if (!local.defined()) return std::nullopt;
   if (key != "grad") return local;
-  return local.to(at::kFloat).mul(1.0 / scaler_.scale());
+  at::Tensor gradient = local.to(at::kFloat).mul(1.0 / scaler_.scale());
+  reducer_->release_settled(places_[index].unit);
+  return gradient;
 }
 
 std::optional<at::Tensor> Engine::read_full(int index, const std::string& key) {
@@ -67,6 +69,7 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
            params_[index].name, local.numel(), value.numel());
   if (key == "grad") {
     flat::copy(flat::plain(value, value.scalar_type(), local.device()), local, scaler_.scale());
+    reducer_->release_settled(places_[index].unit, /*changed=*/true);
   } else {
     optimizer_->write_local(places_[index].unit, places_[index].index, key, value);
   }

@@ -60,6 +60,24 @@ TEST_P(PlanTest, OptimizerStateInFilesDoesNotChangeBits) {
   }
 }
 
+TEST_P(PlanTest, ParametersInFilesDoNotChangeBits) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int accumulation : {1, 3}) {
+      SCOPED_TRACE(fmt::format("{} accumulation {}", c10::toString(dtype), accumulation));
+      Scenario setup;
+      setup.ranks = GetParam();
+      setup.zero_level = 3;
+      setup.dtype = dtype;
+      setup.accumulation = accumulation;
+      const auto reference = train_all(setup);
+      setup.params_in_file = true;
+      expect_same_bits(reference, train_all(setup));
+      setup.file_block = 3000;
+      expect_same_bits(reference, train_all(setup));
+    }
+  }
+}
+
 TEST_P(PlanTest, WithAccumulationLevelsAgreeInPairs) {
   Scenario setup;
   setup.ranks = GetParam();

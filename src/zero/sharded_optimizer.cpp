@@ -110,7 +110,7 @@ void ShardedOptimizer::allocate(UnitState& state) const {
     if (!shard_is_master) block.master = make("the master copy", options_.master_dtype);
     for (const std::string& name : options_.state_names()) block.states.push_back(make(name, options_.state_dtype));
     for (Run& run : block.runs) {
-      const at::Tensor shard = flat::slice(state.unit->shard(), run.shard_begin, run.length);
+      const at::Tensor shard = state.unit->shard_part(run.shard_begin, run.length);
       run.tensors.master = shard_is_master ? shard : part(block.master, run);
       if (!shard_is_master && state.unit->device() == state.placement) run.tensors.copy_out = shard;
       run.tensors.fresh = true;
@@ -167,15 +167,24 @@ void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std
   } else if (options_.kind == OptimizerKind::kMuon) {
     step_muon(state, placed, hyper, step, grad_scale);
   } else {
+    state.unit->visit(overwrites_shard(state));
     for (size_t b = 0; b < state.blocks.size(); ++b) {
       if (Block* const next = block_after(static_cast<size_t>(unit), b)) next->start_load();
       state.blocks[b].load();
       step_block(state, state.blocks[b], placed, hyper, step, grad_scale);
       state.blocks[b].store();
     }
+    state.unit->end_visit(/*changed=*/true);
     return;
   }
   if (state.unit->device() != state.placement) store_shard(unit);
+}
+
+/// Whether a step writes every element of the shard that means something, without reading it.
+bool ShardedOptimizer::overwrites_shard(const UnitState& state) {
+  return std::all_of(state.roles.begin(), state.roles.end(), [](const Role& role) { return role.group >= 0; }) &&
+         std::all_of(state.blocks.begin(), state.blocks.end(),
+                     [](const Block& block) { return block.master.defined(); });
 }
 
 void ShardedOptimizer::step_block(UnitState& state, Block& block, const at::Tensor& gradient,
@@ -358,6 +367,13 @@ at::Tensor ShardedOptimizer::read_local(int unit, int index, const std::string& 
   const ShardLayout::Piece* piece = state.unit->piece_of(index);
   if (piece == nullptr || state.roles[index].group < 0 || options_.kind == OptimizerKind::kNone) return {};
   const std::vector<Stretch> parts = stretches(state, *piece);
+  if (key == "fp32" && !parts.at(0).block->master.defined()) {  // the shard is the master
+    state.unit->visit();
+    at::Tensor values = state.unit->shard_part(piece->shard_offset, piece->length);
+    if (state.unit->in_file()) values = values.clone();
+    state.unit->end_visit(/*changed=*/false);
+    return values;
+  }
   if (state.file == nullptr) return values_of(parts.at(0), key);
   at::Tensor copy;
   for (const Stretch& part : parts) {
@@ -373,16 +389,21 @@ at::Tensor ShardedOptimizer::read_local(int unit, int index, const std::string& 
 void ShardedOptimizer::write_local(int unit, int index, const std::string& key, const at::Tensor& value) {
   UnitState& state = units_[unit];
   const at::Tensor plain = flat::plain(value, value.scalar_type(), state.placement).view({-1});
+  state.unit->visit();  // which holds the master, perhaps
   for (const Stretch& part : stretches(state, *state.unit->piece_of(index))) {
     part.block->load();
     flat::copy(flat::slice(plain, part.in_piece, part.length), values_of(part, key));
     if (key != "fp32") part.run->tensors.fresh = false;
     part.block->store();
   }
+  state.unit->end_visit(/*changed=*/key == "fp32");
 }
 
 void ShardedOptimizer::store_shard(int unit) {
   UnitState& state = units_[unit];
+  const auto has_master = [](const Block& block) { return block.master.defined(); };
+  if (std::none_of(state.blocks.begin(), state.blocks.end(), has_master)) return;
+  state.unit->visit(overwrites_shard(state));
   for (Block& block : state.blocks) {
     if (!block.master.defined()) continue;
     block.load();
@@ -391,10 +412,18 @@ void ShardedOptimizer::store_shard(int unit) {
     }
     block.drop();
   }
+  state.unit->end_visit(/*changed=*/true);
 }
 
 void ShardedOptimizer::refresh_master(int unit, int index) {
-  UnitState& state = units_[unit];
+  const auto has_master = [](const Block& block) { return block.master.defined(); };
+  if (std::none_of(units_[unit].blocks.begin(), units_[unit].blocks.end(), has_master)) return;
+  units_[unit].unit->visit();
+  copy_to_master(units_[unit], index);
+  units_[unit].unit->end_visit(/*changed=*/false);
+}
+
+void ShardedOptimizer::copy_to_master(UnitState& state, int index) {
   if (index < 0) {
     for (Block& block : state.blocks) {
       if (!block.master.defined()) continue;

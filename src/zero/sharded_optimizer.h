@@ -123,6 +123,8 @@ class ShardedOptimizer {
   void allocate(UnitState& state) const;
   void step_block(UnitState& state, Block& block, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper,
                   int64_t step, double grad_scale) const;
+  void copy_to_master(UnitState& state, int index);
+  [[nodiscard]] static bool overwrites_shard(const UnitState& state);
   [[nodiscard]] Block* block_after(size_t unit, size_t block);
   [[nodiscard]] static std::vector<Stretch> stretches(UnitState& state, const ShardLayout::Piece& piece);
   [[nodiscard]] at::Tensor values_of(const Stretch& stretch, const std::string& key) const;
