@@ -70,6 +70,14 @@ void register_unit(py::module_& m) {
            }),
            py::arg("data"), py::arg("shard") = py::none(), py::arg("replica") = py::none(),
            py::arg("node") = py::none());
+  py::class_<FileTier, std::shared_ptr<FileTier>>(m, "FileTier")
+      .def(py::init([](const std::string& config_json) {
+             const Config config = Config::parse(config_json, 1, ParseMode::kZeroInit);
+             const auto options = param_file_options(config);
+             DS_CHECK_AS(ConfigError, options.has_value(), "zero_optimization.offload_param.device is not \"nvme\"");
+             return std::make_shared<FileTier>(*options);
+           }),
+           py::arg("config_json"));
   py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
       .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
            py::arg("dtype"))
@@ -81,6 +89,8 @@ void register_unit(py::module_& m) {
                                for (const auto& param : unit.params()) tensors.push_back(param.tensor);
                                return tensors;
                              })
+      .def("move_to_file", &ParamUnit::move_to_file, py::arg("tier"), ReleaseGil())
+      .def_property_readonly("in_file", &ParamUnit::in_file)
       .def("gather", &ParamUnit::hold, ReleaseGil())
       .def("release", &ParamUnit::unhold, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))

@@ -79,6 +79,15 @@ void place_optimizer_in_file(const Config& config, EngineOptions& options) {
 
 }  // namespace
 
+std::optional<FileTierOptions> param_file_options(const Config& config) {
+  if (config->zero.param_device() != OffloadDevice::kNvme) return std::nullopt;
+  const OffloadParamOptions& offload = *config->zero.offload_param;
+  FileTierOptions options = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
+  constexpr int64_t kWidest = 4;  // bytes of an element
+  options.pool_bytes = offload.buffer_count * offload.buffer_size * kWidest;
+  return options;
+}
+
 at::ScalarType scalar_type_of(FloatType type) {
   switch (type) {
     case FloatType::kFp16:
@@ -109,11 +118,8 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
     options.optimizer_placed_share = config->zero.offload_optimizer->ratio;
   }
   if (config->zero.optimizer_device() == OffloadDevice::kNvme) place_optimizer_in_file(config, options);
-  if (config->zero.param_device() == OffloadDevice::kNvme) {
-    const OffloadParamOptions& offload = *config->zero.offload_param;
-    options.param_file = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
-    options.param_resident_numel = offload.max_in_cpu;
-  }
+  options.param_file = param_file_options(config);
+  if (options.param_file) options.param_resident_numel = config->zero.offload_param->max_in_cpu;
   set_state_dtypes(config, options.optimizer);
   options.shared_settings = shared_settings(config);
   return options;

@@ -181,8 +181,9 @@ void Engine::move_parameters_to_file() {
       largest = std::max(largest, unit->layout().shard_numel() * static_cast<int64_t>(c10::elementSize(unit->dtype())));
   }
   FileTierOptions options = *options_.param_file;
-  // One that is used, one that is read ahead, one that is written.
-  options.pool_bytes = std::max(options.pool_bytes, 3 * (largest + kBufferSlackBytes));
+  // At least one that is used, one that is read ahead and one that is written.
+  constexpr int64_t kUnits = 3;
+  options.pool_bytes = std::max(std::min(options.pool_bytes, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
   param_tier_ = std::make_unique<FileTier>(options);
   int64_t resident = 0;
   for (const auto& unit : units_) {
