@@ -1,4 +1,5 @@
 // Engine, ParamUnit and PlanGroups for Python; the contract is python/deepspeed/_C.pyi.
+#include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/engine.h"
 #include "engine/engine_options.h"
