@@ -65,8 +65,8 @@ TEST(Validate, OffloadToFilesNeedsAPath) {
                   "offload_optimizer.nvme_path: is required");
   EXPECT_CONTAINS(error_of(R"("zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}})"),
                   "offload_param.nvme_path: is required");
-  EXPECT_EQ(error_of(R"("zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}})"),
-            "");
+  EXPECT_EQ(
+      error_of(R"("zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}})"), "");
 }
 
 TEST(Validate, OffloadWithoutShardingIsWarnedAbout) {

@@ -183,7 +183,8 @@ void Engine::move_parameters_to_file() {
   FileTierOptions options = *options_.param_file;
   // At least one that is used, one that is read ahead and one that is written.
   constexpr int64_t kUnits = 3;
-  options.pool_bytes = std::max(std::min(options.pool_bytes, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
+  options.pool_bytes =
+      std::max(std::min(options.pool_bytes, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
   param_tier_ = std::make_unique<FileTier>(options);
   int64_t resident = 0;
   for (const auto& unit : units_) {
