@@ -200,6 +200,8 @@ TEST_F(LauncherProgram, RefusesWhatCannotRunWithACodeAndAReason) {
   const std::string plain = write("a file", "");
   const std::vector<std::pair<Strings, std::string>> cases = {
       {{"--num_gpus", "0"}, "--num_gpus must be at least 1"},
+      {{"--num_gpus", "x"}, "--num_gpus = x: not a value"},
+      {{"--venv_script", file("no venv")}, "--venv_script: "},
       {{"--num_nodes", "2"}, "--num_nodes 2 needs a hostfile"},
       {{"--hostfile", hosts, "--num_nodes", "3"}, "names 2 hosts"},
       {{"--hostfile", malformed}, "line 2: \"two\""},

@@ -90,8 +90,6 @@ void Agent::prepare() {
   DS_CHECK_AS(IoError, options.no_python || !options.venv_script.empty() || find_program(plan_.python),
               "there is no Python interpreter {} on host {}; the run needs the same installation on every machine",
               plan_.python, facts_.host);
-  DS_CHECK_AS(IoError, options.venv_script.empty() || is_readable(options.venv_script),
-              "--venv_script: {} cannot be read on host {}", options.venv_script, facts_.host);
   if (!ticket_.one_rank) {
     ranks_ = static_cast<int>(plan_.slots.size());
     check_binding(options, facts_, ranks_);

@@ -244,6 +244,12 @@ ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments) 
     return {{}, app.help()};
   } catch (const CLI::CallForVersion& version) {
     return {{}, std::string(version.what()) + "\n"};
+  } catch (const CLI::ConversionError& error) {
+    // "Could not convert: --num_gpus = x"
+    const std::string text = error.what();
+    const size_t name = text.find("--");
+    ds_throw<ConfigError>("{}: not a value of this option's type (deepspeed --help)",
+                          name == std::string::npos ? text : text.substr(name));
   } catch (const CLI::ParseError& error) {
     ds_throw<ConfigError>("{}", error.what());
   }
