@@ -1,5 +1,5 @@
 // The table of SIMD kernels of one CPU target, and how the target is chosen. Internal to kernels/cpu: the public doors
-// are optimizers.h and spans.h, which check their arguments and call through kernel_table(). Tests take the tables of
+// are optimizers.h, quantize.h and spans.h, which check their arguments and call through kernel_table(). Tests take the tables of
 // every target from kernel_table_for().
 //
 // Files named *_simd.cpp are compiled once per target. They include nothing but this header and Highway, because an
@@ -12,6 +12,7 @@
 #include "base/dtype.h"
 #include "base/reduce_op.h"
 #include "kernels/cpu/optimizers.h"
+#include "kernels/cpu/quantize.h"
 #include "kernels/cpu/spans.h"
 
 namespace deepscale::kernels {
@@ -65,6 +66,14 @@ struct ConvertCall {
   double scale;
 };
 
+/// Rows between a plain matrix and a quantised one, in either direction.
+struct QuantizeCall {
+  void* weights;  ///< read by quantize
+  DType weights_dtype;
+  QuantizedMatrix matrix;
+  RowRange rows;
+};
+
 struct KernelTable {
   void (*adam)(const AdamConstants&, const OptimizerSpan&);
   void (*lion)(const LionConstants&, const OptimizerSpan&);
@@ -77,6 +86,8 @@ struct KernelTable {
   void (*convert)(const ConvertCall&);
   void (*accumulate)(const ConvertCall&);
   void (*copy)(const void* source, void* destination, int64_t bytes);
+  void (*quantize)(const QuantizeCall&);
+  void (*dequantize)(const QuantizeCall&);
 };
 
 /// One SIMD target that this build contains and this CPU runs. `bit` is Highway's HWY_* constant.
@@ -99,6 +110,7 @@ const KernelTable& kernel_table();
 
 /// Each *_simd.cpp writes its kernels for `target` into the table.
 void fill_optimizer_kernels(int64_t target, KernelTable& table);
+void fill_quantize_kernels(int64_t target, KernelTable& table);
 void fill_reduce_kernels(int64_t target, KernelTable& table);
 void fill_span_kernels(int64_t target, KernelTable& table);
 
