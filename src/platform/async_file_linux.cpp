@@ -18,6 +18,7 @@
 #include "platform/async_internal.h"
 #include "platform/async_uring_linux.h"
 #include "platform/disk_space.h"
+#include "platform/random.h"
 
 namespace deepscale {
 namespace async_internal {
@@ -132,6 +133,21 @@ OpenFile open_file(const std::string& path, FileMode mode, FileCaching caching) 
               std::strerror(errno));
   file.buffered = buffered;
   if (caching == FileCaching::kDirect) open_direct(file);
+  return file;
+}
+
+OpenFile open_temporary_file(const std::string& folder, FileCaching caching) {
+  OpenFile file;
+  file.path = folder + "/.deepscale_" + random_token() + ".tmp";
+  file.writable = true;
+  const int buffered = open_retrying(file.path, O_RDWR | O_CREAT | O_EXCL);
+  DS_CHECK_AS(IoError, buffered >= 0,
+              "cannot make a temporary file in {}: {}; name a folder that exists and can be written", folder,
+              std::strerror(errno));
+  file.buffered = buffered;
+  if (caching == FileCaching::kDirect) open_direct(file);
+  ::unlink(file.path.c_str());
+  file.path = temporary_file_label(folder);
   return file;
 }
 

@@ -10,6 +10,7 @@
 #include "platform/async_file.h"
 #include "platform/async_internal.h"
 #include "platform/disk_space.h"
+#include "platform/random.h"
 #include "platform/text_windows.h"
 
 namespace deepscale {
@@ -146,9 +147,17 @@ class PortEngine final : public Engine {
 };
 
 HANDLE open_handle(const OpenFile& file, DWORD disposition, DWORD flags) {
-  return CreateFileW(wide_path(file.path).c_str(), file.writable ? GENERIC_READ | GENERIC_WRITE : GENERIC_READ,
+  const DWORD access = file.writable ? GENERIC_READ | GENERIC_WRITE : GENERIC_READ;
+  return CreateFileW(wide_path(file.path).c_str(), (flags & FILE_FLAG_DELETE_ON_CLOSE) != 0 ? access | DELETE : access,
                      FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr, disposition,
                      FILE_FLAG_OVERLAPPED | flags, nullptr);
+}
+
+void open_direct(OpenFile& file) {
+  const HANDLE direct = open_handle(file, OPEN_EXISTING, FILE_FLAG_NO_BUFFERING);
+  if (direct == INVALID_HANDLE_VALUE) return;
+  file.direct = reinterpret_cast<NativeFile>(direct);
+  file.alignment = file.memory_alignment = 4096;  // no disk has larger sectors
 }
 
 void set_length(const OpenFile& file, int64_t bytes) {
@@ -171,11 +180,24 @@ OpenFile open_file(const std::string& path, FileMode mode, FileCaching caching) 
   DS_CHECK_AS(IoError, buffered != INVALID_HANDLE_VALUE, "cannot open {} for {}: {}", path,
               file.writable ? "writing" : "reading", deepscale::error_text());
   file.buffered = reinterpret_cast<NativeFile>(buffered);
-  if (caching == FileCaching::kBuffered) return file;
-  const HANDLE direct = open_handle(file, OPEN_EXISTING, FILE_FLAG_NO_BUFFERING);
-  if (direct == INVALID_HANDLE_VALUE) return file;
-  file.direct = reinterpret_cast<NativeFile>(direct);
-  file.alignment = file.memory_alignment = 4096;  // no disk has larger sectors
+  if (caching == FileCaching::kDirect) open_direct(file);
+  return file;
+}
+
+OpenFile open_temporary_file(const std::string& folder, FileCaching caching) {
+  const DWORD kind = GetFileAttributesW(wide_path(folder).c_str());
+  DS_CHECK_AS(IoError, kind == INVALID_FILE_ATTRIBUTES || (kind & FILE_ATTRIBUTE_DIRECTORY) != 0,
+              "cannot make a temporary file in {}: it is a file; name a folder that can be written", folder);
+  OpenFile file;
+  file.path = folder + "/deepscale_" + random_token() + ".tmp";
+  file.writable = true;
+  const HANDLE buffered = open_handle(file, CREATE_NEW, FILE_ATTRIBUTE_HIDDEN | FILE_FLAG_DELETE_ON_CLOSE);
+  DS_CHECK_AS(IoError, buffered != INVALID_HANDLE_VALUE,
+              "cannot make a temporary file in {}: {}; name a folder that exists and can be written", folder,
+              deepscale::error_text());
+  file.buffered = reinterpret_cast<NativeFile>(buffered);
+  if (caching == FileCaching::kDirect) open_direct(file);
+  file.path = temporary_file_label(folder);
   return file;
 }
 
