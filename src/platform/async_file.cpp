@@ -362,6 +362,11 @@ AsyncFile AsyncFileQueue::open_temporary(const std::string& folder, FileCaching 
   return {core_, core_->adopt(std::move(file), core_)};
 }
 
+AsyncFile AsyncFileQueue::open_descriptor(int descriptor, FileCaching caching) const {
+  auto file = std::make_shared<async_internal::OpenFile>(async_internal::open_descriptor_again(descriptor, caching));
+  return {core_, core_->adopt(std::move(file), core_)};
+}
+
 BufferRegistration AsyncFileQueue::register_buffer(void* data, int64_t bytes) const {
   auto* const start = static_cast<char*>(data);
   return {core_, start, core_->register_buffer(start, bytes)};

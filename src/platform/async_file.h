@@ -175,6 +175,10 @@ class AsyncFileQueue {
   /// with its last handle. Throws IoError for a folder that is missing, no folder, or not to be written; what it says
   /// about the file calls it "FOLDER/(temporary file)".
   [[nodiscard]] AsyncFile open_temporary(const std::string& folder, FileCaching caching) const;
+  /// The file behind a descriptor of the C library (open, os.open), with the access that it was opened with; through
+  /// descriptors of this queue's own: the caller's may be closed at once, its position does not matter, and whether it
+  /// has O_DIRECT neither. Throws IoError when it is not open, or the system does not let its file be opened again.
+  [[nodiscard]] AsyncFile open_descriptor(int descriptor, FileCaching caching) const;
   /// Pins [data, data + bytes) for this queue. Never throws for a system that refuses: see BufferRegistration::active.
   /// Requires: not registered already. On Linux this counts against RLIMIT_MEMLOCK (memory_lock.h).
   [[nodiscard]] BufferRegistration register_buffer(void* data, int64_t bytes) const;
