@@ -198,3 +198,31 @@ def lamb_step(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, 
 def cpu_target_name() -> str: ...
 def trim_heap() -> None:
     """Gives freed memory that malloc keeps back to the system."""
+
+
+# ---- inference (src/inference/packed_weight.h)
+class PackedShape:
+    """A weight [rows, cols] kept in `bits` (4 or 8) with one scale per `group_size` elements along a row."""
+
+    rows: int
+    cols: int
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def __init__(self, rows: int, cols: int, bits: int, group_size: int, symmetric: bool = False) -> None: ...
+    def numel(self, dtype: torch.dtype) -> int:
+        """Elements of the packed tensor, whose dtype is the model's."""
+
+
+def pack_weight(weight: Tensor, shape: PackedShape) -> Tensor:
+    """weight [rows, cols] on the CPU -> [numel], bytes [values | scales | minimums]."""
+def unpack_weight(packed: Tensor, shape: PackedShape) -> Tensor: ...
+def packed_linear(x: Tensor, packed: Tensor, shape: PackedShape, bias: Tensor | None = None) -> Tensor:
+    """x [..., cols] -> [..., rows]; no autograd."""
+def packed_embedding(ids: Tensor, packed: Tensor, shape: PackedShape) -> Tensor:
+    """ids [...] -> [..., cols]."""
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear, faster on CPUs for at most 16 rows of x; no autograd."""
+def available_memory() -> int:
+    """Bytes that this process could take now, under the limits of its control groups."""

@@ -222,6 +222,20 @@ void ParamUnit::release() {
   release_all();
 }
 
+void ParamUnit::stay() {
+  DS_CHECK(can_stay(), "unit {} is to stay in memory, but is not there whole", name_);
+  if (stays_) return;
+  stored_.stay_loaded();
+  hold();
+  stays_ = true;
+}
+
+void ParamUnit::end_stay() {
+  if (!stays_) return;
+  stays_ = false;
+  unhold();
+}
+
 void ParamUnit::hold() {
   ++held_;
   gather();

@@ -72,6 +72,12 @@ class ParamUnit {
   void visit(bool overwrite = false);
   /// `changed`: the shard was written; publish() must follow before the next use of the parameters.
   void end_visit(bool changed);
+  /// Gathered from now on until end_stay(), without counting as one of its gathers. Only where the whole unit is this
+  /// rank's and in a file, and only while it is gathered: can_stay(). Dropped by weights that change.
+  [[nodiscard]] bool can_stay() const { return alone_in_file() && gathered_; }
+  void stay();
+  void end_stay();
+  [[nodiscard]] bool stays() const { return stays_; }
   /// The pieces of this rank's slice.
   [[nodiscard]] const std::vector<ShardLayout::Piece>& pieces() const { return pieces_; }
   /// The piece of tensor `index` in this rank's slice; null when it has none.
@@ -147,6 +153,7 @@ class ParamUnit {
   bool mapped_ = false;
   bool prefetched_ = false;
   bool gathered_ = false;
+  bool stays_ = false;
   int gather_count_ = 0;
   int held_ = 0;  ///< of gather_count_, those of hold()
   const void* listener_owner_ = nullptr;

@@ -31,6 +31,7 @@ _orig_torch_arange = torch.arange
 _orig_torch_eye = torch.eye
 _orig_torch_randn = torch.randn
 _TRIM_EVERY = 64 << 20
+_DEFAULT_MAX_IN_CPU = 1_000_000_000
 _CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "randn")
 
 
@@ -108,7 +109,9 @@ class Init:
             raise ValueError("zero.Init(remote_device='nvme') needs a configuration whose zero_optimization.offload_param has device "
                              f"\"nvme\" and nvme_path; its device is \"{configured}\"")
         self._file_tier = _C.FileTier(self.config.resolved_json) if configured == "nvme" else None
-        self._numel_in_memory = self.config.zero_config.offload_param.max_in_cpu if configured == "nvme" else 0
+        self._numel_in_memory = self._resident_numel() if configured == "nvme" else 0
+        quantization = None if self.config is None else self.config.weight_quantization
+        self._packing = None if quantization is None else quantization.quantized_initialization
         on_host = remote_device == "cpu" or configured in ("cpu", "nvme")
         self.local_device = torch.device("cpu" if on_host else get_accelerator().current_device_name())
         self.tensor_overrides = set(tensor_overrides or ())
@@ -144,6 +147,8 @@ class Init:
 
     def convert_own(self, module: nn.Module, name: str = "") -> None:
         """Shards the parameters that belong to `module` itself and are still whole."""
+        if self._packing is not None:
+            self._pack_own(module)
         fresh: list[tuple[str, nn.Parameter]] = []
         for own_name, param in module.named_parameters(recurse=False):
             if is_zero_param(param) or isinstance(param, UninitializedParameter) or param.device.type == "meta" \
@@ -164,6 +169,20 @@ class Init:
                 # Otherwise holes in the heap add up to the size that the model would have whole.
                 _C.trim_heap()
                 self._sharded_bytes = 0
+
+
+    def _pack_own(self, module: nn.Module) -> None:
+        from deepspeed.inference.quantization.layers import quantize_layer
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.device.type != "meta" and not is_zero_param(weight):
+            if weight.is_floating_point() and weight.dtype != self.dtype:
+                weight.data = weight.data.to(self.dtype)
+            quantize_layer(module, self._packing)
+
+    def _resident_numel(self) -> int:
+        """Elements of a model of unknown size that stay in memory: max_in_cpu; at its default no more than a quarter of what is free."""
+        wanted = self.config.zero_config.offload_param.max_in_cpu
+        return wanted if wanted != _DEFAULT_MAX_IN_CPU else min(wanted, _C.available_memory() // 4 // self.dtype.itemsize)
 
 
 def shutdown_init_context() -> None:
