@@ -75,7 +75,19 @@ struct QuantizeCall {
   RowRange rows;
 };
 
-enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
+/// The last two: dequantised, then rounded to bf16.
+enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4, kInt8AsBFloat16, kInt4AsBFloat16 };
+
+constexpr WeightKind quantized_kind(int bits, DType x_dtype) {
+  if (x_dtype == DType::kBFloat16) return bits == 4 ? WeightKind::kInt4AsBFloat16 : WeightKind::kInt8AsBFloat16;
+  return bits == 4 ? WeightKind::kInt4 : WeightKind::kInt8;
+}
+
+constexpr WeightKind plain_kind(DType dtype) {
+  return dtype == DType::kBFloat16  ? WeightKind::kBFloat16
+         : dtype == DType::kFloat16 ? WeightKind::kFloat16
+                                    : WeightKind::kFloat32;
+}
 
 /// A product of matmul.h with its arguments already checked.
 struct MatmulCall {
@@ -83,7 +95,7 @@ struct MatmulCall {
   const void* weights = nullptr;
   int64_t row_bytes = 0;  ///< from one row of weights to the next
   int64_t k = 0;
-  QuantizedMatrix quantized;  ///< of kInt8 and kInt4
+  QuantizedMatrix quantized;  ///< of the kinds with kInt
   MatmulArgs args;
   RowRange rows;
   float* workspace = nullptr;  ///< matmul_workspace_numel() floats, 64-byte aligned

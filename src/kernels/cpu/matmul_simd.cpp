@@ -43,43 +43,46 @@ struct Pass {
 template <int kRows>
 struct BlockRows {
   const uint8_t* row[kRows];  ///< at the block's first element
+  const uint8_t* ahead;       ///< what to prefetch: as many bytes as the block has, one after the other
   float inverse[kRows][kMaxBlockGroups + kLanes], minimum[kRows][kMaxBlockGroups + kLanes];
 };
 
-int64_t min_of(int64_t a, int64_t b) {
+HWY_INLINE int64_t min_of(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+
+/// 32 elements in the order in which the lanes take them.
+template <WeightKind kKind>
+HWY_INLINE void permute(const float* natural, float* permuted) {
+  constexpr LaneOrder kOrder = lane_order(kKind);
+  for (int l = 0; l < kLanes; ++l) {
+    permuted[l] = natural[kOrder.first[l]];
+    permuted[kLanes + l] = natural[kOrder.second[l]];
+  }
 }
 
 // ---- x --------------------------------------------------------------------------------------------------------------
 
-template <bool kPaired>
+template <WeightKind kKind>
 void pack_row(const void* x, DType dtype, int64_t begin, int64_t k, float* packed) {
   const FloatTag d;
   HWY_ALIGN float natural[kStep];
   for (int64_t c = 0; c < k; c += kStep) {
-    float* const out = packed + c;
-    float* const target = kPaired ? natural : out;
     for (int64_t i = 0; i < kStep; i += kFloatLanes) {
       const int64_t left = k - c - i;
       const V value = left >= kFloatLanes ? load(d, x, dtype, begin + c + i)
                       : left > 0          ? load_part(d, x, dtype, begin + c + i, left)
                                           : hn::Zero(d);
-      hn::StoreU(value, d, target + i);
+      hn::Store(value, d, natural + i);
     }
-    if constexpr (kPaired) {
-      for (int j = 0; j < kLanes; ++j) {
-        out[j] = natural[2 * j + 1];
-        out[kLanes + j] = natural[2 * j];
-      }
-    }
+    permute<kKind>(natural, packed + c);
   }
 }
 
 template <WeightKind kKind>
 void pack(const MatmulCall& call, int64_t first_row, int64_t rows, int64_t stride, float* packed) {
   for (int64_t i = 0; i < rows; ++i) {
-    pack_row<is_paired(kKind)>(call.args.x, call.args.x_dtype, (first_row + i) * call.args.x_stride, call.k,
-                               packed + i * stride);
+    pack_row<kKind>(call.args.x, call.args.x_dtype, (first_row + i) * call.args.x_stride, call.k, packed + i * stride);
   }
 }
 
@@ -96,7 +99,8 @@ HWY_INLINE void load_params(const QuantizedMatrix& matrix, int64_t begin, int64_
     const bool whole = part == kFloatLanes;
     const V scale =
         whole ? load(d, matrix.scales, dtype, begin + i) : load_part(d, matrix.scales, dtype, begin + i, part);
-    const V factor = hn::Div(one, scale);
+    const V quotient = hn::Div(one, scale);
+    const V factor = hn::IfThenElse(hn::IsNaN(quotient), hn::BitCast(d, hn::Set(Words(), 0x7FC00000u)), quotient);
     hn::StoreU(factor, d, inverse + i);
     V offset;
     if (matrix.format.symmetric) {
@@ -111,6 +115,7 @@ HWY_INLINE void load_params(const QuantizedMatrix& matrix, int64_t begin, int64_
 
 template <WeightKind kKind, int kRows>
 HWY_INLINE void load_block(const MatmulCall& call, int64_t row, int64_t begin, int64_t end, BlockRows<kRows>& block) {
+  block.ahead = at<uint8_t>(call.weights, (row + kRows) * call.row_bytes + kRows * bytes_of(kKind, begin));
   for (int r = 0; r < kRows; ++r) {
     block.row[r] = at<uint8_t>(call.weights, (row + r) * call.row_bytes + bytes_of(kKind, begin));
     if constexpr (is_quantized(kKind)) {
@@ -123,90 +128,116 @@ HWY_INLINE void load_block(const MatmulCall& call, int64_t row, int64_t begin, i
 
 // ---- the product of one block ---------------------------------------------------------------------------------------
 
+template <int kRows, int kCols>
+struct Sums {
+  Lanes lanes[kRows][kCols];
+};
+
+/// 32 elements of kRows rows at the same offset.
+/// One cache line for each that a step of kRows rows reads.
+template <WeightKind kKind, int kRows>
+HWY_INLINE void prefetch_step(const uint8_t* ahead) {
+  constexpr int kLines = static_cast<int>((kRows * bytes_of(kKind, kStep) + 63) / 64);
+  unrolled<kLines>([&](auto i) DEEPSCALE_INLINE_LAMBDA { hwy::Prefetch(ahead + 64 * i); });
+}
+
 template <WeightKind kKind, int kRows, int kCols>
-HWY_INLINE void multiply_step(const uint8_t* const* weights, const Group<kKind>* groups, const float* x, int64_t stride,
-                              Lanes (&sums)[kRows][kCols]) {
+HWY_INLINE void multiply_step(const uint8_t* const (&rows)[kRows], int64_t offset, const Group<kKind> (&groups)[kRows],
+                              const float* x, int64_t stride, Sums<kRows, kCols>& sums) {
   Step steps[kRows];
-  for (int r = 0; r < kRows; ++r) steps[r] = decode<kKind>(weights[r], groups[r]);
-  for (int m = 0; m < kCols; ++m) {
+  unrolled<kRows>([&](auto r) DEEPSCALE_INLINE_LAMBDA { steps[r] = decode<kKind>(rows[r] + offset, groups[r]); });
+  unrolled<kCols>([&](auto m) DEEPSCALE_INLINE_LAMBDA {
     const Lanes first = load_lanes(x + m * stride);
-    for (int r = 0; r < kRows; ++r) add_products(first, steps[r].first, sums[r][m]);
-  }
-  for (int m = 0; m < kCols; ++m) {
+    unrolled<kRows>([&](auto r) DEEPSCALE_INLINE_LAMBDA { add_products(first, steps[r].first, sums.lanes[r][m]); });
+  });
+  unrolled<kCols>([&](auto m) DEEPSCALE_INLINE_LAMBDA {
     const Lanes second = load_lanes(x + m * stride + kLanes);
-    for (int r = 0; r < kRows; ++r) add_products(second, steps[r].second, sums[r][m]);
-  }
+    unrolled<kRows>([&](auto r) DEEPSCALE_INLINE_LAMBDA { add_products(second, steps[r].second, sums.lanes[r][m]); });
+  });
 }
 
-/// Elements [0, count) of a block that share a group; count is no multiple of kStep only at the end of the rows.
-template <WeightKind kKind, int kRows, int kCols>
-HWY_INLINE void multiply_piece(const uint8_t* const* rows, const Group<kKind>* groups, const float* x, int64_t stride,
-                               int64_t count, Lanes (&sums)[kRows][kCols]) {
-  const uint8_t* weights[kRows];
-  for (int r = 0; r < kRows; ++r) weights[r] = rows[r];
-  int64_t c = 0;
-  for (; c + kStep <= count; c += kStep) {
-    multiply_step<kKind, kRows, kCols>(weights, groups, x + c, stride, sums);
-    for (int r = 0; r < kRows; ++r) weights[r] += bytes_of(kKind, kStep);
-  }
-  if (c >= count) return;
-  // Packed x ends in zeros: what the padding decodes to does not matter unless the group is NaN throughout.
-  uint8_t padded[kRows][bytes_of(kKind, kStep)] = {};
-  for (int r = 0; r < kRows; ++r) {
-    copy_bytes(padded[r], weights[r], static_cast<size_t>(bytes_of(kKind, count - c)));
-    weights[r] = padded[r];
-  }
-  multiply_step<kKind, kRows, kCols>(weights, groups, x + c, stride, sums);
-}
-
-/// Adds the block [begin, end) of k to sums[m * kMatmulChunkRows + r].
-template <WeightKind kKind, int kRows, int kCols>
-void multiply_block(const MatmulCall& call, const BlockRows<kRows>& block, int64_t begin, int64_t end, const float* x,
-                    int64_t stride, float* totals) {
-  Lanes sums[kRows][kCols];
-  for (auto& row : sums) {
-    for (Lanes& lanes : row) {
-      for (V& part : lanes.part) part = hn::Zero(FloatTag());
-    }
-  }
-  Group<kKind> groups[kRows];
-  const uint8_t* rows[kRows];
+template <WeightKind kKind, int kRows>
+HWY_INLINE void make_groups(const BlockRows<kRows>& block, int64_t index, Group<kKind> (&groups)[kRows]) {
   if constexpr (is_quantized(kKind)) {
-    const int64_t size = call.quantized.format.group_size, first = begin / size;
-    for (int64_t c = begin; c < end;) {
-      const int64_t g = c / size, piece_end = min_of(end, (g + 1) * size);
-      for (int r = 0; r < kRows; ++r) {
-        groups[r] = make_group<kKind>(block.inverse[r][g - first], block.minimum[r][g - first]);
-        rows[r] = block.row[r] + bytes_of(kKind, c - begin);
-      }
-      multiply_piece<kKind, kRows, kCols>(rows, groups, x + c, stride, piece_end - c, sums);
-      c = piece_end;
+    unrolled<kRows>([&](auto r) DEEPSCALE_INLINE_LAMBDA {
+      set_group<kKind>(block.inverse[r][index], block.minimum[r][index], groups[r]);
+    });
+  }
+}
+
+/// One block of k and kCols rows of x.
+struct Block {
+  int64_t begin, end;  ///< of k
+  const float* x;      ///< packed, from the start of k
+  int64_t stride;
+  int64_t ahead_step;  ///< bytes of BlockRows::ahead per byte of a row: 0 once they are prefetched
+  float* totals;       ///< [m * kMatmulChunkRows + r]
+};
+
+/// Adds the products of a block to its totals.
+template <WeightKind kKind, int kRows, int kCols>
+void multiply_block(const MatmulCall& call, const BlockRows<kRows>& block_rows, const Block& block) {
+  const int64_t begin = block.begin, end = block.end, stride = block.stride;
+  const float* const x = block.x;
+  Sums<kRows, kCols> sums;
+  const uint8_t* rows[kRows];
+  Group<kKind> groups[kRows];
+  unrolled<kRows>([&](auto r) DEEPSCALE_INLINE_LAMBDA {
+    rows[r] = block_rows.row[r];
+    unrolled<kCols>([&](auto m) DEEPSCALE_INLINE_LAMBDA {
+      unrolled<kParts>([&](auto p) DEEPSCALE_INLINE_LAMBDA { sums.lanes[r][m].part[p] = hn::Zero(FloatTag()); });
+    });
+  });
+  const int64_t size = is_quantized(kKind) ? call.quantized.format.group_size : end;
+  const int64_t first_group = begin / size, steps_end = end - (end - begin) % kStep;
+  int64_t c = begin, offset = 0;
+  for (int64_t g = first_group; c < steps_end; ++g) {
+    make_groups<kKind>(block_rows, g - first_group, groups);
+    const int64_t group_end = min_of(steps_end, (g + 1) * size);
+    for (; c < group_end; c += kStep, offset += bytes_of(kKind, kStep)) {
+      prefetch_step<kKind, kRows>(block_rows.ahead + offset * block.ahead_step);
+      multiply_step<kKind>(rows, offset, groups, x + c, stride, sums);
     }
-  } else {
-    for (int r = 0; r < kRows; ++r) rows[r] = block.row[r];
-    multiply_piece<kKind, kRows, kCols>(rows, groups, x + begin, stride, end - begin, sums);
   }
-  for (int m = 0; m < kCols; ++m) {
-    for (int r = 0; r < kRows; ++r) totals[m * kMatmulChunkRows + r] += tree_sum(sums[r][m]);
+  if (c < end) {
+    // Packed x ends in zeros: what the padding decodes to does not matter unless the group is NaN throughout.
+    uint8_t padded[kRows][bytes_of(kKind, kStep)] = {};
+    unrolled<kRows>([&](auto r) DEEPSCALE_INLINE_LAMBDA {
+      copy_bytes(padded[r], rows[r] + offset, static_cast<size_t>(bytes_of(kKind, end - c)));
+      rows[r] = padded[r];
+    });
+    make_groups<kKind>(block_rows, c / size - first_group, groups);
+    multiply_step<kKind>(rows, 0, groups, x + c, stride, sums);
   }
+  unrolled<kCols>([&](auto m) DEEPSCALE_INLINE_LAMBDA {
+    unrolled<kRows>(
+        [&](auto r) DEEPSCALE_INLINE_LAMBDA { block.totals[m * kMatmulChunkRows + r] += tree_sum(sums.lanes[r][m]); });
+  });
 }
 
 /// All columns of a pass, kTileCols at a time.
 template <WeightKind kKind, int kRows>
-void multiply_columns(const Pass& pass, const BlockRows<kRows>& block, int64_t begin, int64_t end, float* totals) {
-  for (int64_t m = 0; m < pass.cols; m += kTileCols) {
-    const float* const x = pass.x + m * pass.stride;
-    float* const out = totals + m * kMatmulChunkRows;
-    const int64_t left = pass.cols - m;
+void multiply_columns(const Pass& pass, const BlockRows<kRows>& rows, int64_t begin, int64_t end, float* totals) {
+  Block block{begin, end, pass.x, pass.stride, kRows, totals};
+  constexpr int kCols = kRows == kTileRows ? kTileCols : 1;  // kVectorRows, or rows that are left over
+  for (int64_t m = 0; m < pass.cols; m += kCols) {
+    block.x = pass.x + m * pass.stride;
+    block.totals = totals + m * kMatmulChunkRows;
+    const int64_t left = min_of(pass.cols - m, kCols);
     if (left == 1) {
-      multiply_block<kKind, kRows, 1>(*pass.call, block, begin, end, x, pass.stride, out);
-    } else if (left == 2 || kTileCols == 2) {
-      multiply_block<kKind, kRows, 2>(*pass.call, block, begin, end, x, pass.stride, out);
-    } else if (left == 3) {
-      multiply_block<kKind, kRows, kTileCols == 2 ? 1 : 3>(*pass.call, block, begin, end, x, pass.stride, out);
-    } else {
-      multiply_block<kKind, kRows, kTileCols>(*pass.call, block, begin, end, x, pass.stride, out);
+      multiply_block<kKind, kRows, 1>(*pass.call, rows, block);
+    } else if constexpr (kCols == 2) {
+      multiply_block<kKind, kRows, 2>(*pass.call, rows, block);
+    } else if constexpr (kCols == 4) {
+      if (left == 2) {
+        multiply_block<kKind, kRows, 2>(*pass.call, rows, block);
+      } else if (left == 3) {
+        multiply_block<kKind, kRows, 3>(*pass.call, rows, block);
+      } else {
+        multiply_block<kKind, kRows, 4>(*pass.call, rows, block);
+      }
     }
+    block.ahead_step = 0;
   }
 }
 
@@ -218,7 +249,8 @@ void decode_row(const MatmulCall& call, const BlockRows<1>& block, int64_t begin
   const int64_t size = call.quantized.format.group_size, first = begin / size;
   for (int64_t c = begin; c < end;) {
     const int64_t g = c / size, piece_end = min_of(end, (g + 1) * size);
-    const Group<kKind> group = make_group<kKind>(block.inverse[0][g - first], block.minimum[0][g - first]);
+    Group<kKind> group;
+    set_group<kKind>(block.inverse[0][g - first], block.minimum[0][g - first], group);
     for (; c < piece_end; c += kStep) {
       const uint8_t* bytes = block.row[0] + bytes_of(kKind, c - begin);
       uint8_t padded[bytes_of(kKind, kStep)] = {};
@@ -235,6 +267,7 @@ void decode_row(const MatmulCall& call, const BlockRows<1>& block, int64_t begin
 }
 
 /// The same for any group size.
+template <WeightKind kKind>
 void decode_row_of_odd_groups(const MatmulCall& call, int64_t row, int64_t begin, int64_t end, float* tile) {
   const QuantizedMatrix& matrix = call.quantized;
   const FloatTag d;
@@ -252,21 +285,16 @@ void decode_row_of_odd_groups(const MatmulCall& call, int64_t row, int64_t begin
     }
     const V factor = hn::Set(d, inverse[0]), offset = hn::Set(d, minimum[0]);
     for (int64_t i = c - begin; i < piece_end - begin; i += kFloatLanes) {  // past the piece: its elements come later
-      hn::StoreU(fused(hn::LoadU(d, natural + i), factor, offset), d, natural + i);
+      hn::StoreU(element<kKind>(hn::LoadU(d, natural + i), factor, offset), d, natural + i);
     }
     c = piece_end;
   }
-  for (int64_t c = 0; c < end - begin; c += kStep) {
-    for (int j = 0; j < kLanes; ++j) {
-      tile[c + j] = natural[c + 2 * j + 1];
-      tile[c + kLanes + j] = natural[c + 2 * j];
-    }
-  }
+  for (int64_t c = 0; c < end - begin; c += kStep) permute<kKind>(natural + c, tile + c);
 }
 
 // ---- rows of W ------------------------------------------------------------------------------------------------------
 
-bool has_odd_groups(const MatmulCall& call) {
+HWY_INLINE bool has_odd_groups(const MatmulCall& call) {
   return call.quantized.format.group_size % kStep != 0 && call.quantized.format.group_size < call.k;
 }
 
@@ -278,11 +306,12 @@ void multiply_rows(const Pass& pass, int64_t row, int64_t begin, int64_t end, fl
     const bool odd = has_odd_groups(call);
     if (odd || pass.cols > kDecodeInRegisters) {
       BlockRows<kRows> decoded;
+      decoded.ahead = reinterpret_cast<const uint8_t*>(pass.tile);
       for (int r = 0; r < kRows; ++r) {
         float* const tile = pass.tile + r * kMatmulBlock;
         decoded.row[r] = reinterpret_cast<const uint8_t*>(tile);
         if (odd) {
-          decode_row_of_odd_groups(call, row + r, begin, end, tile);
+          decode_row_of_odd_groups<kKind>(call, row + r, begin, end, tile);
         } else {
           BlockRows<1> block;
           load_block<kKind, 1>(call, row + r, begin, end, block);
@@ -366,6 +395,10 @@ void matmul(const MatmulCall& call) {
       return matmul_of<WeightKind::kInt8>(call);
     case WeightKind::kInt4:
       return matmul_of<WeightKind::kInt4>(call);
+    case WeightKind::kInt8AsBFloat16:
+      return matmul_of<WeightKind::kInt8AsBFloat16>(call);
+    case WeightKind::kInt4AsBFloat16:
+      return matmul_of<WeightKind::kInt4AsBFloat16>(call);
   }
 }
 

@@ -24,6 +24,9 @@ constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
+/// In which elements go to the lanes of a sum.
+enum class Order { kNatural, kPairs, kNibbles };
+
 /// A weight matrix [n, k], plain or quantised, and what its elements are in the product.
 struct Weights {
   DType dtype = DType::kFloat32;
@@ -54,7 +57,19 @@ struct Weights {
     }
   }
 
-  bool paired() const { return format || dtype == DType::kBFloat16; }
+  /// As x of this dtype meets it.
+  std::vector<float> row(int64_t j, DType x_dtype) const {
+    std::vector<float> w(elements.begin() + j * k, elements.begin() + (j + 1) * k);
+    if (format && x_dtype == DType::kBFloat16) {
+      for (float& value : w) value = testing::model_from_bfloat16(testing::model_to_bfloat16(value));
+    }
+    return w;
+  }
+
+  Order order() const {
+    if (format) return format->bits == 4 ? Order::kNibbles : Order::kPairs;
+    return dtype == DType::kBFloat16 ? Order::kPairs : Order::kNatural;
+  }
 
   float element(const uint8_t* row, int64_t r, int64_t c) const {
     const int64_t g = r * groups_per_row(k, *format) + c / format->group_size;
@@ -70,14 +85,12 @@ struct Weights {
     call.args = args;
     call.rows = rows;
     if (format) {
-      call.kind = format->bits == 4 ? WeightKind::kInt4 : WeightKind::kInt8;
+      call.kind = quantized_kind(format->bits, args.x_dtype);
       call.quantized = matrix;
       call.weights = values.data();
       call.row_bytes = row_bytes(k, *format);
     } else {
-      call.kind = dtype == DType::kBFloat16  ? WeightKind::kBFloat16
-                  : dtype == DType::kFloat16 ? WeightKind::kFloat16
-                                             : WeightKind::kFloat32;
+      call.kind = plain_kind(dtype);
       call.weights = plain.data();
       call.row_bytes = k * size_of(dtype);
     }
@@ -98,20 +111,28 @@ struct Weights {
   }
 };
 
+/// For each of 32 elements: its lane, and whether the lane takes it second.
+std::pair<int64_t, bool> place_of(int64_t c, Order order) {
+  c %= 32;
+  if (order == Order::kNatural) return {c % 16, c >= 16};
+  if (order == Order::kPairs) return {c / 2, c % 2 == 0};
+  constexpr int64_t kQuarter[4] = {1, 0, 3, 2};
+  return {4 * kQuarter[c % 4] + c / 8, c % 8 < 4};
+}
+
 /// The sum of the contract.
-float model_dot(const float* w, const std::vector<float>& x, bool paired) {
+float model_dot(const std::vector<float>& w, const std::vector<float>& x, Order order) {
   const auto k = static_cast<int64_t>(x.size());
   float total = 0;
   for (int64_t begin = 0; begin < k; begin += kMatmulBlock) {
     const int64_t end = std::min(k, begin + kMatmulBlock);
     float lanes[16] = {};
-    for (int64_t c = begin; c < end; ++c) {
-      if (!paired) {
-        lanes[c % 16] = std::fma(x[c], w[c], lanes[c % 16]);
-      } else if (c % 2 == 0) {
-        float& lane = lanes[c % 32 / 2];
-        if (c + 1 < end) lane = std::fma(x[c + 1], w[c + 1], lane);
-        lane = std::fma(x[c], w[c], lane);
+    for (int64_t step = begin; step < end; step += 32) {
+      for (const bool second : {false, true}) {
+        for (int64_t c = step; c < std::min(end, step + 32); ++c) {
+          const auto [lane, is_second] = place_of(c, order);
+          if (is_second == second) lanes[lane] = std::fma(x[c], w[c], lanes[lane]);
+        }
       }
     }
     for (int half = 8; half > 0; half /= 2) {
@@ -139,7 +160,7 @@ struct Product {
     return row;
   }
   float expected(const Weights& weights, int64_t i, int64_t j) const {
-    const float sum = model_dot(weights.elements.data() + j * k, x_row(i), weights.paired());
+    const float sum = model_dot(weights.row(j, args.x_dtype), x_row(i), weights.order());
     return args.bias == nullptr ? sum : sum + bias.get_float(j);
   }
 
@@ -293,10 +314,10 @@ TEST(MatmulTest, TheErrorStaysWithinTheStatedBound) {
     for (int64_t i = 0; i < 2; ++i) {
       const std::vector<float> x = product.x_row(i);
       for (int64_t j = 0; j < 16; ++j) {
+        const std::vector<float> w = weights.row(j, dtype);
         double exact = 0, magnitude = 0;
-        for (int64_t c = 0; c < 4096; ++c) {
-          const double term = static_cast<double>(x[static_cast<size_t>(c)]) *
-                              static_cast<double>(weights.elements[static_cast<size_t>(j * 4096 + c)]);
+        for (size_t c = 0; c < 4096; ++c) {
+          const double term = static_cast<double>(x[c]) * static_cast<double>(w[c]);
           exact += term;
           magnitude += std::fabs(term);
         }
