@@ -57,6 +57,10 @@ AskedEngine asked_engine(AsyncEngine wanted) {
   ds_throw<ConfigError>("{}: must be automatic, io_uring, threads or completion_port; correct or unset it", source);
 }
 
+std::string temporary_file_label(const std::string& folder) {
+  return folder + "/(temporary file)";
+}
+
 std::string Engine::register_buffer(char*, int64_t) {
   return "only io_uring knows registered buffers";
 }
@@ -350,6 +354,16 @@ AsyncFileQueue::~AsyncFileQueue() {
 
 AsyncFile AsyncFileQueue::open(const std::string& path, FileMode mode, FileCaching caching) const {
   auto file = std::make_shared<async_internal::OpenFile>(async_internal::open_file(path, mode, caching));
+  return {core_, core_->adopt(std::move(file), core_)};
+}
+
+AsyncFile AsyncFileQueue::open_temporary(const std::string& folder, FileCaching caching) const {
+  auto file = std::make_shared<async_internal::OpenFile>(async_internal::open_temporary_file(folder, caching));
+  return {core_, core_->adopt(std::move(file), core_)};
+}
+
+AsyncFile AsyncFileQueue::open_descriptor(int descriptor, FileCaching caching) const {
+  auto file = std::make_shared<async_internal::OpenFile>(async_internal::open_descriptor_again(descriptor, caching));
   return {core_, core_->adopt(std::move(file), core_)};
 }
 

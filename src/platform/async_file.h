@@ -170,6 +170,15 @@ class AsyncFileQueue {
 
   /// Throws IoError naming the file and the system's reason.
   [[nodiscard]] AsyncFile open(const std::string& path, FileMode mode, FileCaching caching) const;
+  /// An empty file in `folder` for reading and writing that is gone when its last user is, however that ends: on Linux
+  /// it loses its name before this returns, so that nobody can delete it or find it; on Windows the system deletes it
+  /// with its last handle. Throws IoError for a folder that is missing, no folder, or not to be written; what it says
+  /// about the file calls it "FOLDER/(temporary file)".
+  [[nodiscard]] AsyncFile open_temporary(const std::string& folder, FileCaching caching) const;
+  /// The file behind a descriptor of the C library (open, os.open), with the access that it was opened with; through
+  /// descriptors of this queue's own: the caller's may be closed at once, its position does not matter, and whether it
+  /// has O_DIRECT neither. Throws IoError when it is not open, or the system does not let its file be opened again.
+  [[nodiscard]] AsyncFile open_descriptor(int descriptor, FileCaching caching) const;
   /// Pins [data, data + bytes) for this queue. Never throws for a system that refuses: see BufferRegistration::active.
   /// Requires: not registered already. On Linux this counts against RLIMIT_MEMLOCK (memory_lock.h).
   [[nodiscard]] BufferRegistration register_buffer(void* data, int64_t bytes) const;

@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <cstring>
 #include <system_error>
@@ -18,6 +19,7 @@
 #include "platform/async_internal.h"
 #include "platform/async_uring_linux.h"
 #include "platform/disk_space.h"
+#include "platform/random.h"
 
 namespace deepscale {
 namespace async_internal {
@@ -104,11 +106,11 @@ bool find_alignment(int descriptor, OpenFile& file) {
   return true;
 }
 
-void open_direct(OpenFile& file) {
+void open_direct(OpenFile& file, int access) {
   struct stat status = {};
   const int buffered = static_cast<int>(file.buffered);
   if (fstat(buffered, &status) != 0 || !(S_ISREG(status.st_mode) || S_ISBLK(status.st_mode))) return;
-  const int direct = open_retrying(file.path, (file.writable ? O_RDWR : O_RDONLY) | O_DIRECT);
+  const int direct = open_retrying(file.path, access | O_DIRECT);
   if (direct < 0) return;  // tmpfs and some network file systems refuse
   if (find_alignment(direct, file)) {
     file.direct = direct;
@@ -131,7 +133,42 @@ OpenFile open_file(const std::string& path, FileMode mode, FileCaching caching) 
   DS_CHECK_AS(IoError, buffered >= 0, "cannot open {} for {}: {}", path, file.writable ? "writing" : "reading",
               std::strerror(errno));
   file.buffered = buffered;
-  if (caching == FileCaching::kDirect) open_direct(file);
+  if (caching == FileCaching::kDirect) open_direct(file, flags & O_ACCMODE);
+  return file;
+}
+
+OpenFile open_temporary_file(const std::string& folder, FileCaching caching) {
+  OpenFile file;
+  file.path = folder + "/.deepscale_" + random_token() + ".tmp";
+  file.writable = true;
+  const int buffered = open_retrying(file.path, O_RDWR | O_CREAT | O_EXCL);
+  DS_CHECK_AS(IoError, buffered >= 0,
+              "cannot make a temporary file in {}: {}; name a folder that exists and can be written", folder,
+              std::strerror(errno));
+  file.buffered = buffered;
+  if (caching == FileCaching::kDirect) open_direct(file, O_RDWR);
+  ::unlink(file.path.c_str());
+  file.path = temporary_file_label(folder);
+  return file;
+}
+
+OpenFile open_descriptor_again(int descriptor, FileCaching caching) {
+  const int flags = fcntl(descriptor, F_GETFL);
+  DS_CHECK_AS(IoError, flags >= 0, "file descriptor {}: {}", descriptor, std::strerror(errno));
+  const int access = flags & O_ACCMODE;
+  OpenFile file;
+  file.writable = access != O_RDONLY;
+  // The kernel's name for it leads to the file even when it was renamed or has no name any more.
+  const std::string name = fmt::format("/proc/self/fd/{}", descriptor);
+  const int buffered = open_retrying(name, access);
+  DS_CHECK_AS(IoError, buffered >= 0, "cannot open the file behind descriptor {} again: {}; give its name instead",
+              descriptor, std::strerror(errno));
+  file.buffered = buffered;
+  file.path = name;
+  if (caching == FileCaching::kDirect) open_direct(file, access);
+  std::array<char, PATH_MAX> target = {};
+  const ssize_t length = readlink(name.c_str(), target.data(), target.size());
+  if (length > 0) file.path.assign(target.data(), static_cast<size_t>(length));
   return file;
 }
 

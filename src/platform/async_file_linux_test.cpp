@@ -9,10 +9,13 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <vector>
 
 #include "deepscale/error.h"
 #include "platform/async_file.h"
+#include "platform/files.h"
 
 namespace deepscale {
 namespace {
@@ -116,6 +119,32 @@ TEST(AsyncEngines, AFullDiskIsReportedByEveryEngine) {
     } catch (const IoError& error) {
       const std::string message = error.what();
       EXPECT_NE(message.find("/dev/full: No space left on device"), std::string::npos) << message;
+    }
+  }
+}
+
+TEST(AsyncFiles, TemporaryFilesHaveNoNameWhileTheyAreUsed) {
+  const std::string folder = "async_file_linux_test_" + std::to_string(getpid());
+  make_directories(folder);
+  const AsyncFileQueue queue;
+  const AsyncFile file = queue.open_temporary(folder, FileCaching::kDirect);
+  EXPECT_TRUE(list_directory(folder).empty());
+  EXPECT_TRUE(remove_file(folder));  // even the folder may go
+  std::vector<char> data(10'000, 'x');
+  file.write(0, data.data(), 10'000).wait();
+  data.assign(10'000, 0);
+  file.read(0, data.data(), 10'000).wait();
+  EXPECT_EQ(data, std::vector<char>(10'000, 'x'));
+}
+
+TEST(AsyncFiles, AFolderThatNobodyMayWriteIsNamed) {
+  const AsyncFileQueue queue;
+  for (const std::string folder : {"/sys/kernel", "/proc"}) {  // not even the administrator may
+    try {
+      (void)queue.open_temporary(folder, FileCaching::kDirect);
+      ADD_FAILURE() << folder;
+    } catch (const IoError& error) {
+      EXPECT_NE(std::string(error.what()).find("cannot make a temporary file in " + folder), std::string::npos);
     }
   }
 }

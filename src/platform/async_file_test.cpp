@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <random>
@@ -10,6 +11,7 @@
 
 #include "deepscale/error.h"
 #include "platform/disk_space.h"
+#include "platform/files.h"
 #include "platform/private_memory.h"
 #include "platform/resources.h"
 
@@ -37,6 +39,14 @@ std::string failure_of(Action action) {
     return error.what();
   }
   return "";
+}
+
+int descriptor_of(std::FILE* stream) {
+#ifdef _WIN32
+  return _fileno(stream);
+#else
+  return fileno(stream);
+#endif
 }
 
 std::vector<char> pattern(size_t bytes, uint32_t seed) {
@@ -293,6 +303,73 @@ TEST_P(AsyncFiles, MistakesAreRefused) {
   EXPECT_THROW(AsyncFileQueue({.depth = 0}), ConfigError);
   EXPECT_THROW(AsyncFileQueue({.depth = 4097}), ConfigError);
   EXPECT_THROW(AsyncFileQueue({.block_bytes = 5000}), ConfigError);
+}
+
+TEST_P(AsyncFiles, TemporaryFilesWorkLikeOthersAndLeaveNothing) {
+  constexpr int64_t kBytes = (2 << 20) + 100;
+  const auto expected = pattern(kBytes, 5);
+  std::vector<char> data(kBytes);
+  for (const FileCaching caching : {FileCaching::kDirect, FileCaching::kBuffered}) {
+    const AsyncFileQueue queue(options(/*depth=*/4, /*block_bytes=*/64 * 1024));
+    const AsyncFile file = queue.open_temporary(folder_, caching);
+    const AsyncFile other = queue.open_temporary(folder_, caching);
+    EXPECT_EQ(file.direct(), caching == FileCaching::kDirect);
+    file.preallocate(kBytes);
+    PrivateMemory memory(kBytes);
+    std::memcpy(memory.data(), expected.data(), kBytes);
+    file.write(0, memory.data(), kBytes).wait();
+    other.write(0, "other", 5).wait();
+    std::memset(memory.data(), 0, kBytes);
+    file.read(0, memory.data(), kBytes).wait();
+    EXPECT_EQ(std::memcmp(memory.data(), expected.data(), kBytes), 0);
+    EXPECT_EQ(other.bytes(), 5);
+    const std::string message = failure_of([&] { other.read(0, data.data(), 6).wait(); });
+    EXPECT_NE(message.find(folder_), std::string::npos) << message;
+  }
+  EXPECT_TRUE(list_directory(folder_).empty());
+}
+
+TEST_P(AsyncFiles, TemporaryFilesNeedAFolder) {
+  const AsyncFileQueue queue(options(/*depth=*/1, /*block_bytes=*/4096));
+  (void)queue.open(path("a_file"), FileMode::kCreate, FileCaching::kBuffered);
+  for (const std::string& folder : {path("missing"), path("a_file")}) {
+    const std::string message = failure_of([&] { (void)queue.open_temporary(folder, FileCaching::kDirect); });
+    EXPECT_NE(message.find("cannot make a temporary file in " + folder + ": "), std::string::npos) << message;
+    EXPECT_NE(message.find("can be written"), std::string::npos) << message;
+  }
+  const auto space = disk_space(folder_);
+  ASSERT_TRUE(space.has_value());
+  const AsyncFile file = queue.open_temporary(folder_, FileCaching::kDirect);
+  const std::string message = failure_of([&] { file.preallocate(space->total_bytes * 2); });
+  EXPECT_NE(message.find("bytes are free there"), std::string::npos) << message;
+  EXPECT_EQ(message.find(" (0 bytes are free"), std::string::npos) << message;  // the label still leads to the disk
+}
+
+TEST_P(AsyncFiles, AnOpenDescriptorLeadsToItsFile) {
+  constexpr int64_t kBytes = 100'000;
+  const auto expected = pattern(kBytes, 11);
+  PrivateMemory memory(kBytes);
+  const AsyncFileQueue queue(options(/*depth=*/4, /*block_bytes=*/16 * 1024));
+  std::FILE* const stream = std::fopen(path().c_str(), "w+b");
+  ASSERT_NE(stream, nullptr);
+  const AsyncFile file = queue.open_descriptor(descriptor_of(stream), FileCaching::kDirect);
+  EXPECT_TRUE(file.direct());
+  EXPECT_NE(file.path().find("file"), std::string::npos) << file.path();
+  std::fclose(stream);
+  std::memcpy(memory.data(), expected.data(), kBytes);
+  file.write(0, memory.data(), kBytes).wait();
+  std::FILE* const reader = std::fopen(path().c_str(), "rb");
+  const AsyncFile same = queue.open_descriptor(descriptor_of(reader), FileCaching::kBuffered);
+  std::memset(memory.data(), 0, kBytes);
+  same.read(100, memory.data() + 100, kBytes - 100).wait();
+  EXPECT_EQ(std::memcmp(memory.data() + 100, expected.data() + 100, kBytes - 100), 0);
+  EXPECT_NE(failure_of([&] { same.write(0, memory.data(), 1).wait(); }).find("reading only"), std::string::npos);
+  const int closed = descriptor_of(reader);
+  std::fclose(reader);
+  for (const int descriptor : {closed, -1}) {
+    const std::string message = failure_of([&] { (void)queue.open_descriptor(descriptor, FileCaching::kDirect); });
+    EXPECT_NE(message.find("descriptor " + std::to_string(descriptor)), std::string::npos) << message;
+  }
 }
 
 TEST(DiskSpace, IsFoundForFoldersFilesAndPathsToBe) {

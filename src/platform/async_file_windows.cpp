@@ -1,8 +1,12 @@
 // Overlapped I/O with a completion port. One thread per queue issues the calls and collects what they did, because
 // Windows cancels the I/O of a thread that ends, and cached or growing writes block the thread that issues them.
 // (Windows 11's IoRing needs newer headers and systems than we ask for, and wine has none.)
+#include <io.h>
+
 #include <algorithm>
 #include <array>
+#include <cstdlib>
+#include <optional>
 #include <system_error>
 #include <thread>
 
@@ -10,7 +14,10 @@
 #include "platform/async_file.h"
 #include "platform/async_internal.h"
 #include "platform/disk_space.h"
+#include "platform/random.h"
 #include "platform/text_windows.h"
+// After windows.h, which it needs.
+#include <winternl.h>
 
 namespace deepscale {
 namespace async_internal {
@@ -146,9 +153,47 @@ class PortEngine final : public Engine {
 };
 
 HANDLE open_handle(const OpenFile& file, DWORD disposition, DWORD flags) {
-  return CreateFileW(wide_path(file.path).c_str(), file.writable ? GENERIC_READ | GENERIC_WRITE : GENERIC_READ,
+  const DWORD access = file.writable ? GENERIC_READ | GENERIC_WRITE : GENERIC_READ;
+  return CreateFileW(wide_path(file.path).c_str(), (flags & FILE_FLAG_DELETE_ON_CLOSE) != 0 ? access | DELETE : access,
                      FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr, disposition,
                      FILE_FLAG_OVERLAPPED | flags, nullptr);
+}
+
+void take_direct(OpenFile& file, HANDLE direct) {
+  if (direct == INVALID_HANDLE_VALUE) return;
+  file.direct = reinterpret_cast<NativeFile>(direct);
+  file.alignment = file.memory_alignment = 4096;  // no disk has larger sectors
+}
+
+void open_direct(OpenFile& file) {
+  take_direct(file, open_handle(file, OPEN_EXISTING, FILE_FLAG_NO_BUFFERING));
+}
+
+HANDLE handle_of_descriptor(int descriptor) {
+  if (descriptor < 0) return INVALID_HANDLE_VALUE;
+#ifdef _UCRT  // which takes a number that is not open for a mistake that ends the process; older ones return -1
+  const auto ignore = [](const wchar_t*, const wchar_t*, const wchar_t*, unsigned, uintptr_t) {};
+  const _invalid_parameter_handler before = _set_thread_local_invalid_parameter_handler(ignore);
+  const intptr_t handle = _get_osfhandle(descriptor);
+  _set_thread_local_invalid_parameter_handler(before);
+#else
+  const intptr_t handle = _get_osfhandle(descriptor);
+#endif
+  return reinterpret_cast<HANDLE>(handle);
+}
+
+bool may_write(HANDLE handle) {
+  PUBLIC_OBJECT_BASIC_INFORMATION facts = {};
+  return NtQueryObject(handle, ObjectBasicInformation, &facts, sizeof(facts), nullptr) >= 0 &&
+         (facts.GrantedAccess & FILE_WRITE_DATA) != 0;
+}
+
+std::optional<std::string> name_of_handle(HANDLE handle) {
+  std::wstring name(32768, L'\0');
+  const DWORD length = GetFinalPathNameByHandleW(handle, name.data(), static_cast<DWORD>(name.size()), 0);
+  if (length == 0 || length >= name.size()) return std::nullopt;
+  name.resize(length);
+  return to_utf8(name.starts_with(L"\\\\?\\") ? std::wstring_view(name).substr(4) : std::wstring_view(name));
 }
 
 void set_length(const OpenFile& file, int64_t bytes) {
@@ -171,11 +216,44 @@ OpenFile open_file(const std::string& path, FileMode mode, FileCaching caching) 
   DS_CHECK_AS(IoError, buffered != INVALID_HANDLE_VALUE, "cannot open {} for {}: {}", path,
               file.writable ? "writing" : "reading", deepscale::error_text());
   file.buffered = reinterpret_cast<NativeFile>(buffered);
-  if (caching == FileCaching::kBuffered) return file;
-  const HANDLE direct = open_handle(file, OPEN_EXISTING, FILE_FLAG_NO_BUFFERING);
-  if (direct == INVALID_HANDLE_VALUE) return file;
-  file.direct = reinterpret_cast<NativeFile>(direct);
-  file.alignment = file.memory_alignment = 4096;  // no disk has larger sectors
+  if (caching == FileCaching::kDirect) open_direct(file);
+  return file;
+}
+
+OpenFile open_temporary_file(const std::string& folder, FileCaching caching) {
+  const DWORD kind = GetFileAttributesW(wide_path(folder).c_str());
+  DS_CHECK_AS(IoError, kind == INVALID_FILE_ATTRIBUTES || (kind & FILE_ATTRIBUTE_DIRECTORY) != 0,
+              "cannot make a temporary file in {}: it is a file; name a folder that can be written", folder);
+  OpenFile file;
+  file.path = folder + "/deepscale_" + random_token() + ".tmp";
+  file.writable = true;
+  const HANDLE buffered = open_handle(file, CREATE_NEW, FILE_ATTRIBUTE_HIDDEN | FILE_FLAG_DELETE_ON_CLOSE);
+  DS_CHECK_AS(IoError, buffered != INVALID_HANDLE_VALUE,
+              "cannot make a temporary file in {}: {}; name a folder that exists and can be written", folder,
+              deepscale::error_text());
+  file.buffered = reinterpret_cast<NativeFile>(buffered);
+  if (caching == FileCaching::kDirect) open_direct(file);
+  file.path = temporary_file_label(folder);
+  return file;
+}
+
+OpenFile open_descriptor_again(int descriptor, FileCaching caching) {
+  const HANDLE given = handle_of_descriptor(descriptor);
+  DS_CHECK_AS(IoError, given != INVALID_HANDLE_VALUE, "file descriptor {}: it is not open", descriptor);
+  OpenFile file;
+  const auto reopen = [&](DWORD flags) {
+    const DWORD access = file.writable ? GENERIC_READ | GENERIC_WRITE : GENERIC_READ;
+    return ReOpenFile(given, access, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
+                      FILE_FLAG_OVERLAPPED | flags);
+  };
+  file.writable = may_write(given);  // reopening gives whatever the file's owner allows
+  const HANDLE buffered = reopen(0);
+  DS_CHECK_AS(IoError, buffered != INVALID_HANDLE_VALUE,
+              "cannot open the file behind descriptor {} again: {}; give its name instead", descriptor,
+              deepscale::error_text());
+  file.buffered = reinterpret_cast<NativeFile>(buffered);
+  file.path = name_of_handle(given).value_or(fmt::format("descriptor {}", descriptor));
+  if (caching == FileCaching::kDirect) take_direct(file, reopen(FILE_FLAG_NO_BUFFERING));
   return file;
 }
 

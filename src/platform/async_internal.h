@@ -128,6 +128,12 @@ AskedEngine asked_engine(AsyncEngine wanted);
 
 /// Opens; throws IoError.
 OpenFile open_file(const std::string& path, FileMode mode, FileCaching caching);
+/// AsyncFileQueue::open_temporary.
+OpenFile open_temporary_file(const std::string& folder, FileCaching caching);
+/// AsyncFileQueue::open_descriptor.
+OpenFile open_descriptor_again(int descriptor, FileCaching caching);
+/// The path that messages give a temporary file.
+std::string temporary_file_label(const std::string& folder);
 void close_file(OpenFile& file) noexcept;
 void preallocate_file(const OpenFile& file, int64_t bytes);
 void truncate_file(const OpenFile& file, int64_t bytes);

@@ -25,6 +25,10 @@ void make_directories(const std::string& path);
 void rename_file(const std::string& from, const std::string& to);
 /// Removes a file or an empty folder; false when there is none or it cannot be removed.
 bool remove_file(const std::string& path);
+/// Where this user's programs keep what they can do without: DEEPSCALE_CACHE_DIR, else "deepscale" in XDG_CACHE_HOME or
+/// ~/.cache (Windows: in the folder of local application data). Nothing when the system names no such place; it need
+/// not exist.
+[[nodiscard]] std::optional<std::string> user_cache_folder();
 /// Names inside a folder, sorted, without "." and ".."; empty when there is no such folder.
 [[nodiscard]] std::vector<std::string> list_directory(const std::string& path);
 

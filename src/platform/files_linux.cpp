@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "platform/files.h"
 
@@ -42,6 +43,13 @@ void rename_file(const std::string& from, const std::string& to) {
 
 bool remove_file(const std::string& path) {
   return std::remove(path.c_str()) == 0;
+}
+
+std::optional<std::string> user_cache_folder() {
+  if (const auto chosen = environment("DEEPSCALE_CACHE_DIR")) return chosen;
+  if (const auto caches = environment("XDG_CACHE_HOME")) return *caches + "/deepscale";
+  if (const auto home = environment("HOME")) return *home + "/.cache/deepscale";
+  return std::nullopt;
 }
 
 std::vector<std::string> list_directory(const std::string& path) {

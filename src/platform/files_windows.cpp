@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "platform/files.h"
 #include "platform/text_windows.h"
@@ -78,6 +79,15 @@ bool remove_file(const std::string& path) {
   const std::wstring wide = wide_path(path);
   if (is_folder(wide)) return RemoveDirectoryW(wide.c_str()) != 0;
   return with_retries([&] { return DeleteFileW(wide.c_str()) != 0; });
+}
+
+std::optional<std::string> user_cache_folder() {
+  if (const auto chosen = environment("DEEPSCALE_CACHE_DIR")) return chosen;
+  // Not the C library's view of the environment: its letters are those of the code page.
+  std::wstring value(GetEnvironmentVariableW(L"LOCALAPPDATA", nullptr, 0), L'\0');
+  if (value.empty()) return std::nullopt;
+  value.resize(GetEnvironmentVariableW(L"LOCALAPPDATA", value.data(), static_cast<DWORD>(value.size())));
+  return to_utf8(value) + "\\deepscale";
 }
 
 std::vector<std::string> list_directory(const std::string& path) {

@@ -1,0 +1,143 @@
+#include "memory/io_handle.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace deepscale {
+namespace {
+
+constexpr int64_t kPage = 4096;
+constexpr int64_t kCompareBytes = 4 << 20;
+
+AsyncFileOptions queue_options(const IoHandleOptions& options) {
+  DS_CHECK_AS(ConfigError, options.block_bytes >= 1 && options.block_bytes <= int64_t{1} << 30,
+              "block_size must be 1 to 2^30 bytes, found {}", options.block_bytes);
+  DS_CHECK_AS(ConfigError, options.queue_depth >= 1, "queue_depth must be at least 1, found {}", options.queue_depth);
+  DS_CHECK_AS(ConfigError, options.intra_op_parallelism >= 1, "intra_op_parallelism must be at least 1, found {}",
+              options.intra_op_parallelism);
+  constexpr int64_t kMostDepth = 4096;
+  const int64_t per_unit = std::min(options.queue_depth, kMostDepth);
+  const int64_t depth = std::min(per_unit * std::min(options.intra_op_parallelism, kMostDepth), kMostDepth);
+  return {.depth = static_cast<int>(depth), .block_bytes = (options.block_bytes + kPage - 1) / kPage * kPage};
+}
+
+/// Throws IoError when the file has other bytes than the buffer.
+void compare(const AsyncFile& file, const IoBuffer& buffer, int64_t file_offset) {
+  std::vector<char> bytes(static_cast<size_t>(std::min(kCompareBytes, buffer.bytes)));
+  for (int64_t done = 0; done < buffer.bytes;) {
+    const int64_t part = std::min(kCompareBytes, buffer.bytes - done);
+    file.read(file_offset + done, bytes.data(), part).wait();
+    const char* const expected = buffer.data + done;
+    const auto difference = std::mismatch(bytes.begin(), bytes.begin() + part, expected).first - bytes.begin();
+    DS_CHECK_AS(IoError, difference == part, "validate: {} and the buffer of {} bytes differ at byte {} of the file",
+                file.path(), buffer.bytes, file_offset + done + difference);
+    done += part;
+  }
+}
+
+}  // namespace
+
+struct IoHandle::Operation {
+  AsyncFile file;
+  IoBuffer buffer;
+  int64_t file_offset = 0;
+  bool validate = false;
+  FileTransfer transfer;  // ends before the buffer does
+
+  void finish() {
+    transfer.wait();
+    if (validate) compare(file, buffer, file_offset);
+  }
+};
+
+IoHandle::IoHandle(const IoHandleOptions& options)
+    : queue_(std::make_shared<AsyncFileQueue>(queue_options(options))), buffers_(queue_) {}
+
+IoHandle::~IoHandle() {
+  try {
+    wait();
+  } catch (const IoError& error) {
+    Logger().error("nobody waited for this operation on a file: {}", error.what());
+  }
+}
+
+AsyncFile IoHandle::open(bool writing, const IoRequest& request) const {
+  if (const int* const descriptor = std::get_if<int>(&request.file)) {
+    return queue_->open_descriptor(*descriptor, FileCaching::kDirect);
+  }
+  const FileMode mode = writing ? FileMode::kReadWrite : FileMode::kRead;
+  return queue_->open(std::get<std::string>(request.file), mode, FileCaching::kDirect);
+}
+
+IoHandle::Operation IoHandle::start(bool writing, IoBuffer buffer, const IoRequest& request) const {
+  const int64_t offset = request.file_offset;
+  DS_CHECK_AS(IoError, offset >= 0 && offset <= INT64_MAX - buffer.bytes,
+              "file_offset must not be negative, found {} (buffer of {} bytes)", offset, buffer.bytes);
+  AsyncFile file = open(writing, request);
+  const int64_t end = offset + buffer.bytes;
+  const int64_t length = file.bytes();
+  if (writing && length < end) {
+    file.preallocate(end);
+  } else if (!writing) {
+    DS_CHECK_AS(IoError, length >= end,
+                "cannot read {} bytes at offset {} of {}: the file has {} bytes; give a buffer that fits it",
+                buffer.bytes, offset, file.path(), length);
+  }
+  FileTransfer transfer =
+      writing ? file.write(offset, buffer.data, buffer.bytes) : file.read(offset, buffer.data, buffer.bytes);
+  return {file, std::move(buffer), offset, request.validate, std::move(transfer)};
+}
+
+void IoHandle::start_read(IoBuffer buffer, const IoRequest& request) {
+  Operation operation = start(/*writing=*/false, std::move(buffer), request);
+  const std::lock_guard guard(mutex_);
+  pending_.push_back(std::move(operation));
+}
+
+void IoHandle::start_write(IoBuffer buffer, const IoRequest& request) {
+  Operation operation = start(/*writing=*/true, std::move(buffer), request);
+  const std::lock_guard guard(mutex_);
+  pending_.push_back(std::move(operation));
+}
+
+int64_t IoHandle::wait() {
+  std::vector<Operation> operations;
+  {
+    const std::lock_guard guard(mutex_);
+    operations.swap(pending_);
+  }
+  std::string first;
+  int further = 0;
+  for (Operation& operation : operations) {
+    try {
+      operation.finish();
+    } catch (const IoError& error) {
+      if (first.empty()) {
+        first = error.what();
+      } else {
+        ++further;
+      }
+    }
+  }
+  if (further > 0) first += fmt::format(" (and {} more of {} operations failed)", further, operations.size());
+  DS_CHECK_AS(IoError, first.empty(), "{}", first);
+  return std::ssize(operations);
+}
+
+void IoHandle::read(IoBuffer buffer, const IoRequest& request) {
+  start(/*writing=*/false, std::move(buffer), request).finish();
+}
+
+void IoHandle::write(IoBuffer buffer, const IoRequest& request) {
+  start(/*writing=*/true, std::move(buffer), request).finish();
+}
+
+int64_t IoHandle::alignment() {
+  return kPage;
+}
+
+}  // namespace deepscale

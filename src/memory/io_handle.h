@@ -1,0 +1,83 @@
+// Reading and writing buffers from and to files by name, many at a time: what deepspeed.ops.aio's handle does.
+//
+//   IoHandle handle({.queue_depth = 32});
+//   handle.start_write({data, bytes, owner}, {.file = "/nvme/moments.swp"});
+//   ...                                             // compute
+//   handle.wait();                                  // all of them; throws the first failure
+//
+// A write makes the file where it is missing and leaves its other bytes as they are; disk space is reserved before the
+// first byte, so that a full disk is an error at once. A read wants the file to have every byte asked for. Buffers on
+// page boundaries (PinnedBuffers) go past the page cache, others through it.
+// Threads: any; wait() returns when everything is done that was started before it, and that no other call waits for.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "memory/pinned_buffers.h"
+#include "platform/async_file.h"
+
+namespace deepscale {
+
+struct IoHandleOptions {
+  int64_t block_bytes = 1 << 20;  ///< of one request, 1 and more; rounded up to pages
+  int64_t queue_depth = 128;      ///< requests under way at once, per unit of parallelism
+  int64_t intra_op_parallelism =
+      1;  ///< multiplies queue_depth: requests of one operation are under way together anyhow
+};
+
+/// Bytes that an operation moves; `owner` is kept until it is over.
+struct IoBuffer {
+  char* data = nullptr;
+  int64_t bytes = 0;
+  std::shared_ptr<void> owner;
+};
+
+struct IoRequest {
+  std::variant<std::string, int> file;  ///< a name, or a descriptor of the C library that is open during the call
+  int64_t file_offset = 0;
+  bool validate = false;  ///< afterwards, compare buffer and file by an ordinary read
+};
+
+class IoHandle {
+ public:
+  /// Throws ConfigError for numbers out of range, IoError as AsyncFileQueue.
+  explicit IoHandle(const IoHandleOptions& options);
+  IoHandle(const IoHandle&) = delete;
+  IoHandle& operator=(const IoHandle&) = delete;
+  /// Waits for everything; failures that nobody waited for are errors in the log.
+  ~IoHandle();
+
+  /// Throw IoError for a file that cannot be opened, is too short to read or has no room to write (both with file and
+  /// sizes); what happens later is thrown by wait().
+  void start_read(IoBuffer buffer, const IoRequest& request);
+  void start_write(IoBuffer buffer, const IoRequest& request);
+  /// The number of operations that were waiting to be waited for. Throws IoError with the first failure, and the number
+  /// of further ones, after all of them are over; none is left then.
+  int64_t wait();
+
+  /// One operation from beginning to end; others are not waited for. Throws as start and wait.
+  void read(IoBuffer buffer, const IoRequest& request);
+  void write(IoBuffer buffer, const IoRequest& request);
+
+  /// What page-aligned transfers are multiples of.
+  [[nodiscard]] static int64_t alignment();
+  [[nodiscard]] PinnedBuffers& buffers() { return buffers_; }
+  [[nodiscard]] const AsyncEngineChoice& engine() const { return queue_->engine(); }
+
+ private:
+  struct Operation;
+  [[nodiscard]] Operation start(bool writing, IoBuffer buffer, const IoRequest& request) const;
+  [[nodiscard]] AsyncFile open(bool writing, const IoRequest& request) const;
+
+  std::shared_ptr<AsyncFileQueue> queue_;
+  PinnedBuffers buffers_;
+  std::mutex mutex_;
+  std::vector<Operation> pending_;  // belongs to the mutex
+};
+
+}  // namespace deepscale
