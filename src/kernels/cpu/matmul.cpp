@@ -37,7 +37,9 @@ void run(const char* kernel, MatmulCall& call) {
   DS_CHECK(workspace != nullptr, "{}: no memory for {} bytes of workspace (m = {}, k = {})", kernel, bytes, call.args.m,
            call.k);
   call.workspace = static_cast<float*>(workspace.get());
-  kernel_table().matmul(call);
+  const KernelTable& table = kernel_table();
+  const bool dots = table.matmul_bfloat16 != nullptr && call.args.x_dtype == DType::kBFloat16 && is_bfloat16(call.kind);
+  (dots ? table.matmul_bfloat16 : table.matmul)(call);
 }
 
 }  // namespace

@@ -18,10 +18,11 @@
 //   bf16 and int8          2 l + 1, then 2 l
 //   int4                   8 (l % 4) + 4 + e, then 8 (l % 4) + e, with e = 1, 0, 3, 2 for l / 4 = 0, 1, 2, 3
 // So an element of y has the same bits on every SIMD target, for every division of rows over calls, for every m, and
-// from run to run. Infinities and NaN of x, W (a group that held one is all NaN, quantize.h) and bias propagate as in
-// IEEE sums; a NaN's payload is not promised.
-// Error against the exact product of the same x and w: at most (k_block / 16 + 5 + blocks) * 2^-24 * sum |x_c w_c|
-// (first order, k_block = min(k, kMatmulBlock)), plus the rounding to y's dtype.
+// from run to run; with one exception: where x and the weights (as multiplied) are bf16 and the processor has dot
+// products of bf16 (AVX-512 BF16), numbers below 2^-126 in x, in the weights and in the sums count as zero. Infinities
+// and NaN of x, W (a group that held one is all NaN, quantize.h) and bias propagate as in IEEE sums; a NaN's payload is
+// not promised. Error against the exact product of the same x and w: at most (k_block / 16 + 5 + blocks) * 2^-24 * sum
+// |x_c w_c| (first order, k_block = min(k, kMatmulBlock)), plus the rounding to y's dtype.
 //
 // Threads: pure functions; any number of calls at once. Throws: UnsupportedError for other dtypes and bit widths, Error
 // for sizes, missing memory and a failed allocation.
