@@ -1,10 +1,12 @@
 // Products with quantised and plain weights beside the machine's limits, interleaved A B A B so that both see the same
 // disturbances. Each call takes the next of several matrices, together larger than the caches.
 //   matmul_bench [--n N] [--k K] [--m M] [--group G] [--threads T] [--rounds R] [--kind NAME]
-// Per kind of weight and number of rows of x: GB/s of weight bytes (values, scales, minimums), the share of a plain
-// streaming read of the same bytes by the same threads, and the share of the best fused multiply-adds per second that
-// the same threads reach in registers, each from the best rounds (machines are not quiet) and, in brackets, from the
-// medians. The bound is whichever limit is lower.
+// Per kind of weight, number of threads and number of rows of x: GB/s of weight bytes (values, scales, minimums), the
+// share of a plain streaming read of as many bytes by the same threads, and the share of the best fused multiply-adds
+// per second that the same threads reach in registers, each from the best rounds (machines are not quiet) and, in
+// brackets, from the medians. The bound is whichever limit is lower. The last line is RESULT and the same as JSON, with
+// how many times faster than bf16 the other kinds are. Without --threads: one thread, then two. Kinds: bf16, int8, int4
+// (without --kind, these three), fp16, fp32, all.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -24,7 +26,7 @@
 #include "kernels/cpu/spans.h"
 
 #if defined(__x86_64__)
-#define DS_BENCH_CLONES __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#define DS_BENCH_CLONES __attribute__((target_clones("avx512f", "arch=haswell", "default")))
 #else
 #define DS_BENCH_CLONES
 #endif
@@ -38,7 +40,7 @@ constexpr int64_t kTotalBytes = int64_t{160} << 20;
 
 struct Options {
   int64_t n = 4096, k = 11008, m = 0, group = 64;
-  int threads = 1, rounds = 40;
+  int threads = 0, rounds = 40;
   std::string kind;
 };
 
@@ -70,16 +72,17 @@ class Team {
     const auto begin = std::chrono::steady_clock::now();
     start_.fetch_add(1);
     work(0);
-    while (done_.load() < static_cast<int>(threads_.size())) {
-    }
+    for (int64_t spins = 0; done_.load() < static_cast<int>(threads_.size()); ++spins) give_way(spins);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
  private:
+  static void give_way(int64_t spins) {
+    if (spins > 2000) std::this_thread::yield();  // on a busy machine the other thread may wait for this processor
+  }
   void loop(int t) {
     for (int seen = 0;;) {
-      while (start_.load() == seen) {
-      }
+      for (int64_t spins = 0; start_.load() == seen; ++spins) give_way(spins);
       ++seen;
       if (work_ == nullptr) return;
       (*work_)(t);
@@ -173,49 +176,114 @@ struct Subject {
   }
 };
 
-void compare(const Subject& subject, int64_t m, const Options& o, Team& team) {
-  const DType x_dtype = subject.dtype;
-  const Memory x = allocate(m * o.k * size_of(x_dtype)), y = allocate(m * o.n * 4);
-  std::vector<float> values(static_cast<size_t>(m * o.k));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 193) * 0.01f - 1.0f;
-  convert(values.data(), DType::kFloat32, x.get(), x_dtype, m * o.k);
-  MatmulArgs args;
-  args.x = x.get();
-  args.x_dtype = x_dtype;
-  args.x_stride = o.k;
-  args.m = m;
-  args.y = y.get();
-  args.y_dtype = x_dtype;
-  args.y_stride = o.n;
-  std::vector<double> ours, reading, computing;
-  std::vector<uint64_t> sinks(static_cast<size_t>(o.threads) * 8);
-  std::vector<float> sums(static_cast<size_t>(o.threads) * 16, 1.0f);
-  size_t next = 0;
-  const int rounds = static_cast<int>(std::max<int64_t>(3, o.rounds / std::max<int64_t>(1, m / 8)));
-  for (int round = -1; round < rounds; ++round) {
-    const size_t index = next++;
-    const double a = team.seconds_of([&](int t) { subject.multiply(index, o, args, share(o.n, t, o.threads)); });
-    const void* const other = subject.memory[next++ % subject.memory.size()].get();
-    const double b = team.seconds_of([&](int t) {
-      const RowRange words = share(subject.bytes / 8, t, o.threads);
-      sinks[static_cast<size_t>(t) * 8] =
+struct Timing {
+  std::string kind;
+  int threads = 0;
+  int64_t m = 0;
+  double seconds = 0, gb_s = 0, of_reading = 0, of_reading_median = 0, of_multiplying = 0;
+};
+
+/// One kind of weight with m rows of x: the product, and the two limits.
+class Comparison {
+ public:
+  Comparison(const Subject& subject, int64_t m, const Options& o)
+      : subject_(subject),
+        options_(o),
+        m_(m),
+        x_(allocate(m * o.k * size_of(subject.dtype))),
+        y_(allocate(m * o.n * 4)),
+        sinks_(static_cast<size_t>(o.threads) * 8),
+        sums_(static_cast<size_t>(o.threads) * 16, 1.0f) {
+    std::vector<float> values(static_cast<size_t>(m * o.k));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 193) * 0.01f - 1.0f;
+    convert(values.data(), DType::kFloat32, x_.get(), subject.dtype, m * o.k);
+    args_ = {x_.get(), subject.dtype, o.k, m, y_.get(), subject.dtype, o.n, nullptr, DType::kFloat32};
+  }
+
+  void round(Team& team, bool counts) {
+    const Options& o = options_;
+    const size_t index = next_++;
+    const double ours = team.seconds_of([&](int t) { subject_.multiply(index, o, args_, share(o.n, t, o.threads)); });
+    const void* const other = subject_.memory[next_++ % subject_.memory.size()].get();
+    const double reading = team.seconds_of([&](int t) {
+      const RowRange words = share(subject_.bytes / 8, t, o.threads);
+      sinks_[static_cast<size_t>(t) * 8] =
           read_all(static_cast<const uint64_t*>(other) + words.begin, words.end - words.begin);
     });
     constexpr int64_t kSteps = 20000;
-    const double c = team.seconds_of([&](int t) { multiply_in_registers(&sums[static_cast<size_t>(t) * 16], kSteps); });
-    if (round < 0) continue;
-    ours.push_back(a);
-    reading.push_back(b);
-    computing.push_back(c / static_cast<double>(kSteps * 160 * o.threads) * static_cast<double>(m * o.n * o.k));
+    const double computing =
+        team.seconds_of([&](int t) { multiply_in_registers(&sums_[static_cast<size_t>(t) * 16], kSteps); });
+    if (!counts) return;
+    ours_.push_back(ours);
+    reading_.push_back(reading);
+    computing_.push_back(computing / static_cast<double>(kSteps * 160 * o.threads) *
+                         static_cast<double>(m_ * o.n * o.k));
   }
-  const double gb = static_cast<double>(subject.bytes) / 1e9;
-  const double memory_share = best(reading) / best(ours), compute_share = best(computing) / best(ours);
-  std::printf(
-      "%-10s m %3lld %8.3f ms %7.2f GB/s  of reading %.2f [%.2f]  of multiplying %.2f [%.2f]  of the bound %.2f\n",
-      subject.name.c_str(), static_cast<long long>(m), best(ours) * 1e3, gb / best(ours), memory_share,
-      median(reading) / median(ours), compute_share, median(computing) / median(ours),
-      std::max(memory_share, compute_share));
-  std::fflush(stdout);
+
+  Timing timing() const {
+    const double seconds = best(ours_);
+    return {subject_.name,
+            options_.threads,
+            m_,
+            seconds,
+            static_cast<double>(subject_.bytes) / 1e9 / seconds,
+            best(reading_) / seconds,
+            median(reading_) / median(ours_),
+            best(computing_) / seconds};
+  }
+
+ private:
+  const Subject& subject_;
+  const Options& options_;
+  int64_t m_;
+  Memory x_, y_;
+  std::vector<uint64_t> sinks_;
+  std::vector<float> sums_;
+  MatmulArgs args_;
+  size_t next_ = 0;
+  std::vector<double> ours_, reading_, computing_;
+};
+
+/// All kinds of weight with m rows of x, by turns.
+void compare(const std::vector<Subject>& subjects, int64_t m, const Options& o, Team& team,
+             std::vector<Timing>& timings) {
+  std::vector<std::unique_ptr<Comparison>> comparisons;
+  for (const Subject& subject : subjects) comparisons.push_back(std::make_unique<Comparison>(subject, m, o));
+  const int rounds = static_cast<int>(std::max<int64_t>(5, o.rounds / std::max<int64_t>(1, m / 8)));
+  for (int round = -1; round < rounds; ++round) {
+    for (const auto& comparison : comparisons) comparison->round(team, round >= 0);
+  }
+  for (const auto& comparison : comparisons) {
+    const Timing t = comparison->timing();
+    std::printf(
+        "%-5s threads %d m %3lld %8.3f ms %7.2f GB/s  of reading %.2f [%.2f]  of multiplying %.2f  of the bound %.2f\n",
+        t.kind.c_str(), o.threads, static_cast<long long>(m), t.seconds * 1e3, t.gb_s, t.of_reading,
+        t.of_reading_median, t.of_multiplying, std::max(t.of_reading, t.of_multiplying));
+    std::fflush(stdout);
+    timings.push_back(t);
+  }
+}
+
+/// The timings as one line of JSON.
+void print_result(const Options& o, const std::vector<Timing>& timings) {
+  std::printf("RESULT {\"target\": \"%s\", \"n\": %lld, \"k\": %lld, \"group\": %lld, \"products\": [",
+              cpu_target_name(), static_cast<long long>(o.n), static_cast<long long>(o.k),
+              static_cast<long long>(o.group));
+  const char* separator = "";
+  for (const Timing& t : timings) {
+    std::printf(
+        "%s{\"kind\": \"%s\", \"threads\": %d, \"m\": %lld, \"ms\": %.4f, \"gb_s\": %.2f, \"of_reading\": %.3f, "
+        "\"of_reading_median\": %.3f, \"of_multiplying\": %.3f",
+        separator, t.kind.c_str(), t.threads, static_cast<long long>(t.m), t.seconds * 1e3, t.gb_s, t.of_reading,
+        t.of_reading_median, t.of_multiplying);
+    for (const Timing& other : timings) {
+      const bool same_work = other.kind == "bf16" && other.m == t.m && other.threads == t.threads;
+      if (same_work) std::printf(", \"times_bf16\": %.2f", other.seconds / t.seconds);
+    }
+    std::printf("}");
+    separator = ", ";
+  }
+  std::printf("]}\n");
 }
 
 }  // namespace
@@ -232,25 +300,33 @@ int main(int argc, char** argv) {
     if (key == "--rounds") o.rounds = std::stoi(value);
     if (key == "--kind") o.kind = value;
   }
-  std::printf("target %s, W [%lld, %lld], groups of %lld, %d thread(s), %d rounds\n", cpu_target_name(),
-              static_cast<long long>(o.n), static_cast<long long>(o.k), static_cast<long long>(o.group), o.threads,
-              o.rounds);
-  Team team(o.threads);
-  const std::pair<const char*, DType> kinds[] = {{"int4", DType::kBFloat16},
+  std::printf("target %s, W [%lld, %lld], groups of %lld, %d rounds\n", cpu_target_name(), static_cast<long long>(o.n),
+              static_cast<long long>(o.k), static_cast<long long>(o.group), o.rounds);
+  const std::pair<const char*, DType> kinds[] = {{"bf16", DType::kBFloat16},
                                                  {"int8", DType::kBFloat16},
-                                                 {"bf16", DType::kBFloat16},
+                                                 {"int4", DType::kBFloat16},
                                                  {"fp16", DType::kFloat16},
                                                  {"fp32", DType::kFloat32}};
+  std::vector<Subject> subjects;
   for (const auto& [name, dtype] : kinds) {
-    Subject subject;
+    const bool is_default = dtype == DType::kBFloat16;
+    if (o.kind.empty() ? !is_default : o.kind != "all" && o.kind != name) continue;
+    Subject& subject = subjects.emplace_back();
     subject.name = name;
     subject.dtype = dtype;
     subject.bits = subject.name == "int4" ? 4 : subject.name == "int8" ? 8 : 0;
-    if (!o.kind.empty() && o.kind != subject.name) continue;
     subject.build(o);
-    for (const int64_t m : {1, 2, 4, 8, 16, 64}) {
-      if (o.m == 0 || o.m == m) compare(subject, m, o, team);
+  }
+  std::vector<int> teams = {1, 2};
+  if (o.threads > 0) teams = {o.threads};
+  std::vector<Timing> timings;
+  for (const int threads : teams) {
+    Team team(threads);
+    o.threads = threads;
+    for (const int64_t m : {1, 2, 4, 8, 16, 32}) {
+      if (o.m == 0 || o.m == m) compare(subjects, m, o, team, timings);
     }
   }
+  print_result(o, timings);
   return 0;
 }

@@ -29,7 +29,7 @@ constexpr int kVectorRows = kParts == 1 ? 8 : 4;  // with one row of x
 static_assert(kVectorRows <= kMatmulTileRows);
 
 /// More rows of x than this: a block is decoded once into memory rather than once per kTileCols rows.
-constexpr int64_t kDecodeInRegisters = 2 * kTileCols;
+constexpr int64_t kDecodeInRegisters = (kPhases == 1 ? 4 : 2) * kTileCols;
 
 /// Most groups that a block of k can touch when their size is a multiple of kStep.
 constexpr int64_t kMaxBlockGroups = kMatmulBlock / kStep + 1;
@@ -76,14 +76,15 @@ void pack(const MatmulCall& call, int64_t first_row, int64_t rows, int64_t strid
 
 // ---- parameters of groups -------------------------------------------------------------------------------------------
 
-/// 1 / scale and minimum of groups [begin, begin + count) of a row, count + kLanes entries written at most.
-HWY_INLINE void load_params(const QuantizedMatrix& matrix, int64_t begin, int64_t count, float* inverse,
+/// 1 / scale and minimum of groups [begin, begin + count) of the matrix, of which there are `total`; count + kLanes
+/// entries written at most. Reads whole vectors while the matrix has as many groups.
+HWY_INLINE void load_params(const QuantizedMatrix& matrix, int64_t total, int64_t begin, int64_t count, float* inverse,
                             float* minimum) {
   const FloatTag d;
   const DType dtype = matrix.format.params_dtype;
   const V one = hn::Set(d, 1.0f), zero_point = hn::Set(d, -static_cast<float>(1 << (matrix.format.bits - 1)));
   for (int64_t i = 0; i < count; i += kFloatLanes) {
-    const int64_t part = min_of(count - i, kFloatLanes);
+    const int64_t part = min_of(total - begin - i, kFloatLanes);
     const bool whole = part == kFloatLanes;
     const V scale =
         whole ? load(d, matrix.scales, dtype, begin + i) : load_part(d, matrix.scales, dtype, begin + i, part);
@@ -101,6 +102,13 @@ HWY_INLINE void load_params(const QuantizedMatrix& matrix, int64_t begin, int64_
   }
 }
 
+/// The parameters of group `group`, one past the end at most.
+HWY_INLINE void prefetch_params(const QuantizedMatrix& matrix, int64_t group) {
+  const int64_t size = matrix.format.params_dtype == DType::kFloat32 ? 4 : 2;
+  hwy::Prefetch(at<uint8_t>(matrix.scales, group * size));
+  if (!matrix.format.symmetric) hwy::Prefetch(at<uint8_t>(matrix.minimums, group * size));
+}
+
 /// Rows [row, row + kRows), block [begin, end) of k. What follows is the next block of these rows, or the first one of
 /// the tile at the same place of the next chunk.
 template <WeightKind kKind, int kRows>
@@ -111,9 +119,12 @@ HWY_INLINE void load_block(const Pass& pass, int64_t row, int64_t begin, int64_t
   for (int r = 0; r < kRows; ++r) {
     block.row[r] = at<uint8_t>(call.weights, (row + r) * call.row_bytes + bytes_of(kKind, begin));
     if constexpr (is_quantized(kKind)) {
-      const int64_t size = call.quantized.format.group_size, first = begin / size;
-      load_params(call.quantized, (row + r) * groups_per_row(call.k, call.quantized.format) + first,
-                  (end - 1) / size + 1 - first, block.inverse[r], block.minimum[r]);
+      const QuantizedMatrix& matrix = call.quantized;
+      const int64_t size = matrix.format.group_size, first = begin / size;
+      const int64_t groups = groups_per_row(call.k, matrix.format), group = (row + r) * groups;
+      load_params(matrix, matrix.rows * groups, group + first, (end - 1) / size + 1 - first, block.inverse[r],
+                  block.minimum[r]);
+      prefetch_params(matrix, end < call.k ? group + end / size : group + kMatmulChunkRows * groups);
     }
   }
 }
@@ -125,7 +136,6 @@ struct Sums {
   Lanes lanes[kRows][kCols];
 };
 
-/// 32 elements of kRows rows at the same offset.
 /// As many cache lines of the rows that start at `ahead` as a step at `offset` reads: where a line holds several steps,
 /// each step takes a part of the rows.
 template <WeightKind kKind, int kRows>
@@ -140,6 +150,7 @@ HWY_INLINE void prefetch_step(const uint8_t* ahead, int64_t row_bytes, int64_t o
   });
 }
 
+/// 32 elements of kRows rows at the same offset.
 template <WeightKind kKind, int kRows, int kCols>
 HWY_INLINE void multiply_step(const uint8_t* const (&rows)[kRows], int64_t offset, const Group<kKind> (&groups)[kRows],
                               const Packed* x, int64_t stride, Sums<kRows, kCols>& sums) {
@@ -217,7 +228,9 @@ void multiply_block(const MatmulCall& call, const BlockRows<kRows>& block_rows, 
 /// All columns of a pass, kTileCols at a time.
 template <WeightKind kKind, int kRows>
 void multiply_columns(const Pass& pass, const BlockRows<kRows>& rows, int64_t begin, int64_t end, float* totals) {
-  Block block{begin, end, pass.x, pass.stride, rows.ahead != nullptr, totals};
+  // Plain rows that meet one row of x go by as long streams, which processors prefetch better themselves.
+  const bool prefetches = rows.ahead != nullptr && (is_quantized(kKind) || pass.cols > 1);
+  Block block{begin, end, pass.x, pass.stride, prefetches, totals};
   constexpr int kCols = kRows == kTileRows ? kTileCols : 1;  // kVectorRows, or rows that are left over
   for (int64_t m = 0; m < pass.cols; m += kCols) {
     block.x = pass.x + m * pass.stride;
@@ -246,6 +259,7 @@ void multiply_columns(const Pass& pass, const BlockRows<kRows>& rows, int64_t be
 template <WeightKind kKind>
 void decode_row(const MatmulCall& call, const BlockRows<1>& block, int64_t begin, int64_t end, Packed* tile) {
   const int64_t size = call.quantized.format.group_size, first = begin / size;
+  for (int64_t line = 0; line < bytes_of(kKind, end - begin); line += 64) hwy::Prefetch(block.ahead + line);
   for (int64_t c = begin; c < end;) {
     const int64_t g = c / size, piece_end = min_of(end, (g + 1) * size);
     Group<kKind> group;
@@ -274,7 +288,7 @@ void decode_row_of_odd_groups(const MatmulCall& call, int64_t row, int64_t begin
   float inverse[kLanes], minimum[kLanes];
   for (int64_t c = begin; c < end;) {
     const int64_t g = c / size, piece_end = min_of(end, (g + 1) * size);
-    load_params(matrix, row * groups + g, 1, inverse, minimum);
+    load_params(matrix, matrix.rows * groups, row * groups + g, 1, inverse, minimum);
     for (int64_t i = c; i < piece_end; ++i) {
       const int byte = bytes[matrix.format.bits == 4 ? i / 2 : i];
       const int q = matrix.format.bits == 8 ? byte : i % 2 == 0 ? byte >> 4 : byte & 15;

@@ -20,8 +20,6 @@ using testing::make_buffer;
 using testing::sample_values;
 
 constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 /// The kernels of a SIMD target, with or without the processor's dot products of bf16.
 struct Variant {
