@@ -78,7 +78,9 @@ class ParamUnit:
     """Parameters gathered and released together. Constructing is collective over `groups.data` (all ranks, same order,
     same shapes): values are broadcast from rank 0, cast to `dtype`, sharded, and every `param.data` becomes an empty
     tensor of shape [0] until gather(). gather() on one host needs no peer; elsewhere it is collective."""
-    def __init__(self, name: str, names: Sequence[str], params: Sequence[Tensor], groups: PlanGroups, dtype: Any) -> None: ...
+    def __init__(self, name: str, names: Sequence[str], params: Sequence[Tensor], groups: PlanGroups, dtype: Any,
+                 tier: FileTier | None = None, keep_values: bool = True) -> None:
+        """With `tier` the unit starts in its file. keep_values=False: the values become zeros, for somebody who loads others."""
     name: str
     gathered: bool
     in_file: bool

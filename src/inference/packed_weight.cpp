@@ -14,8 +14,10 @@
 namespace deepscale {
 namespace {
 
-// Above so many rows of x the products are bound by arithmetic and ATen's blocked ones win.
+// Above so many rows of x the products are bound by arithmetic and ATen's blocked ones win; with packed weights they must
+// also pay for the dequantised copy.
 constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewPackedRows = 128;
 // A thread takes at least so many bytes of weights: reading them takes some 10 us, waking a thread about 5.
 constexpr int64_t kBytesPerThread = 128 << 10;
 
@@ -137,7 +139,7 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, const Pa
   const c10::NoGradGuard no_grad;
   const kernels::QuantizedMatrix matrix = matrix_of(packed, shape);
   const Product product(x, shape.rows, shape.cols, bias);
-  if (product.m > kFewRows) {
+  if (product.m > kFewPackedRows) {
     const at::Tensor weight = unpack_weight(packed, shape);
     return at::linear(x, weight.to(x.scalar_type()), bias);
   }

@@ -40,9 +40,16 @@ struct NamedParam {
 
 class ParamUnit {
  public:
+  /// What becomes of the values that the tensors have when a unit is made over them.
+  enum class Values : uint8_t { kKeep, kUndefined };
+
   /// Collective over plan.data: values of its rank 0 are cast to `dtype` and sharded; every tensor's data is replaced.
+  /// With `tier` the unit starts in a file where move_to_file() would put it, and never takes memory for more than its
+  /// shard and, in a group of several ranks, one full copy. kUndefined: nobody needs the values (somebody is about to
+  /// load others); they become zeros, and with `tier` nothing is written.
   /// Requires: floating tensors on one device. Throws ConfigError naming a parameter that is not.
-  ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype);
+  ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype,
+            const FileTier* tier = nullptr, Values values = Values::kKeep);
   ParamUnit(const ParamUnit&) = delete;
   ParamUnit& operator=(const ParamUnit&) = delete;
 
@@ -125,7 +132,11 @@ class ParamUnit {
   bool check_in_place();
 
  private:
-  void allocate();
+  void allocate(const FileTier* tier);
+  void fill(Values values);
+  void make_views();
+  void store_in(FileTensor stored);
+  void check_node_group() const;
   [[nodiscard]] bool alone_in_file() const { return stored_.defined() && plan_.params.is_self(); }
   void take_values(const at::Tensor& values);
   void keep_second_shard();

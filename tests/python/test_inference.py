@@ -205,6 +205,35 @@ def test_files_shrink_with_the_bits(tmp_path, monkeypatch):
     assert sizes[4] < sizes[8] * 0.65 and sizes[8] < sizes[None] * 0.4
 
 
+def _fill_with_threes(tensor: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+    return tensor.data.fill_(3.0)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_weights_that_nobody_initialised_are_not_kept(bits, tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    config = _config(_zero(tmp_path, max_in_cpu=0), bits)
+    for name in ("kaiming_uniform_", "uniform_", "normal_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda *args, **kwargs: None)
+    with deepspeed.zero.Init(config_dict_or_path=config):
+        model = Tower()
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        assert not model.head.weight.any() and not model.embed.weight.any()
+        assert (model.norm.weight == 1).all()  # set by no initialiser of torch
+
+
+def test_initialisers_of_others_are_respected(tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    for name in ("kaiming_uniform_", "uniform_", "normal_"):
+        monkeypatch.setattr(torch.nn.init, name, _fill_with_threes)
+    with deepspeed.zero.Init(config_dict_or_path=_config(_zero(tmp_path, max_in_cpu=0))):
+        model = Tower()
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        assert (model.head.weight == 3).all() and (model.embed.weight == 3).all() and (model.blocks[0]["up"].bias == 3).all()
+
+
 # ---- init_inference
 def test_init_inference_with_zero_is_the_model(tmp_path, monkeypatch):
     import deepspeed

@@ -100,19 +100,20 @@ class QuantizedEmbedding(_Packed, nn.Embedding):
 QUANTIZATION_LAYER_MAPPINGS = {nn.Linear: QuantizedLinear, nn.Embedding: QuantizedEmbedding}
 
 
-def pack_layer(layer: nn.Module, options: dict[str, Any]) -> None:
-    """Replaces the whole weight of `layer`, which is there, by its packed form, without gradient."""
+def pack_layer(layer: nn.Module, options: dict[str, Any], keep_values: bool = True) -> None:
+    """Replaces the whole weight of `layer`, which is there, by its packed form (zeros unless keep_values), without gradient."""
     weight = layer.weight
     layout = PackedLayout(*weight.shape, options)
     layer.__dict__["_ds_packed"] = layout
-    layer._parameters["weight"] = nn.Parameter(layout.pack(weight.data), requires_grad=False)
+    packed = layout.pack(weight.data) if keep_values else weight.data.new_zeros(layout.shape.numel(weight.dtype))
+    layer._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
 
 
-def quantize_layer(layer: nn.Module, config: Any) -> bool:
+def quantize_layer(layer: nn.Module, config: Any, keep_values: bool = True) -> bool:
     """Quantises an nn.Linear or nn.Embedding in place (its class is exchanged, hooks and names stay). False: another kind of layer."""
     cls = QUANTIZATION_LAYER_MAPPINGS.get(type(layer))
     if cls is None or not layer.weight.is_floating_point():
         return False
-    pack_layer(layer, options_of(config))
+    pack_layer(layer, options_of(config), keep_values)
     layer.__class__ = cls
     return True

@@ -147,8 +147,9 @@ class Init:
 
     def convert_own(self, module: nn.Module, name: str = "") -> None:
         """Shards the parameters that belong to `module` itself and are still whole."""
+        keep_values = not construction.without_values(module)
         if self._packing is not None:
-            self._pack_own(module)
+            self._pack_own(module, keep_values)
         fresh: list[tuple[str, nn.Parameter]] = []
         for own_name, param in module.named_parameters(recurse=False):
             if is_zero_param(param) or isinstance(param, UninitializedParameter) or param.device.type == "meta" \
@@ -159,25 +160,25 @@ class Init:
             fresh.append((own_name, param))
         if fresh:
             unit_name = name or type(module).__name__
-            unit = shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
-                         self.communicator, self.process_group)
-            self._numel_in_memory -= sum(param.ds_numel for _, param in fresh)
-            if self._file_tier is not None and self._numel_in_memory < 0:
-                unit.move_to_file(self._file_tier)
-            self._sharded_bytes += sum(param.ds_numel for _, param in fresh) * self.dtype.itemsize
+            numel = sum(param.numel() for _, param in fresh)
+            self._numel_in_memory -= numel
+            shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
+                  self.communicator, self.process_group, self._file_tier if self._numel_in_memory < 0 else None,
+                  keep_values)
+            self._sharded_bytes += numel * self.dtype.itemsize
             if self._sharded_bytes >= _TRIM_EVERY:
                 # Otherwise holes in the heap add up to the size that the model would have whole.
                 _C.trim_heap()
                 self._sharded_bytes = 0
 
 
-    def _pack_own(self, module: nn.Module) -> None:
+    def _pack_own(self, module: nn.Module, keep_values: bool) -> None:
         from deepspeed.inference.quantization.layers import quantize_layer
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.device.type != "meta" and not is_zero_param(weight):
             if weight.is_floating_point() and weight.dtype != self.dtype:
                 weight.data = weight.data.to(self.dtype)
-            quantize_layer(module, self._packing)
+            quantize_layer(module, self._packing, keep_values)
 
     def _resident_numel(self) -> int:
         """Elements of a model of unknown size that stay in memory: max_in_cpu; at its default no more than a quarter of what is free."""
