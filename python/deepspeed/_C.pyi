@@ -91,6 +91,9 @@ class ParamUnit:
     def gather(self) -> None:
         """param.data = full tensors, whatever the engine does meanwhile. Calls nest: each gather() needs its release()."""
     def release(self) -> None: ...
+    writable_in_place: bool
+    def store_gathered(self) -> None:
+        """Stores what the gathered parameters hold now; only where writable_in_place."""
     def shard(self, index: int) -> Tensor:
         """This rank's 1-D piece of parameter `index` (may be empty)."""
     def full_shape(self, index: int) -> list[int]: ...

@@ -95,6 +95,8 @@ void register_unit(py::module_& m) {
       .def_property_readonly("in_file", &ParamUnit::in_file)
       .def("gather", &ParamUnit::hold, ReleaseGil())
       .def("release", &ParamUnit::unhold, ReleaseGil())
+      .def_property_readonly("writable_in_place", &ParamUnit::writable_in_place)
+      .def("store_gathered", &ParamUnit::store_gathered, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))
       .def("full_shape", &ParamUnit::shape, py::arg("index"))
       .def("read_full", &ParamUnit::read_full, py::arg("index"), ReleaseGil())

@@ -350,8 +350,11 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
            "parameter {} has {} elements, the value to store has {}: pass a tensor of shape [{}]", params_[index].name,
            layout_.numel(index), value.numel(), fmt::join(shapes_[index], ", "));
   const c10::NoGradGuard no_grad;
-  at::Tensor values = flat::plain(value, dtype_, device()).view({-1}).clone();
-  if (root >= 0) plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  at::Tensor values = flat::plain(value, dtype_, device()).view({-1});
+  if (root >= 0 && !plan_.data.is_self()) {
+    values = values.clone();  // the caller's tensor stays as it is
+    plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  }
   drop_prefetch();
   second_shard_valid_ = false;
   if (mapped_) plan_.params.barrier(params_[index].name);
@@ -364,6 +367,15 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
   }
   if (write_listener_) write_listener_(index);
   if (mapped_) plan_.params.barrier(params_[index].name);
+}
+
+void ParamUnit::store_gathered() {
+  DS_CHECK(writable_in_place(), "unit {} cannot be written where it is", name_);
+  const c10::NoGradGuard no_grad;
+  stored_.start_store();
+  if (gather_count_ > 1) stored_.load();  // somebody else needs the values; otherwise release() is all that may follow
+  if (!write_listener_) return;
+  for (int i = 0; i < layout_.tensors(); ++i) write_listener_(i);
 }
 
 bool ParamUnit::check_in_place() {

@@ -211,6 +211,7 @@ class GatheredParameters:
         self.enabled = enabled
         self.params: list[ZeroParameter] = []
         self._outside: dict[int, torch.Tensor] = {}
+        self._in_place: dict[int, int] = {}  # ds_id -> address of the unit's own memory, which is written directly
         self.modifier_rank = self.src_rank = modifier_rank
         if not enabled:
             return
@@ -230,7 +231,12 @@ class GatheredParameters:
                                f"{overlapping} are already gathered by an outer context")
         with torch.no_grad():
             for members in members_of_units(self.params).values():
-                slot_of(members[0]).unit.gather()
+                unit = slot_of(members[0]).unit
+                alone = not unit.gathered
+                unit.gather()
+                if alone and self.modifier_rank is not None and unit.writable_in_place:
+                    self._in_place.update((p.ds_id, p.data_ptr()) for p in members)
+                    continue
                 for param in members:
                     # A private copy: the unit's own memory may be shared with other ranks, which must not see half-made changes.
                     self._outside[param.ds_id] = param.data
@@ -245,6 +251,9 @@ class GatheredParameters:
         with torch.no_grad():
             for members in members_of_units(self.params).values():
                 unit = slot_of(members[0]).unit
+                if members[0].ds_id in self._in_place:
+                    self._leave_in_place(unit, members, store)
+                    continue
                 changed = [(slot_of(p).index, p.data) for p in members]
                 for param in members:
                     param.data = self._outside.pop(param.ds_id)  # others may still hold the unit gathered
@@ -254,6 +263,16 @@ class GatheredParameters:
                         unit.write_full(index, value, self.modifier_rank)
             if store:
                 self._store_whole()
+
+    def _leave_in_place(self, unit: Any, members: list, store: bool) -> None:
+        """Ends the use of a unit whose memory was written directly. Without `store` what is in the file stays."""
+        addresses = [self._in_place.pop(param.ds_id) for param in members]
+        replaced = [(slot_of(p).index, p.data) for p, address in zip(members, addresses) if p.data_ptr() != address]
+        if store:
+            unit.store_gathered()
+        unit.release()
+        for index, value in replaced if store else ():
+            unit.write_full(index, value, self.modifier_rank)
 
     def _store_whole(self) -> None:
         """Parameters that stay whole on every rank: the modifier's values everywhere, and in the master copy."""
