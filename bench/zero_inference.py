@@ -196,7 +196,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("TMPDIR", "/var/tmp")) / "deepscale-zero-inference",
                         help="where model and files live; on the drive to be measured (40 GB, with --quick 4 GB)")
     parser.add_argument("--keep", action="store_true", help="keep the model for the next run")
-    parser.add_argument("--limit-gib", type=float, help="memory limit of a side on disk (default 4, with --quick 1)")
+    parser.add_argument("--limit-gib", type=float, help="memory limit of a side on disk (default 4, with --quick 1.25)")
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def main() -> None:
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     folder = args.folder / ("quick" if args.quick else "llama-2-7b")
-    limit = int((args.limit_gib or (1 if args.quick else 4)) * 2**30)
+    limit = int((args.limit_gib or (1.25 if args.quick else 4)) * 2**30)
     try:
         weights = make_model(folder, args.quick)
         print(f"{folder}: {weights / 1e9:.2f} GB of weights", flush=True)
