@@ -124,7 +124,7 @@ def start_side(name: str, kind: str, args: argparse.Namespace, folder: Path, bit
         [limited] = side.call("limit", name=f"zi-{kind}-{bits}", limit_bytes=limit)
         [loaded] = side.call("load", kind=kind, folder=str(folder), files=str(files), bits=bits)
     except harness.SideFailed as error:
-        print(f"{name}: did not run: {str(error).strip().splitlines()[-1]}", flush=True)
+        print(f"{name}: did not run: {str(error).strip().splitlines()[0]}", flush=True)
         side.close()
         return None
     print(f"{name}: memory limit {limit / 2**30:.2f} GiB ({limited}), loaded in {loaded['seconds']:.1f} s, "
@@ -148,7 +148,7 @@ def on_disk(args: argparse.Namespace, folder: Path, weights: int, limit: int) ->
                 try:
                     [run] = side.call("generate", tokens=3)
                 except harness.SideFailed as error:
-                    print(f"{side.name}: failed: {str(error).strip().splitlines()[-1]}", flush=True)
+                    print(f"{side.name}: failed: {str(error).strip().splitlines()[0]}", flush=True)
                     sides.remove(side)
                     continue
                 run["bandwidth"] = (before + drive.measure()) / 2

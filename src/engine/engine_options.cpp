@@ -5,7 +5,6 @@
 
 #include "base/hash.h"
 #include "config/json_text.h"
-#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -86,10 +85,7 @@ std::optional<FileTierOptions> param_file_options(const Config& config) {
   FileTierOptions options = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
   constexpr int64_t kWidest = 4;  // bytes of an element
   // Configurations ask for buffers of many GB, which the original pins; a drive is kept busy by far less.
-  constexpr int64_t kLeast = int64_t{256} << 20;
-  constexpr int64_t kMost = int64_t{2} << 30;
-  options.pool_bytes = std::min(offload.buffer_count * offload.buffer_size * kWidest,
-                                std::clamp(memory_facts().total_bytes / 8, kLeast, kMost));
+  options.pool_bytes = std::min(offload.buffer_count * offload.buffer_size * kWidest, usual_pool_bytes());
   return options;
 }
 

@@ -14,8 +14,8 @@
 namespace deepscale {
 namespace {
 
-// Above so many rows of x the products are bound by arithmetic and ATen's blocked ones win; with packed weights they must
-// also pay for the dequantised copy.
+// Above so many rows of x the products are bound by arithmetic and ATen's blocked ones win; with packed weights they
+// must also pay for the dequantised copy.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kFewPackedRows = 128;
 // A thread takes at least so many bytes of weights: reading them takes some 10 us, waking a thread about 5.

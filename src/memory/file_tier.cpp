@@ -14,6 +14,7 @@
 #include "memory/swap_file.h"
 #include "platform/files.h"
 #include "platform/private_memory.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace memory_internal {
@@ -285,6 +286,10 @@ TensorCore::~TensorCore() {
 }  // namespace memory_internal
 
 using memory_internal::Residence;
+
+int64_t usual_pool_bytes() {
+  return std::clamp(memory_facts().total_bytes / 8, int64_t{256} << 20, int64_t{2} << 30);
+}
 
 FileTier::FileTier(const FileTierOptions& options) : core_(std::make_shared<memory_internal::TierCore>(options)) {}
 

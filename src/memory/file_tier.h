@@ -55,6 +55,9 @@ struct FileTierFacts {
   std::string pin_refusal;                    ///< why buffers are not pinned; empty when they are, or need not be
 };
 
+/// What keeps a drive busy and is small beside this process's memory: an eighth of it, between 256 MiB and 2 GiB.
+int64_t usual_pool_bytes();
+
 class FileTier {
  public:
   /// Throws IoError naming the folder when it cannot be used.
