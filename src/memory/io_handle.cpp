@@ -54,8 +54,9 @@ struct IoHandle::Operation {
   }
 };
 
-IoHandle::IoHandle(const IoHandleOptions& options)
-    : queue_(std::make_shared<AsyncFileQueue>(queue_options(options))), buffers_(queue_) {}
+IoHandle::IoHandle(const IoHandleOptions& options, std::shared_ptr<PinnedBuffers> buffers)
+    : queue_(std::make_unique<AsyncFileQueue>(queue_options(options))),
+      buffers_(buffers ? std::move(buffers) : std::make_shared<PinnedBuffers>()) {}
 
 IoHandle::~IoHandle() {
   try {
@@ -134,10 +135,6 @@ void IoHandle::read(IoBuffer buffer, const IoRequest& request) {
 
 void IoHandle::write(IoBuffer buffer, const IoRequest& request) {
   start(/*writing=*/true, std::move(buffer), request).finish();
-}
-
-int64_t IoHandle::alignment() {
-  return kPage;
 }
 
 }  // namespace deepscale

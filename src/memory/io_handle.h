@@ -46,7 +46,8 @@ struct IoRequest {
 class IoHandle {
  public:
   /// Throws ConfigError for numbers out of range, IoError as AsyncFileQueue.
-  explicit IoHandle(const IoHandleOptions& options);
+  /// buffers: what allocate() keeps count with; several handles may share one. Null: the handle's own.
+  explicit IoHandle(const IoHandleOptions& options, std::shared_ptr<PinnedBuffers> buffers = nullptr);
   IoHandle(const IoHandle&) = delete;
   IoHandle& operator=(const IoHandle&) = delete;
   /// Waits for everything; failures that nobody waited for are errors in the log.
@@ -64,9 +65,9 @@ class IoHandle {
   void read(IoBuffer buffer, const IoRequest& request);
   void write(IoBuffer buffer, const IoRequest& request);
 
-  /// What page-aligned transfers are multiples of.
-  [[nodiscard]] static int64_t alignment();
-  [[nodiscard]] PinnedBuffers& buffers() { return buffers_; }
+  /// A pinned buffer, registered with this handle's queue.
+  [[nodiscard]] std::shared_ptr<char> allocate(int64_t bytes) { return buffers_->allocate(bytes, queue_.get()); }
+  [[nodiscard]] PinnedBuffers& buffers() { return *buffers_; }
   [[nodiscard]] const AsyncEngineChoice& engine() const { return queue_->engine(); }
 
  private:
@@ -74,8 +75,8 @@ class IoHandle {
   [[nodiscard]] Operation start(bool writing, IoBuffer buffer, const IoRequest& request) const;
   [[nodiscard]] AsyncFile open(bool writing, const IoRequest& request) const;
 
-  std::shared_ptr<AsyncFileQueue> queue_;
-  PinnedBuffers buffers_;
+  std::unique_ptr<AsyncFileQueue> queue_;
+  std::shared_ptr<PinnedBuffers> buffers_;
   std::mutex mutex_;
   std::vector<Operation> pending_;  // belongs to the mutex
 };

@@ -37,7 +37,7 @@ class IoHandles : public ::testing::Test {
     return buffer;
   }
   IoBuffer empty(int64_t bytes) {
-    const auto memory = handle_.buffers().allocate(bytes);
+    const auto memory = handle_.allocate(bytes);
     return {memory.get(), bytes, memory};
   }
   template <typename Action>
@@ -192,6 +192,16 @@ TEST_F(IoHandles, ManyThreadsShareAHandle) {
   }
 }
 
+TEST_F(IoHandles, BuffersAreSharedBetweenHandlesThatShallShareThem) {
+  const auto common = std::make_shared<PinnedBuffers>();
+  IoHandle first({}, common), second({}, common);
+  const auto memory = first.allocate(100);
+  EXPECT_EQ(second.buffers().is_pinned(memory.get(), 100), common->refusal().empty());
+  EXPECT_FALSE(handle_.buffers().is_pinned(memory.get(), 100));
+  EXPECT_TRUE(second.buffers().free(memory.get()));
+  EXPECT_FALSE(first.buffers().free(memory.get()));
+}
+
 TEST_F(IoHandles, NumbersOutOfRangeAreRefusedAndOddOnesRounded) {
   EXPECT_THROW(IoHandle({.block_bytes = 0}), ConfigError);
   EXPECT_THROW(IoHandle({.block_bytes = int64_t{1} << 40}), ConfigError);
@@ -227,7 +237,7 @@ TEST(PinnedBuffers, OutliveTheirMaker) {
   std::shared_ptr<char> memory;
   {
     IoHandle handle({});
-    memory = handle.buffers().allocate(5'000'000);
+    memory = handle.allocate(5'000'000);
   }
   std::memset(memory.get(), 1, 5'000'000);
 }
