@@ -19,7 +19,7 @@ struct OperatorFacts {
 
 // In DeepSpeed's spelling. docs/status.md says what each of them is replaced by.
 constexpr OperatorFacts kOperators[] = {
-    {"async_io", Needs::kLater},
+    {"async_io", Needs::kNothing},
     {"cpu_adam", Needs::kNothing},
     {"cpu_adagrad", Needs::kNothing},
     {"cpu_lion", Needs::kNothing},
@@ -28,7 +28,7 @@ constexpr OperatorFacts kOperators[] = {
     {"fused_lion", Needs::kNothing},
     {"deepspeed_shm_comm", Needs::kSharedMemory},
     {"utils", Needs::kNothing},
-    {"pin_memory", Needs::kLater},
+    {"pin_memory", Needs::kNothing},
     {"gds", Needs::kLater},
     {"deepspeed_ccl_comm", Needs::kLater},
     {"evoformer_attn", Needs::kLater},

@@ -51,6 +51,7 @@ struct IoHandle::Operation {
   void finish() {
     transfer.wait();
     if (validate) compare(file, buffer, file_offset);
+    if (buffer.arrived) buffer.arrived();
   }
 };
 
@@ -66,43 +67,46 @@ IoHandle::~IoHandle() {
   }
 }
 
-AsyncFile IoHandle::open(bool writing, const IoRequest& request) const {
+AsyncFile IoHandle::open(const IoBuffer& buffer, const IoRequest& request, FileMode mode) const {
+  DS_CHECK_AS(IoError, request.file_offset >= 0 && request.file_offset <= INT64_MAX - buffer.bytes,
+              "file_offset must not be negative, found {} (buffer of {} bytes)", request.file_offset, buffer.bytes);
   if (const int* const descriptor = std::get_if<int>(&request.file)) {
     return queue_->open_descriptor(*descriptor, FileCaching::kDirect);
   }
-  const FileMode mode = writing ? FileMode::kReadWrite : FileMode::kRead;
   return queue_->open(std::get<std::string>(request.file), mode, FileCaching::kDirect);
 }
 
-IoHandle::Operation IoHandle::start(bool writing, IoBuffer buffer, const IoRequest& request) const {
+IoHandle::Operation IoHandle::reading(IoBuffer buffer, const IoRequest& request, IoLength wanted) const {
+  AsyncFile file = open(buffer, request, FileMode::kRead);
   const int64_t offset = request.file_offset;
-  DS_CHECK_AS(IoError, offset >= 0 && offset <= INT64_MAX - buffer.bytes,
-              "file_offset must not be negative, found {} (buffer of {} bytes)", offset, buffer.bytes);
-  AsyncFile file = open(writing, request);
-  const int64_t end = offset + buffer.bytes;
   const int64_t length = file.bytes();
-  if (writing && length < end) {
-    file.preallocate(end);
-  } else if (!writing) {
-    DS_CHECK_AS(IoError, length >= end,
-                "cannot read {} bytes at offset {} of {}: the file has {} bytes; give a buffer that fits it",
-                buffer.bytes, offset, file.path(), length);
-  }
-  FileTransfer transfer =
-      writing ? file.write(offset, buffer.data, buffer.bytes) : file.read(offset, buffer.data, buffer.bytes);
-  return {file, std::move(buffer), offset, request.validate, std::move(transfer)};
+  const bool fits = wanted == IoLength::kWhole ? length == offset + buffer.bytes : length >= offset + buffer.bytes;
+  DS_CHECK_AS(IoError, fits, "cannot read {} bytes at offset {} of {}: the file has {} bytes; give a buffer that {}",
+              buffer.bytes, offset, file.path(), length,
+              wanted == IoLength::kWhole ? "holds all of it (or use pread)" : "fits it");
+  FileTransfer transfer = file.read(offset, buffer.data, buffer.bytes);
+  return {std::move(file), std::move(buffer), offset, request.validate, std::move(transfer)};
+}
+
+IoHandle::Operation IoHandle::writing(IoBuffer buffer, const IoRequest& request) const {
+  AsyncFile file = open(buffer, request, FileMode::kReadWrite);
+  const int64_t end = request.file_offset + buffer.bytes;
+  if (file.bytes() < end) file.preallocate(end);
+  FileTransfer transfer = file.write(request.file_offset, buffer.data, buffer.bytes);
+  return {std::move(file), std::move(buffer), request.file_offset, request.validate, std::move(transfer)};
+}
+
+void IoHandle::add(Operation operation) {
+  const std::lock_guard guard(mutex_);
+  pending_.push_back(std::move(operation));
 }
 
 void IoHandle::start_read(IoBuffer buffer, const IoRequest& request) {
-  Operation operation = start(/*writing=*/false, std::move(buffer), request);
-  const std::lock_guard guard(mutex_);
-  pending_.push_back(std::move(operation));
+  add(reading(std::move(buffer), request, IoLength::kEnough));
 }
 
 void IoHandle::start_write(IoBuffer buffer, const IoRequest& request) {
-  Operation operation = start(/*writing=*/true, std::move(buffer), request);
-  const std::lock_guard guard(mutex_);
-  pending_.push_back(std::move(operation));
+  add(writing(std::move(buffer), request));
 }
 
 int64_t IoHandle::wait() {
@@ -116,7 +120,7 @@ int64_t IoHandle::wait() {
   for (Operation& operation : operations) {
     try {
       operation.finish();
-    } catch (const IoError& error) {
+    } catch (const std::exception& error) {
       if (first.empty()) {
         first = error.what();
       } else {
@@ -129,12 +133,12 @@ int64_t IoHandle::wait() {
   return std::ssize(operations);
 }
 
-void IoHandle::read(IoBuffer buffer, const IoRequest& request) {
-  start(/*writing=*/false, std::move(buffer), request).finish();
+void IoHandle::read(IoBuffer buffer, const IoRequest& request, IoLength length) {
+  reading(std::move(buffer), request, length).finish();
 }
 
 void IoHandle::write(IoBuffer buffer, const IoRequest& request) {
-  start(/*writing=*/true, std::move(buffer), request).finish();
+  writing(std::move(buffer), request).finish();
 }
 
 }  // namespace deepscale

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,13 +35,20 @@ struct IoHandleOptions {
 struct IoBuffer {
   char* data = nullptr;
   int64_t bytes = 0;
-  std::shared_ptr<void> owner;
+  std::shared_ptr<void> owner = nullptr;
+  std::function<void()> arrived = nullptr;  ///< called by who waits, when all went well: to copy on what was read
 };
 
 struct IoRequest {
   std::variant<std::string, int> file;  ///< a name, or a descriptor of the C library that is open during the call
   int64_t file_offset = 0;
   bool validate = false;  ///< afterwards, compare buffer and file by an ordinary read
+};
+
+/// What a read wants of the file's length.
+enum class IoLength : uint8_t {
+  kEnough,  ///< all bytes asked for, and any number behind them
+  kWhole,   ///< the bytes asked for are the rest of the file
 };
 
 class IoHandle {
@@ -62,7 +70,7 @@ class IoHandle {
   int64_t wait();
 
   /// One operation from beginning to end; others are not waited for. Throws as start and wait.
-  void read(IoBuffer buffer, const IoRequest& request);
+  void read(IoBuffer buffer, const IoRequest& request, IoLength length = IoLength::kEnough);
   void write(IoBuffer buffer, const IoRequest& request);
 
   /// A pinned buffer, registered with this handle's queue.
@@ -72,8 +80,10 @@ class IoHandle {
 
  private:
   struct Operation;
-  [[nodiscard]] Operation start(bool writing, IoBuffer buffer, const IoRequest& request) const;
-  [[nodiscard]] AsyncFile open(bool writing, const IoRequest& request) const;
+  [[nodiscard]] Operation reading(IoBuffer buffer, const IoRequest& request, IoLength wanted) const;
+  [[nodiscard]] Operation writing(IoBuffer buffer, const IoRequest& request) const;
+  void add(Operation operation);
+  [[nodiscard]] AsyncFile open(const IoBuffer& buffer, const IoRequest& request, FileMode mode) const;
 
   std::unique_ptr<AsyncFileQueue> queue_;
   std::shared_ptr<PinnedBuffers> buffers_;

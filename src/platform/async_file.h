@@ -111,7 +111,8 @@ class AsyncFile {
   [[nodiscard]] FileTransfer write(int64_t offset, const void* data, int64_t bytes) const;
 
   /// Takes disk space for the first `bytes` bytes and makes the file at least that long. Throws IoError naming what is
-  /// missing when the disk is full. A file system that cannot reserve space only gets the length.
+  /// missing when the disk is full. A file system that cannot reserve space only gets the length, a device stays as it
+  /// is.
   void preallocate(int64_t bytes) const;
   /// Cuts or extends (with zeros, without disk space) to `bytes`. Requires: no transfer of the part cut off.
   void truncate(int64_t bytes) const;
