@@ -29,7 +29,21 @@ logged() {
   local log="$LOGS/$1" limit="$2" status=0
   shift 2
   mkdir -p "$LOGS"
+  # What takes long says how far it is. The nap ends with it: a pipe that it holds open would keep others waiting.
+  (
+    nap=""
+    trap '[ -n "$nap" ] && kill "$nap" 2>/dev/null; exit 0' TERM
+    while kill -0 $$ 2>/dev/null; do
+      sleep 30 &
+      nap=$!
+      wait "$nap"
+      say "   ${log##*/}: $(tail -n 1 "$log" | tr -d '\r' | cut -c1-110)"
+    done
+  ) >&2 &
+  local heartbeat=$!
   timeout --kill-after=30 "$limit" "$@" >"$log" 2>&1 </dev/null || status=$?
+  kill "$heartbeat" 2>/dev/null || true
+  wait "$heartbeat" 2>/dev/null || true
   if [ $status -ne 0 ]; then
     tail -n 40 "$log" >&2
     [ $status -eq 124 ] && say "stopped after $limit s"

@@ -221,7 +221,8 @@ main() {
   mkdir -p "$cache"
   place="$(mktemp -d /var/tmp/deepscale-wheel.XXXXXX)"
   # Before the root is removed nothing may be mounted in it; the namespace saw to that.
-  trap 'rm -rf --one-file-system "$place"' EXIT
+  # shellcheck disable=SC2064 # now: the variable is gone when the script ends
+  trap "rm -rf --one-file-system '$place'" EXIT
   trap 'exit 130' INT TERM HUP
   root="$place/root" results="$place/results"
   touch "$results"

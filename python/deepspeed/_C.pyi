@@ -69,6 +69,11 @@ class PlanGroups:
                  node: Communicator | None = None) -> None: ...
 
 # ---------------------------------------------------------------- parameters sharded before an engine exists (zero.Init)
+class FileTier:
+    """Files for parameters, where the section offload_param (device "nvme") of the resolved configuration wants them. Raises
+    ConfigError without such a section, IoError naming the folder when it cannot be used."""
+    def __init__(self, config_json: str) -> None: ...
+
 class ParamUnit:
     """Parameters gathered and released together. Constructing is collective over `groups.data` (all ranks, same order,
     same shapes): values are broadcast from rank 0, cast to `dtype`, sharded, and every `param.data` becomes an empty
@@ -76,6 +81,10 @@ class ParamUnit:
     def __init__(self, name: str, names: Sequence[str], params: Sequence[Tensor], groups: PlanGroups, dtype: Any) -> None: ...
     name: str
     gathered: bool
+    in_file: bool
+    def move_to_file(self, tier: FileTier) -> None:
+        """Keeps this rank's shard in a file from now on. For units that are not gathered; nothing happens to others than sharded
+        ones on the CPU. Collective."""
     params: list[Tensor]
     def gather(self) -> None:
         """param.data = full tensors, whatever the engine does meanwhile. Calls nest: each gather() needs its release()."""

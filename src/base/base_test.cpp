@@ -7,6 +7,7 @@
 #include "base/environment.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/sha256.h"
 
 namespace deepscale {
 namespace {
@@ -46,6 +47,27 @@ TEST(Log, LevelsParseAndFilter) {
   EXPECT_FALSE(logger.enabled(LogLevel::kWarning));
   EXPECT_TRUE(logger.enabled(LogLevel::kError));
   EXPECT_THROW(Logger::parse_level("loud"), ConfigError);
+}
+
+TEST(Sha256, GivesThePublishedDigests) {
+  const auto hex = [](const Digest& digest) {
+    std::string text;
+    for (const uint8_t byte : digest) text += fmt::format("{:02x}", byte);
+    return text;
+  };
+  // FIPS 180-4's examples, of one and two blocks, and the empty message.
+  EXPECT_EQ(hex(sha256("abc")), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(hex(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq")),
+            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+  EXPECT_EQ(hex(sha256("")), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  // RFC 4231, test cases 2 and 6 (a key longer than a block).
+  EXPECT_EQ(hmac_sha256("Jefe", "what do ya want for nothing?"),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+  EXPECT_EQ(hmac_sha256(std::string(131, '\xaa'), "Test Using Larger Than Block-Size Key - Hash Key First"),
+            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+  EXPECT_TRUE(equal_secrets("abc", "abc"));
+  EXPECT_FALSE(equal_secrets("abc", "abd"));
+  EXPECT_FALSE(equal_secrets("abc", "ab"));
 }
 
 TEST(DType, SizesAndNames) {

@@ -1,4 +1,5 @@
 // Engine, ParamUnit and PlanGroups for Python; the contract is python/deepspeed/_C.pyi.
+#include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/engine.h"
 #include "engine/engine_options.h"
@@ -51,9 +52,14 @@ std::shared_ptr<ParamUnit> make_unit(const std::string& name, const std::vector<
   return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type);
 }
 
-at::Tensor unit_piece(const ParamUnit& unit, int index) {
+at::Tensor unit_piece(ParamUnit& unit, int index) {
   const ShardLayout::Piece* piece = unit.piece_of(index);
-  return piece == nullptr ? unit.shard().narrow(0, 0, 0) : unit.shard().narrow(0, piece->shard_offset, piece->length);
+  if (piece == nullptr) return at::empty({0}, unit.shard().options());
+  if (!unit.in_file()) return unit.shard().narrow(0, piece->shard_offset, piece->length);
+  unit.visit();
+  at::Tensor copy = unit.shard_part(piece->shard_offset, piece->length).clone();
+  unit.end_visit(/*changed=*/false);
+  return copy;
 }
 
 void register_unit(py::module_& m) {
@@ -65,6 +71,14 @@ void register_unit(py::module_& m) {
            }),
            py::arg("data"), py::arg("shard") = py::none(), py::arg("replica") = py::none(),
            py::arg("node") = py::none());
+  py::class_<FileTier, std::shared_ptr<FileTier>>(m, "FileTier")
+      .def(py::init([](const std::string& config_json) {
+             const Config config = Config::parse(config_json, 1, ParseMode::kZeroInit);
+             const auto options = param_file_options(config);
+             DS_CHECK_AS(ConfigError, options.has_value(), "zero_optimization.offload_param.device is not \"nvme\"");
+             return std::make_shared<FileTier>(*options);
+           }),
+           py::arg("config_json"));
   py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
       .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
            py::arg("dtype"))
@@ -76,6 +90,8 @@ void register_unit(py::module_& m) {
                                for (const auto& param : unit.params()) tensors.push_back(param.tensor);
                                return tensors;
                              })
+      .def("move_to_file", &ParamUnit::move_to_file, py::arg("tier"), ReleaseGil())
+      .def_property_readonly("in_file", &ParamUnit::in_file)
       .def("gather", &ParamUnit::hold, ReleaseGil())
       .def("release", &ParamUnit::unhold, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))

@@ -244,6 +244,19 @@ TEST_P(CommunicatorTest, WritingAParameterIsNoInPlaceChangeForAutograd) {
   });
 }
 
+// torch's own barrier shares a tensor among all threads of a process: without care, ranks that are threads free it
+// twice.
+TEST_P(CommunicatorTest, ManyBarriersPass) {
+  GetParam().run([](const Communicator& comm) {
+    for (int round = 0; round < 300; ++round) comm.barrier();
+  });
+}
+
+// A group that is left at once is one that all ranks had joined.
+TEST_P(CommunicatorTest, AGroupMayBeLeftAtOnce) {
+  for (int round = 0; round < 5; ++round) EXPECT_NO_THROW(GetParam().run([](const Communicator&) {}));
+}
+
 TEST_P(CommunicatorTest, EmptyTensorsAndScalarsPass) {
   GetParam().run([](const Communicator& comm) {
     const at::Tensor empty = at::zeros({0});

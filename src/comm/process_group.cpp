@@ -131,7 +131,9 @@ class C10dProcessGroup final : public ProcessGroup {
   WorkPtr barrier() override {
     c10d::BarrierOptions options;
     options.timeout = options_timeout_;
-    return collective(group_->barrier(options), {});
+    // Not ProcessGroup::barrier: it keeps a tensor in a variable that all threads of the process share without a lock,
+    // and ranks may be threads. The backend of the accelerator if there is one, as torch chooses.
+    return collective(group_->getBackend(devices().back())->barrier(options), {});
   }
 
   bool publish(const std::string& key, const std::string& value) override {

@@ -63,6 +63,8 @@ ProcessGroup::Handle make_handle(const std::shared_ptr<TorchStore>& store, int r
   }
   auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::PrefixStore>("gloo", handle),
                                                              rank, size, gloo_options);
+  // A rank that leaves at once must not close connections that a slower one is still making: all or none have joined.
+  backend->barrier()->wait();
   auto group = c10::make_intrusive<c10d::ProcessGroup>(handle, rank, size);
   group->setBackend(at::kCPU, c10d::ProcessGroup::BackendType::GLOO, backend);
   group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);

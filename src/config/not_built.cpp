@@ -38,10 +38,6 @@ bool any_weight_quantization(const O& o) {
 
 std::vector<NotBuilt> zero_rows() {
   return {
-      {"zero_optimization.offload_optimizer.device \"nvme\"", "use \"cpu\" or \"none\"",
-       [](const O& o) { return o.zero.optimizer_device() == OffloadDevice::kNvme; }},
-      {"zero_optimization.offload_param.device \"nvme\"", "use \"cpu\" or \"none\"",
-       [](const O& o) { return o.zero.param_device() == OffloadDevice::kNvme; }},
       {"zero_optimization.offload_optimizer.super_offload", kSwitchOff,
        [](const O& o) { return o.zero.offload_optimizer && o.zero.offload_optimizer->super_offload; }},
       {"zero_optimization.zenflow", kRemove, [](const O& o) { return o.zero.zenflow.has_value(); }},

@@ -9,10 +9,6 @@ namespace {
 // For every row of the list: settings that switch the feature on.
 const std::map<std::string_view, std::string_view>& switched_on() {
   static const std::map<std::string_view, std::string_view> kSettings = {
-      {"zero_optimization.offload_optimizer.device \"nvme\"",
-       R"("zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}})"},
-      {"zero_optimization.offload_param.device \"nvme\"",
-       R"("zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}})"},
       {"zero_optimization.offload_optimizer.super_offload",
        R"("zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": true}})"},
       {"zero_optimization.zenflow",

@@ -125,12 +125,8 @@ void check_offload(const O& o, Problems& problems) {
     problems.warn("zero_optimization.offload_param",
                   fmt::format("has no effect in stage {}: only stage 3 shards parameters", zero.stage));
   }
-  if (zero.optimizer_device() != OffloadDevice::kNone && zero.stage == 0) {
+  if (zero.optimizer_device() == OffloadDevice::kCpu && zero.stage == 0) {
     problems.warn("zero_optimization.offload_optimizer", "has no effect in stage 0: set the stage to 1, 2 or 3");
-  }
-  if (zero.optimizer_device() == OffloadDevice::kNvme && zero.stage != 3) {
-    problems.error("zero_optimization.offload_optimizer.device",
-                   fmt::format("\"nvme\" works only in stage 3, found stage {}", zero.stage));
   }
 }
 

@@ -151,13 +151,16 @@ bool Engine::prepare_step() {
   end_backward();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (!units_[u]->check_in_place()) continue;
-    for (int i = 0; i < units_[u]->layout().tensors(); ++i) optimizer_->refresh_master(static_cast<int>(u), i);
+    optimizer_->refresh_master(static_cast<int>(u), -1);
   }
   reducer_->settle();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (uses_[u].trainable == 0) continue;
     reducer_->wait_settled(static_cast<int>(u));
-    norm_->add_unit(static_cast<int>(u), reducer_->settled(static_cast<int>(u)));
+    // What lives in files was shown to the norm when it was written.
+    if (!reducer_->in_file(static_cast<int>(u))) {
+      norm_->add_unit(static_cast<int>(u), reducer_->settled(static_cast<int>(u)));
+    }
   }
   const GradNorm::Result result = norm_->combine();
   const double scale = scaler_.scale();
@@ -192,6 +195,7 @@ bool Engine::step(const std::vector<GroupHyper>& hyper) {
       if (uses_[u].trainable == 0) continue;
       const int unit = static_cast<int>(u);
       optimizer_->step_unit(unit, reducer_->settled(unit), hyper, optimizer_steps_ + 1, grad_scale_);
+      reducer_->release_settled(unit);
       published.push_back(units_[u]->publish());
     }
     finish_publish(published);

@@ -42,6 +42,10 @@ struct EngineOptions {
   bool skip_nonfinite = true;                     ///< leave out the update when a gradient is not finite
   std::optional<at::Device> optimizer_placement;  ///< nothing: where the parameters are
   double optimizer_placed_share = 1.0;            ///< of the elements; the rest stays where the parameters are
+  std::optional<FileTierOptions> optimizer_file;  ///< master copies and states live there (pool_bytes: at least)
+  int64_t optimizer_block_numel = 1 << 22;        ///< so many elements of them visit memory at a time
+  std::optional<FileTierOptions> param_file;      ///< shards of parameters live there (pool_bytes: at most)
+  int64_t param_resident_numel = 0;               ///< elements over all ranks that stay in memory nevertheless
   std::vector<SharedSetting> shared_settings;     ///< compared over ranks when the engine is built
 };
 
@@ -133,6 +137,8 @@ class Engine {
   void add_unit(std::shared_ptr<ParamUnit> unit, int model_position);
   void order_units();
   void broadcast_loose_parameters();
+  void move_parameters_to_file();
+  void make_file_tier();
   void build_parts();
   void install_hooks();
   void on_gradient(int unit, int index);
@@ -161,6 +167,8 @@ class Engine {
   std::vector<Hook> hooks_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 
+  std::unique_ptr<FileTier> file_tier_;  ///< of the optimizer and of gradients
+  std::unique_ptr<FileTier> param_tier_;
   std::unique_ptr<GradReducer> reducer_;
   std::unique_ptr<GradNorm> norm_;
   std::unique_ptr<ShardedOptimizer> optimizer_;

@@ -58,7 +58,35 @@ std::vector<SharedSetting> shared_settings(const Config& config) {
   return settings;
 }
 
+FileTierOptions file_tier_options(const AioOptions& aio, const std::string& folder, bool pin) {
+  FileTierOptions options;
+  options.folder = folder;
+  options.pin = pin;
+  options.pool_bytes = 0;
+  options.queue.block_bytes = aio.block_size;
+  options.queue.depth = static_cast<int>(aio.queue_depth * aio.intra_op_parallelism);
+  return options;
+}
+
+void place_optimizer_in_file(const Config& config, EngineOptions& options) {
+  const OffloadOptimizerOptions& offload = *config->zero.offload_optimizer;
+  options.optimizer_placement = at::Device(at::kCPU);
+  options.optimizer_placed_share = offload.ratio;
+  options.optimizer_file = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
+  options.optimizer_block_numel = std::min(options.optimizer_block_numel, config->zero.sub_group_size);
+  options.optimizer_file->pool_bytes = offload.buffer_count * options.optimizer_block_numel * int64_t{4};
+}
+
 }  // namespace
+
+std::optional<FileTierOptions> param_file_options(const Config& config) {
+  if (config->zero.param_device() != OffloadDevice::kNvme) return std::nullopt;
+  const OffloadParamOptions& offload = *config->zero.offload_param;
+  FileTierOptions options = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
+  constexpr int64_t kWidest = 4;  // bytes of an element
+  options.pool_bytes = offload.buffer_count * offload.buffer_size * kWidest;
+  return options;
+}
 
 at::ScalarType scalar_type_of(FloatType type) {
   switch (type) {
@@ -89,6 +117,9 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
     options.optimizer_placement = at::Device(at::kCPU);
     options.optimizer_placed_share = config->zero.offload_optimizer->ratio;
   }
+  if (config->zero.optimizer_device() == OffloadDevice::kNvme) place_optimizer_in_file(config, options);
+  options.param_file = param_file_options(config);
+  if (options.param_file) options.param_resident_numel = config->zero.offload_param->max_in_cpu;
   set_state_dtypes(config, options.optimizer);
   options.shared_settings = shared_settings(config);
   return options;

@@ -1,6 +1,8 @@
 // From the configuration to the engine's options.
 #pragma once
 
+#include <optional>
+
 #include "deepscale/config.h"
 #include "engine/engine.h"
 
@@ -8,6 +10,9 @@ namespace deepscale {
 
 EngineOptions make_engine_options(const Config& config, const PlanGroups& groups,
                                   const NativeOptimizerOptions& optimizer);
+
+/// Where zero_optimization.offload_param keeps parameters with device "nvme"; nothing with others.
+std::optional<FileTierOptions> param_file_options(const Config& config);
 
 /// torch's name of a configured type.
 at::ScalarType scalar_type_of(FloatType type);

@@ -22,6 +22,8 @@ namespace {
 // A bucket never needs to be larger than this to run at full speed, whatever reduce_bucket_size allows; smaller buckets
 // overlap better and keep gradients in cache between reduction, norm and update.
 constexpr int64_t kLargestUsefulBucket = int64_t{1} << 23;
+// Buffers of the file tier are whole MiB; a block has at most four tensors.
+constexpr int64_t kBufferSlackBytes = int64_t{4} << 20;
 
 }  // namespace
 
@@ -37,6 +39,7 @@ Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
   check_params();
   collect_units();
   make_buckets();
+  if (options_.param_file) move_parameters_to_file();
   order_units();
   broadcast_loose_parameters();
   build_parts();
@@ -171,6 +174,42 @@ std::vector<ParamUnit*> Engine::unit_pointers() const {
   return pointers;
 }
 
+void Engine::move_parameters_to_file() {
+  int64_t largest = 0;
+  for (const auto& unit : units_) {
+    if (unit->sharded())
+      largest = std::max(largest, unit->layout().shard_numel() * static_cast<int64_t>(c10::elementSize(unit->dtype())));
+  }
+  FileTierOptions options = *options_.param_file;
+  // At least one that is used, one that is read ahead and one that is written.
+  constexpr int64_t kUnits = 3;
+  options.pool_bytes =
+      std::max(std::min(options.pool_bytes, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
+  param_tier_ = std::make_unique<FileTier>(options);
+  int64_t resident = 0;
+  for (const auto& unit : units_) {
+    if (!unit->sharded()) continue;
+    resident += unit->layout().total_numel();
+    if (resident > options_.param_resident_numel) unit->move_to_file(*param_tier_);
+  }
+}
+
+/// Its pool has room for a block that is read, one that is updated and one that is written.
+void Engine::make_file_tier() {
+  constexpr int64_t kBlocks = 3;
+  const NativeOptimizerOptions& optimizer = options_.optimizer;
+  const auto bytes_per_element =
+      static_cast<int64_t>(c10::elementSize(optimizer.master_dtype) +
+                           optimizer.state_names().size() * c10::elementSize(optimizer.state_dtype));
+  int64_t largest = 0;
+  for (const auto& unit : units_) largest = std::max(largest, unit->layout().shard_numel());
+  FileTierOptions options = *options_.optimizer_file;
+  options.pool_bytes =
+      std::max(options.pool_bytes, kBlocks * bytes_per_element * std::min(largest, options_.optimizer_block_numel) +
+                                       kBlocks * kBufferSlackBytes);
+  file_tier_ = std::make_unique<FileTier>(options);
+}
+
 void Engine::build_parts() {
   std::vector<std::vector<bool>> trainable;
   std::vector<std::vector<int>> model_index;
@@ -184,15 +223,23 @@ void Engine::build_parts() {
     }
     numels.push_back(units_[u]->gather_cost_numel());
   }
+  if (options_.optimizer_file) make_file_tier();
+  options_.reduction.file = file_tier_.get();
   reducer_ = std::make_unique<GradReducer>(unit_pointers(), std::move(trainable), options_.reduction);
+  reducer_->set_shard_listener([this](int unit, const at::Tensor& shard) { norm_->add_unit(unit, shard); });
   norm_ = std::make_unique<GradNorm>(unit_pointers(), std::move(model_index));
   training_order_ = std::make_unique<ParamScheduler>(numels, options_.schedule);
   forward_order_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
-  at::Device placement = at::kCPU;
-  for (const auto& unit : units_) placement = unit->device();
-  optimizer_ = std::make_unique<ShardedOptimizer>(
-      unit_pointers(), roles_, options_.optimizer,
-      ShardedOptimizer::Placement{options_.optimizer_placement.value_or(placement), options_.optimizer_placed_share});
+  at::Device device = at::kCPU;
+  for (const auto& unit : units_) device = unit->device();
+  ShardedOptimizer::Placement placement;
+  placement.device = options_.optimizer_placement.value_or(device);
+  placement.share = options_.optimizer_placed_share;
+  if (options_.optimizer_file) {
+    placement.file = file_tier_.get();
+    placement.block_numel = options_.optimizer_block_numel;
+  }
+  optimizer_ = std::make_unique<ShardedOptimizer>(unit_pointers(), roles_, options_.optimizer, placement);
   for (size_t u = 0; u < units_.size(); ++u) {
     units_[u]->set_write_listener(this,
                                   [this, u](int index) { optimizer_->refresh_master(static_cast<int>(u), index); });

@@ -18,7 +18,7 @@ Engine::PieceRange Engine::fragment_of(int index) const {
 at::Tensor Engine::local_tensor(int index, const std::string& key) {
   const Place& place = places_.at(index);
   if (place.unit < 0 || params_[index].group < 0) return {};
-  if (key != "grad") return optimizer_->local(place.unit, place.index, key);
+  if (key != "grad") return optimizer_->read_local(place.unit, place.index, key);
   const ShardLayout::Piece* piece = units_[place.unit]->piece_of(place.index);
   if (piece == nullptr) return {};
   return flat::slice(reducer_->settled(place.unit), piece->shard_offset, piece->length);
@@ -33,7 +33,9 @@ std::optional<at::Tensor> Engine::read_local(int index, const std::string& key) 
   const at::Tensor local = local_tensor(index, key);
   if (!local.defined()) return std::nullopt;
   if (key != "grad") return local;
-  return local.to(at::kFloat).mul(1.0 / scaler_.scale());
+  at::Tensor gradient = local.to(at::kFloat).mul(1.0 / scaler_.scale());
+  reducer_->release_settled(places_[index].unit);
+  return gradient;
 }
 
 std::optional<at::Tensor> Engine::read_full(int index, const std::string& key) {
@@ -65,8 +67,12 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
   }
   DS_CHECK(value.numel() == local.numel(), "{} of parameter {} has {} elements on this rank, {} were to be stored", key,
            params_[index].name, local.numel(), value.numel());
-  flat::copy(flat::plain(value, value.scalar_type(), local.device()), local, key == "grad" ? scaler_.scale() : 1.0);
-  if (key != "grad" && key != "fp32") optimizer_->note_written_states(places_[index].unit);
+  if (key == "grad") {
+    flat::copy(flat::plain(value, value.scalar_type(), local.device()), local, scaler_.scale());
+    reducer_->release_settled(places_[index].unit, /*changed=*/true);
+  } else {
+    optimizer_->write_local(places_[index].unit, places_[index].index, key, value);
+  }
 }
 
 void Engine::reset_optimizer() {
@@ -99,7 +105,7 @@ void Engine::refresh_from_parameters() {
   const c10::NoGradGuard no_grad;
   for (size_t u = 0; u < units_.size(); ++u) {
     (void)units_[u]->check_in_place();
-    for (int i = 0; i < units_[u]->layout().tensors(); ++i) optimizer_->refresh_master(static_cast<int>(u), i);
+    optimizer_->refresh_master(static_cast<int>(u), -1);
   }
 }
 

@@ -39,6 +39,45 @@ TEST_P(PlanTest, BucketSizeAndOverlapDoNotChangeBits) {
   }
 }
 
+TEST_P(PlanTest, OptimizerStateInFilesDoesNotChangeBits) {
+  for (const std::string optimizer : {"adam", "lion", "adagrad", "sgd"}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      Scenario setup;
+      setup.ranks = GetParam();
+      setup.optimizer = optimizer;
+      setup.dtype = dtype;
+      for (const int level : {0, 1, 3}) {
+        setup.zero_level = level;
+        setup.file_block = 0;
+        const auto reference = train_all(setup);
+        for (const int64_t block : {int64_t{1000}, int64_t{1} << 20}) {
+          SCOPED_TRACE(fmt::format("{} level {} block {}", optimizer, level, block));
+          setup.file_block = block;
+          expect_same_bits(reference, train_all(setup));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(PlanTest, ParametersInFilesDoNotChangeBits) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int accumulation : {1, 3}) {
+      SCOPED_TRACE(fmt::format("{} accumulation {}", c10::toString(dtype), accumulation));
+      Scenario setup;
+      setup.ranks = GetParam();
+      setup.zero_level = 3;
+      setup.dtype = dtype;
+      setup.accumulation = accumulation;
+      const auto reference = train_all(setup);
+      setup.params_in_file = true;
+      expect_same_bits(reference, train_all(setup));
+      setup.file_block = 3000;
+      expect_same_bits(reference, train_all(setup));
+    }
+  }
+}
+
 TEST_P(PlanTest, WithAccumulationLevelsAgreeInPairs) {
   Scenario setup;
   setup.ranks = GetParam();

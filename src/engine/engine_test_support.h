@@ -34,6 +34,8 @@ struct Scenario {
   bool poison = false;       ///< NaN in one gradient of step 1
   bool skip_middle = false;  ///< rank 1 does not use the middle layer
   bool average = true;
+  bool params_in_file = false;
+  int64_t file_block = 0;  ///< optimizer state in files, visiting memory in blocks of so many elements; 0: in memory
 };
 
 struct Outcome {
@@ -62,7 +64,8 @@ class Model {
       add(fmt::format("layers.{}.weight", l), {kWidths[l + 1], kWidths[l]}, static_cast<int64_t>(l), true);
       add(fmt::format("layers.{}.bias", l), {kWidths[l + 1]}, static_cast<int64_t>(l) + 40, l != 1);
     }
-    const ShardingPlan plan = plan_for_stage(setup.zero_level, groups);
+    ShardingPlan plan = plan_for_stage(setup.zero_level, groups);
+    plan.releases = setup.params_in_file;
     for (size_t l = 0; plan.shards_params() && l + 1 < kWidths.size(); ++l) {
       units_.push_back(
           std::make_shared<ParamUnit>(fmt::format("layers.{}", l),
@@ -80,6 +83,17 @@ class Model {
     options.gradient_clipping = setup.clip;
     options.optimizer.kind = NativeOptimizerOptions::kind_from(setup.optimizer);
     options.loss_scale = setup.loss_scale;
+    if (setup.file_block > 0) {
+      options.optimizer_file = FileTierOptions{};
+      options.optimizer_file->folder = ::testing::TempDir() + "engine_test_swap";
+      options.optimizer_file->pool_bytes = 0;
+      options.optimizer_block_numel = setup.file_block;
+      options.reduction.smallest_in_file_bytes = 1;
+    }
+    if (setup.params_in_file) {
+      options.param_file = FileTierOptions{};
+      options.param_file->folder = ::testing::TempDir() + "engine_test_swap";
+    }
     engine = std::make_unique<Engine>(options, params_);
   }
 

@@ -49,7 +49,7 @@ void check_settings(const Options& options, const ModelParams& params) {
   for (const auto& param : params.params) {
     const bool on_host = param.tensor.device().is_cpu();
     DS_CHECK_AS(
-        UnsupportedError, on_host || options.zero.param_device() != OffloadDevice::kCpu,
+        UnsupportedError, on_host || options.zero.param_device() == OffloadDevice::kNone,
         "zero_optimization.offload_param with parameters on {} is not supported from C++: build the model on the "
         "CPU or remove offload_param",
         param.tensor.device().str());

@@ -42,7 +42,6 @@ LauncherOptions options_of(const json& object) {
 }
 
 std::string line_of(const json& object) {
-  // Command lines and variables may hold any bytes; JSON only UTF-8.
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -80,23 +79,28 @@ AgentTicket decode_ticket(const std::string& text) {
 }
 
 std::string encode_plan(const AgentPlan& plan) {
-  return line_of({{"slots", plan.slots},
-                  {"first_rank", plan.first_rank},
-                  {"restart", plan.restart_count},
-                  {"python", plan.python},
-                  {"directory", plan.working_directory},
-                  {"variables", plan.variables},
-                  {"options", json_of(plan.options)}});
+  // Script, arguments and variables may hold any bytes, which JSON's text form could not carry.
+  const json object = {{"slots", plan.slots},           {"first_rank", plan.first_rank},
+                       {"restart", plan.restart_count}, {"kill_grace_ms", plan.kill_grace_ms},
+                       {"python", plan.python},         {"directory", plan.working_directory},
+                       {"variables", plan.variables},   {"options", json_of(plan.options)}};
+  const std::vector<uint8_t> bytes = json::to_cbor(object);
+  return base64url({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
 AgentPlan decode_plan(const std::string& text) {
-  const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  json object;
+  try {
+    object = json::from_cbor(from_base64url(text), /*strict=*/true, /*allow_exceptions=*/false);
+  } catch (const ConfigError&) {  // no base64
+  }
   DS_CHECK_AS(ConfigError, object.is_object(), "the launcher sent no plan");
   try {
     AgentPlan plan;
     object.at("slots").get_to(plan.slots);
     object.at("first_rank").get_to(plan.first_rank);
     object.at("restart").get_to(plan.restart_count);
+    object.at("kill_grace_ms").get_to(plan.kill_grace_ms);
     object.at("python").get_to(plan.python);
     object.at("directory").get_to(plan.working_directory);
     object.at("variables").get_to(plan.variables);

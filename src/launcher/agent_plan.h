@@ -3,6 +3,7 @@
 // follows over the control channel (control.h), once the agent has shown the run's token. Pure.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -31,13 +32,14 @@ struct AgentPlan {
   std::vector<std::string> slots;  ///< of this machine; empty with one_rank
   int first_rank = 0;              ///< global
   int restart_count = 0;
+  int64_t kill_grace_ms = 0;
   std::string python;
   std::string working_directory;
   std::map<std::string, std::string> variables;  ///< added to the machine's own environment
   LauncherOptions options;  ///< script, arguments and what concerns the ranks; the rest is left at its defaults
 };
 
-/// As one line of JSON.
+/// As one word, which keeps bytes that are no UTF-8.
 std::string encode_plan(const AgentPlan& plan);
 /// Throws ConfigError when the text is no plan.
 AgentPlan decode_plan(const std::string& text);

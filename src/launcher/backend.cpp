@@ -54,7 +54,8 @@ std::string mpirun_name(Backend backend) {
 
 Strings openmpi_words(const LauncherOptions& options, const LaunchPlan& plan, const Variables& variables,
                       const std::string& hostfile, bool has_eth0) {
-  Strings words = {mpirun_name(plan.backend), "-n", std::to_string(plan.ranks), "-hostfile", hostfile};
+  Strings words = {mpirun_name(plan.backend), "-n", std::to_string(plan.ranks)};
+  if (!hostfile.empty()) append(words, {"-hostfile", hostfile});
   append(words, {"--mca", "btl", "^openib"});
   const bool chosen = options.launcher_args.find("btl_tcp_if_") != std::string::npos;
   if (has_eth0 && !chosen) append(words, {"--mca", "btl_tcp_if_include", "eth0"});

@@ -38,7 +38,7 @@ BackendProcess pdsh_agents(const LauncherOptions& options, const LaunchPlan& pla
                            const AgentCommand& command);
 
 /// mpirun or srun over all ranks of the plan. `variables` are exported to the ranks by name: their values do not appear
-/// on the command line. `hostfile` is the user's file,
+/// on the command line. `hostfile` is the user's file (empty: none),
 /// `mvapich_hostfile` one with a host per line, `has_eth0` whether this machine has an interface of that name (the
 /// customary default of Open MPI clusters).
 BackendProcess rank_starter(const LauncherOptions& options, const LaunchPlan& plan,

@@ -134,7 +134,8 @@ TEST(AgentPlan, SurvivesTheControlChannel) {
   plan.restart_count = 2;
   plan.python = "/usr/bin/python3";
   plan.working_directory = "/my work";
-  plan.variables = {{"X", "a\nb\"c"}, {"Y", "\xC3\xA9"}};
+  plan.kill_grace_ms = 4500;
+  plan.variables = {{"X", "a\nb\"c"}, {"Y", "\xC3\xA9"}, {"Z", "no UTF-8: \xFF"}};
   plan.options = parse_command_line({"--module", "--log_dir", "logs", "--master_port", "77", "--bind_core_list", "0-3",
                                      "pkg.train", "--a b", "", "$HOME"})
                      .options;
@@ -144,6 +145,7 @@ TEST(AgentPlan, SurvivesTheControlChannel) {
   EXPECT_EQ(back.slots, plan.slots);
   EXPECT_EQ(back.first_rank, 5);
   EXPECT_EQ(back.restart_count, 2);
+  EXPECT_EQ(back.kill_grace_ms, 4500);
   EXPECT_EQ(back.python, plan.python);
   EXPECT_EQ(back.working_directory, plan.working_directory);
   EXPECT_EQ(back.variables, plan.variables);

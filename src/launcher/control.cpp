@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/sha256.h"
+#include "platform/random.h"
 
 namespace deepscale {
 namespace {
@@ -29,6 +31,15 @@ json json_of(const RankPlace& place) {
 RankPlace place_of(const json& array) {
   return {array.at(0).get<int>(), array.at(1).get<int>(), array.at(2).get<int>(),
           array.at(3).get<int>(), array.at(4).get<int>(), array.at(5).get<int>()};
+}
+
+constexpr const char* kAgentSide = "agent";
+constexpr const char* kLauncherSide = "launcher";
+
+/// Empty when the object has no such text.
+std::string text_in(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
 json json_of(const RankFailure& failure) {
@@ -80,12 +91,23 @@ bool read_message(const std::string& line, AgentEvent& event) {
   }
 }
 
-/// The introduction, if the line is one and shows the token.
-std::optional<AgentHello> read_hello(const std::string& line, const std::string& token) {
+/// What a side answers to the other's challenge: it knows the token, and is not the other side itself.
+std::string proof(const std::string& token, const char* side, const std::string& challenge, const std::string& own) {
+  return hmac_sha256(token, fmt::format("{} {} {}", side, challenge, own));
+}
+
+/// The introduction, if the line is one and shows that the agent knows the token. `answer` is then what the agent wants
+/// to see from its launcher.
+std::optional<AgentHello> read_hello(const std::string& line, const std::string& token, const std::string& challenge,
+                                     std::string& answer) {
   const json message = json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!message.is_object()) return std::nullopt;
   try {
-    if (message.at("token").get<std::string>() != token) return std::nullopt;
+    const auto agents = message.at("challenge").get<std::string>();
+    if (!equal_secrets(message.at("proof").get<std::string>(), proof(token, kAgentSide, challenge, agents))) {
+      return std::nullopt;
+    }
+    answer = proof(token, kLauncherSide, agents, challenge);
     AgentHello hello;
     message.at("index").get_to(hello.index);
     message.at("host").get_to(hello.host);
@@ -105,7 +127,7 @@ void ControlServer::read_peer(Peer& peer, std::vector<AgentEvent>& events) {
   while (auto line = peer.connection.next_line()) {
     AgentEvent event;
     if (peer.index < 0) {
-      const auto hello = read_hello(*line, token_);
+      const auto hello = read_hello(*line, token_, peer.challenge, peer.answer);
       const bool taken = hello && find(hello->index) != nullptr;
       if (!hello || hello->index < 0 || taken) {
         peer.finished = true;  // none of ours
@@ -133,8 +155,9 @@ void ControlServer::read_peer(Peer& peer, std::vector<AgentEvent>& events) {
 std::vector<AgentEvent> ControlServer::poll() {
   while (auto connection = listener_.accept()) {
     connection->set_peer_timeout(peer_timeout_);
-    connection->send_line(line_of({{"kind", "welcome"}, {"run", run_}}));
-    peers_.push_back({std::move(*connection), -1, false, Clock::now()});
+    std::string challenge = random_token();
+    connection->send_line(line_of({{"kind", "welcome"}, {"run", run_}, {"challenge", challenge}}));
+    peers_.push_back({std::move(*connection), -1, false, Clock::now(), std::move(challenge), {}});
   }
   std::vector<AgentEvent> events;
   for (Peer& peer : peers_) read_peer(peer, events);
@@ -158,7 +181,9 @@ void ControlServer::go(int index, const AgentGo& go) {
 }
 
 void ControlServer::plan(int index, const AgentPlan& plan) {
-  send(index, line_of({{"kind", "plan"}, {"plan", encode_plan(plan)}}));
+  const Peer* const peer = find(index);
+  if (peer == nullptr) return;
+  send(index, line_of({{"kind", "plan"}, {"proof", peer->answer}, {"plan", encode_plan(plan)}}));
 }
 
 void ControlServer::send(int index, const std::string& line) {
@@ -198,17 +223,18 @@ std::vector<std::string> in_order_of_trust(std::vector<std::string> addresses) {
   return addresses;
 }
 
-/// Whether the launcher of this run is at the other end.
-bool is_welcome(TcpConnection& connection, const std::string& run, milliseconds timeout) {
+/// The challenge of who is at the other end, if that is the launcher of this run, or says so.
+std::optional<std::string> welcome(TcpConnection& connection, const std::string& run, milliseconds timeout) {
   const Clock::time_point deadline = Clock::now() + timeout;
   while (!connection.closed() && Clock::now() < deadline) {
     if (const auto line = connection.next_line()) {
       const json message = json::parse(*line, nullptr, /*allow_exceptions=*/false);
-      return message.is_object() && message.value("kind", "") == "welcome" && message.value("run", "") == run;
+      const bool ours = message.is_object() && text_in(message, "kind") == "welcome" && text_in(message, "run") == run;
+      return ours ? std::optional(text_in(message, "challenge")) : std::nullopt;
     }
     connection.wait_readable(milliseconds(200));
   }
-  return false;
+  return std::nullopt;
 }
 
 }  // namespace
@@ -223,8 +249,9 @@ ControlClient::ControlClient(const AgentTicket& ticket, std::string token) : tok
     for (const std::string& address : addresses) {
       auto connection = TcpConnection::connect(address, ticket.port, kPerAddress, &reason);
       if (!connection) continue;
-      if (is_welcome(*connection, ticket.run, kWelcome)) {
+      if (auto challenge = welcome(*connection, ticket.run, kWelcome)) {
         connection_ = std::move(connection);
+        challenge_ = std::move(*challenge);
         break;
       }
       reason = fmt::format("{} is not this run's launcher", address);
@@ -246,8 +273,11 @@ void ControlClient::wait_until(milliseconds timeout, const Ready& ready) {
 }
 
 std::optional<AgentPlan> ControlClient::hello(const AgentHello& hello, milliseconds timeout) {
+  const std::string own = random_token();
+  expected_proof_ = proof(token_, kLauncherSide, own, challenge_);
   connection_->send_line(line_of({{"kind", "hello"},
-                                  {"token", token_},
+                                  {"challenge", own},
+                                  {"proof", proof(token_, kAgentSide, challenge_, own)},
                                   {"index", hello.index},
                                   {"host", hello.host},
                                   {"process", hello.process}}));
@@ -264,11 +294,14 @@ void ControlClient::read() {
   while (auto line = connection_->next_line()) {
     const json message = json::parse(*line, nullptr, /*allow_exceptions=*/false);
     if (!message.is_object()) continue;
-    const std::string kind = message.value("kind", "");
+    const std::string kind = text_in(message, "kind");
     if (kind == "stop") {
       stop_ = message.value("interrupt", false) ? StopSignal::kInterrupt : StopSignal::kTerminate;
     } else if (kind == "plan") {
-      plan_ = message.value("plan", "");
+      DS_CHECK_AS(IoError, equal_secrets(text_in(message, "proof"), expected_proof_),
+                  "who answers at {} does not know this run's token: it is not the launcher",
+                  connection_->peer_address());
+      plan_ = text_in(message, "plan");
     } else if (kind == "go") {
       go_ = AgentGo{message.value("master_addr", ""), message.value("master_port", 0), place_of(message.at("place"))};
     }

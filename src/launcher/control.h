@@ -1,9 +1,12 @@
 // The control channel of a run over several machines: every agent holds one TCP connection to the launcher. It carries
-// one JSON object per line. Whoever connects must know the run's token.
-//   launcher -> agent   welcome (the run's name), plan (what to run), go (all are ready: rendezvous and places), stop
-//   agent -> launcher   hello (who and where I am), ready (my machine can run it), failed (a rank's failure), done
-// The welcome comes first, so that an agent shows its token to its own launcher only, not to a stranger who happens to
-// listen on the same port of an address that both machines have.
+// one JSON object per line. Both sides show that they know the run's token, and neither sends it: each answers the
+// other's challenge with an HMAC (RFC 2104). So nobody gets a plan who may not, and no agent runs the plan of a
+// stranger who listens on the same port of an address that both machines have. What is sent is not encrypted.
+//   launcher -> agent   welcome (the run's name, a challenge), plan (what to run, and its own proof), go (all are
+//   ready:
+//                       rendezvous and places), stop
+//   agent -> launcher   hello (who and where I am, a challenge and the proof), ready (my machine can run it),
+//                       failed (a rank's failure), done
 // A side whose peer is gone, closed or silent beyond the timeout, sees that as Event::kLost; this is how a machine that
 // was cut off ends its ranks by itself. Threads: each object is used by one.
 #pragma once
@@ -74,6 +77,8 @@ class ControlServer {
     int index = -1;  ///< -1: has not introduced itself
     bool finished = false;
     std::chrono::steady_clock::time_point since;
+    std::string challenge;  ///< of this side
+    std::string answer;     ///< to the agent's
   };
   void read_peer(Peer& peer, std::vector<AgentEvent>& events);
   const Peer* find(int index) const;
@@ -94,7 +99,8 @@ class ControlClient : public RunLink {
   /// Throws IoError naming the addresses.
   ControlClient(const AgentTicket& ticket, std::string token);
 
-  /// Introduces itself and waits for the plan. Nothing when the launcher said stop or is gone. Throws ConfigError.
+  /// Introduces itself and waits for the plan. Nothing when the launcher said stop or is gone. Throws ConfigError for a
+  /// plan that cannot be read, IoError when it comes from somebody who does not know the token.
   std::optional<AgentPlan> hello(const AgentHello& hello, std::chrono::milliseconds timeout);
   void ready(int port);
   /// Waits until the launcher says go. Nothing when it said stop or is gone (see poll and lost()).
@@ -114,6 +120,8 @@ class ControlClient : public RunLink {
   void wait_until(std::chrono::milliseconds timeout, const Ready& ready);
 
   std::string token_;
+  std::string challenge_;       ///< the launcher's
+  std::string expected_proof_;  ///< what the launcher must answer to ours
   std::optional<TcpConnection> connection_;
   std::optional<std::string> plan_;
   std::optional<AgentGo> go_;

@@ -164,6 +164,34 @@ TEST(Control, IgnoresWhoDoesNotKnowTheTokenAndSecondsOfTheSame) {
   EXPECT_EQ(launcher.events()[0].hello.host, "host");
 }
 
+TEST(Control, RunsNothingForALauncherThatDoesNotKnowTheToken) {
+  TcpListener impostor;
+  std::thread serving([&] {
+    std::optional<TcpConnection> connection;
+    for (int look = 0; look < 12000 && !connection; ++look) {
+      connection = impostor.accept();
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    ASSERT_TRUE(connection.has_value());
+    connection->send_line(R"({"kind":"welcome","run":"run","challenge":"0"})");
+    std::optional<std::string> hello;
+    for (int look = 0; look < 600 && !hello; ++look) {
+      connection->wait_readable(milliseconds(100));
+      hello = connection->next_line();
+    }
+    EXPECT_EQ(hello.value_or("").find("secret"), std::string::npos) << "the token itself is never sent";
+    connection->send_line(R"({"kind":"plan","proof":"0","plan":")" + encode_plan({}) + "\"}");
+    connection->flush(milliseconds(2000));
+  });
+  AgentTicket ticket;
+  ticket.run = "run";
+  ticket.addresses = {"127.0.0.1"};
+  ticket.port = impostor.port();
+  ControlClient agent(ticket, "secret");
+  EXPECT_THROW((void)agent.hello({0, "host", 1}, kPatience), IoError);
+  serving.join();
+}
+
 TEST(Control, ShowsItsTokenToItsOwnLauncherOnly) {
   Launcher launcher;
   try {

@@ -4,11 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "config/config_file.h"
 #include "config/elasticity.h"
+#include "platform/machine.h"
 
 namespace {
 
@@ -48,7 +50,9 @@ int main(int count, char** values) {
   app.add_option("-w,--world-size", world_size, "current number of data-parallel ranks")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
   try {
-    app.parse(count, values);
+    std::vector<std::string> words = deepscale::program_arguments(count, values);
+    std::reverse(words.begin(), words.end());  // as CLI11 wants them
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -63,6 +64,8 @@ std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& 
 }
 
 std::vector<HostSlots> read_hostfile(const std::string& path) {
+  std::error_code ignored;
+  DS_CHECK_AS(ConfigError, !std::filesystem::is_directory(path, ignored), "the hostfile {} is a folder", path);
   std::ifstream file(path, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   DS_CHECK_AS(ConfigError, file.good() || file.eof(), "the hostfile {} cannot be read", path);

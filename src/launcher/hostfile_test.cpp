@@ -39,6 +39,7 @@ TEST(Hostfile, NamesTheLineThatDoesNotFit) {
   EXPECT_NE(error_of("a slots=1\nb slots=1\na slots=2").find("line 3: host \"a\" is named twice"), std::string::npos);
   EXPECT_NE(error_of("# nothing\n\n").find("names no host"), std::string::npos);
   EXPECT_THROW(read_hostfile("/no/such/hostfile"), ConfigError);
+  EXPECT_THROW(read_hostfile(::testing::TempDir()), ConfigError);
 }
 
 TEST(WorldInfo, HoldsHostsInTheOrderOfTheRanks) {

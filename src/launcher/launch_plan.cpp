@@ -110,12 +110,12 @@ std::vector<CoreShare> core_shares(const LauncherOptions& options, const Machine
 }
 
 void plan_this_machine(const LauncherOptions& options, const MachineFacts& facts, LaunchPlan& plan) {
-  const std::optional<std::string> visible = variable(facts, "CUDA_VISIBLE_DEVICES");
-  const bool hidden = visible && (visible->empty() || *visible == "-1");
+  const bool hidden = hides_gpus(facts);
   const bool gpus_usable = facts.gpu_count > 0 && !hidden && !plan.cpu_only;
   plan.hosts = {{kLocalHost, local_slots(options, facts, gpus_usable, plan)}};
   // A user who hid the GPUs keeps them hidden.
-  plan.visible_devices = hidden ? *visible : fmt::format("{}", fmt::join(plan.hosts[0].slots, ","));
+  plan.visible_devices =
+      hidden ? *variable(facts, "CUDA_VISIBLE_DEVICES") : fmt::format("{}", fmt::join(plan.hosts[0].slots, ","));
 }
 
 /// This machine is named as the hostfile names it, whatever the filter calls it.
@@ -212,6 +212,11 @@ Backend resolved_backend(const LauncherOptions& options, const MachineFacts& fac
 
 }  // namespace
 
+bool hides_gpus(const MachineFacts& facts) {
+  const std::optional<std::string> visible = variable(facts, "CUDA_VISIBLE_DEVICES");
+  return visible && (visible->empty() || *visible == "-1");
+}
+
 int LaunchPlan::first_rank(int node) const {
   size_t before = 0;
   for (size_t index = 0; index < static_cast<size_t>(node); ++index) before += hosts[index].slots.size();
@@ -277,6 +282,11 @@ LaunchPlan make_launch_plan(const LauncherOptions& options, const MachineFacts& 
     plan_without_hostfile(options, facts, plan);
   } else {
     plan.hosts = hosts_of_file(options, facts, plan);
+    const std::string visible = variable(facts, "CUDA_VISIBLE_DEVICES").value_or("");
+    if (!visible.empty() && !hides_gpus(facts)) {
+      plan.notes.push_back(
+          fmt::format("CUDA_VISIBLE_DEVICES={} is ignored: {} says which slots", visible, facts.hostfile_path));
+    }
   }
   plan.backend = resolved_backend(options, facts, plan);
   if (!plan.hosts.empty()) {
@@ -292,8 +302,10 @@ LaunchPlan make_launch_plan(const LauncherOptions& options, const MachineFacts& 
     plan.node_rank = options.no_ssh ? options.node_rank : 0;
     DS_CHECK_AS(ConfigError, plan.node_rank < plan.nodes, "--node_rank {}: there are {} machines (0..{})",
                 plan.node_rank, plan.nodes, plan.nodes - 1);
-    if (plan.visible_devices.empty() && !facts.hostfile.empty()) {
-      plan.visible_devices = fmt::format("{}", fmt::join(plan.hosts[static_cast<size_t>(plan.node_rank)].slots, ","));
+    if (!facts.hostfile.empty()) {
+      const HostSlots& here = plan.hosts[static_cast<size_t>(plan.node_rank)];
+      plan.visible_devices =
+          hides_gpus(facts) ? *variable(facts, "CUDA_VISIBLE_DEVICES") : fmt::format("{}", fmt::join(here.slots, ","));
     }
     if (plan.master_addr.empty()) plan.master_addr = "127.0.0.1";
     check_binding(options, facts, plan.local_size());
@@ -308,7 +320,7 @@ ProcessSpec rank_process(const LauncherOptions& options, const RankSettings& set
   ProcessSpec spec;
   if (!options.venv_script.empty()) {
     // In a function, so that the script does not take the rank's arguments for its own.
-    spec.arguments = {"bash", "-c", "activate() { . \"$0\"; }; activate && exec \"$@\"", options.venv_script};
+    spec.arguments = {"bash", "-c", "activate() { . \"$0\"; }; activate; exec \"$@\"", options.venv_script};
   }
   if (!options.no_python) {
     // The script's environment has its own interpreter.

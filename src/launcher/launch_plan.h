@@ -71,6 +71,8 @@ struct RankSettings {
 
 /// What every machine of a run gathers, the launcher's own and those of its agents: everything but the hostfile.
 MachineFacts gather_own_facts(const LauncherOptions& options);
+/// Whether the user hid the GPUs of this machine: CUDA_VISIBLE_DEVICES is empty or -1.
+bool hides_gpus(const MachineFacts& facts);
 /// These and the hostfile.
 MachineFacts gather_machine_facts(const LauncherOptions& options);
 

@@ -108,6 +108,26 @@ TEST_F(LauncherOnLinux, SaysWhomItWaitsForAndGivesUp) {
   EXPECT_FALSE(std::filesystem::exists(file("started0")));
 }
 
+TEST_F(LauncherOnLinux, NamesTheHostThatPdshCannotReachWhileOthersWait) {
+  script("pdsh",
+         "echo 'bad: ssh: no route to it' >&2\n"
+         "echo 'pdsh@here: bad: ssh exited with exit code 255' >&2\nexec sleep 60");
+  variables_["PATH"] = folder_.string() + ":" + variables_["PATH"];
+  const std::string hosts = write("hosts", "good slots=1\nbad slots=1\n");
+  const Clock::time_point begin = Clock::now();
+  const Outcome outcome = run({"--hostfile", hosts, "--launcher", "pdsh", "--no_python", DEEPSCALE_TEST_RANK_PATH});
+  EXPECT_EQ(outcome.code, 1);
+  expect_text(outcome.text, "host bad cannot be used: ssh failed: ssh: no route to it");
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(40));
+}
+
+TEST_F(LauncherOnLinux, GoesOnAfterAVenvScriptWhoseLastCommandFails) {
+  const std::string venv = write("venv", "export FOUND=1\n[ -f /no/such/file ] && export MORE=1\n");
+  const Outcome outcome = run_ranks(1, {"touch", file("ran")}, {"--venv_script", venv});
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_TRUE(std::filesystem::exists(file("ran0")));
+}
+
 // Root may read everything: as root the launcher is started as another user.
 TEST_F(LauncherOnLinux, RefusesScriptsAndDirectoriesWithoutPermission) {
   const std::string unreadable = write("unreadable.py", "print('started')\n");

@@ -1,5 +1,6 @@
 // The launcher's program with real children: environment, exit codes, stop requests, and that nothing survives.
 #include "launcher/launcher_test_support.h"
+#include "platform/local_port.h"
 #include "platform/tcp.h"
 
 namespace deepscale {
@@ -8,14 +9,16 @@ namespace {
 using std::chrono::milliseconds;
 
 TEST_F(LauncherProgram, GivesEveryRankItsEnvironmentAndArguments) {
-  ASSERT_EQ(run_ranks(2, {"env", file("rank"), "a b", "--num_gpus=9", "*", "\"q\"\\"}).code, 0);
+  ASSERT_EQ(
+      run_ranks(2, {"env", file("rank"), "a b", "--num_gpus=9", "*", "\"q\"\\", "na\xC3\xAFve \xE6\xB7\xB1"}).code, 0);
   const std::string common = "WORLD_SIZE=2\nLOCAL_SIZE=2\nCROSS_RANK=0\nCROSS_SIZE=1\nMASTER_ADDR=127.0.0.1\n";
   for (const std::string rank : {"0", "1"}) {
     const std::string text = text_of("rank" + rank);
     expect_text(text, "RANK=" + rank + "\nLOCAL_RANK=" + rank + "\n" + common);
     expect_text(text, "CUDA_VISIBLE_DEVICES=0,1\nDEEPSPEED_RESTART_COUNT=0\n");
     expect_text(text, "argument=--local_rank=" + rank + "\nargument=env\nargument=" + file("rank") +
-                          "\nargument=a b\nargument=--num_gpus=9\nargument=*\nargument=\"q\"\\\n");
+                          "\nargument=a b\nargument=--num_gpus=9\nargument=*\nargument=\"q\"\\\nargument=na\xC3\xAFve "
+                          "\xE6\xB7\xB1\n");
   }
 }
 
@@ -120,6 +123,32 @@ TEST_F(LauncherProgram, RunsThroughAgentsAsOverSeveralMachines) {
   expect_text(failed.text, "[rank 1] the reason");
 }
 
+TEST_F(LauncherProgram, KeepsHiddenGpusHiddenAlsoThroughAgents) {
+  variables_["CUDA_VISIBLE_DEVICES"] = "-1";
+  const Outcome outcome = run_ranks(2, {"env", file("rank")}, {"--force_multi"});
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  expect_text(text_of("rank1"), "CUDA_VISIBLE_DEVICES=-1\n");
+}
+
+TEST_F(LauncherProgram, DoesNotRepeatWhatNeverStarted) {
+  const std::string plain = write("a file", "");
+  const Outcome outcome = run_ranks(
+      1, {}, {"--force_multi", "--max_restarts", "5", "--log_dir", (std::filesystem::path(plain) / "logs").string()});
+  EXPECT_EQ(outcome.code, 1);
+  expect_text(outcome.text, "cannot make the log directory");
+  EXPECT_EQ(outcome.text.find("restart 1"), std::string::npos) << outcome.text;
+}
+
+TEST_F(LauncherProgram, DoesNotChooseAPortThatOtherMachinesCannotKnow) {
+  const auto claimed = LocalPort::claim(29500);  // or somebody else has it
+  const Outcome outcome = run_ranks(1, {"touch", file("started")},
+                                    {"--no_ssh", "--node_rank", "0", "--num_nodes", "2", "--master_addr", "127.0.0.1"});
+  EXPECT_EQ(outcome.code, 1);
+  expect_text(outcome.text, "port 29500 is busy");
+  expect_text(outcome.text, "give --master_port");
+  EXPECT_FALSE(std::filesystem::exists(file("started0")));
+}
+
 TEST_F(LauncherProgram, WritesOneLogPerRank) {
   const Outcome outcome = run_ranks(2, {"say", "out", "complain", "err", "only", "1", "sleep", "200", "exit", "3"},
                                     {"--log_dir", file("logs")});
@@ -171,6 +200,8 @@ TEST_F(LauncherProgram, RefusesWhatCannotRunWithACodeAndAReason) {
   const std::string plain = write("a file", "");
   const std::vector<std::pair<Strings, std::string>> cases = {
       {{"--num_gpus", "0"}, "--num_gpus must be at least 1"},
+      {{"--num_gpus", "x"}, "--num_gpus = x: not a value"},
+      {{"--venv_script", file("no venv")}, "--venv_script: "},
       {{"--num_nodes", "2"}, "--num_nodes 2 needs a hostfile"},
       {{"--hostfile", hosts, "--num_nodes", "3"}, "names 2 hosts"},
       {{"--hostfile", malformed}, "line 2: \"two\""},

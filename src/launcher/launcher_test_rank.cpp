@@ -120,5 +120,5 @@ class Script {
 }  // namespace deepscale
 
 int main(int count, char** values) {
-  return deepscale::Script({values + 1, values + count}).run();
+  return deepscale::Script(deepscale::program_arguments(count, values)).run();
 }

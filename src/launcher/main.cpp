@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "base/error.h"
 #include "launcher/agent_plan.h"
@@ -39,6 +40,11 @@ std::optional<LocalPort> claim_port(const LauncherOptions& options, LaunchPlan& 
               "--master_port {} is busy on this machine; give another one, or none to get a free one",
               *options.master_port);
   if (!claimed) {
+    DS_CHECK_AS(
+        IoError, plan.nodes == 1,
+        "port {} is busy on this machine, and the others cannot know of another one: give --master_port, the same on "
+        "every machine",
+        kDefaultMasterPort);
     claimed = LocalPort::claim_any();
     plan.notes.push_back(fmt::format("port {} is busy, using {}", kDefaultMasterPort, claimed->number()));
   }
@@ -75,6 +81,7 @@ struct Attempt {
   bool failed = false;
   bool stopped = false;  ///< somebody asked for an end, also after the failure
   std::vector<int> lost_hosts;
+  bool final = false;  ///< nothing had been started, and the next attempt would fail as this one
 };
 
 /// Runs the job on this machine, once.
@@ -85,7 +92,7 @@ Attempt run_here(const LauncherOptions& options, const LaunchPlan& plan, const M
       make_rank_set(options, settings, first, plan.local_size(), prepare_logs(options, first.rank), facts);
   const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(options.log_level));
   if (outcome.failure) report_failure(*outcome.failure, facts.host, options.log_level);
-  return {outcome.code(), outcome.failure.has_value(), outcome.stop_signal != 0, {}};
+  return {outcome.code(), outcome.failure.has_value(), outcome.stop_signal != 0, {}, false};
 }
 
 /// The plan without hosts that cannot be reached; nothing when too few are left.
@@ -100,6 +107,7 @@ std::optional<LaunchPlan> without_lost_hosts(const LauncherOptions& options, Lau
 
 /// Runs the job, and again after failures as often as the options allow.
 int run_job(const LauncherOptions& options, LaunchPlan plan, const MachineFacts& facts, const std::string& python) {
+  constexpr int kLongestPause = 20;
   const Message message(options.log_level);
   for (int restart = 0;; ++restart) {
     Attempt attempt;
@@ -109,9 +117,10 @@ int run_job(const LauncherOptions& options, LaunchPlan plan, const MachineFacts&
     } else {
       MultiNodeOutcome outcome = run_multi_node(options, plan, facts, python, restart, multi_node_options());
       std::sort(outcome.lost.begin(), outcome.lost.end());
-      attempt = {outcome.code, outcome.failed, outcome.stop_signal != 0, outcome.lost};
+      attempt = {outcome.code, outcome.failed, outcome.stop_signal != 0, outcome.lost,
+                 !outcome.started && outcome.lost.empty()};
     }
-    if (!attempt.failed || attempt.stopped || restart >= options.max_restarts) return attempt.code;
+    if (!attempt.failed || attempt.stopped || attempt.final || restart >= options.max_restarts) return attempt.code;
     if (options.elastic && !attempt.lost_hosts.empty()) {
       const size_t before = plan.hosts.size();
       std::optional<LaunchPlan> smaller = without_lost_hosts(options, plan, attempt.lost_hosts);
@@ -122,6 +131,8 @@ int run_job(const LauncherOptions& options, LaunchPlan plan, const MachineFacts&
       }
       plan = std::move(*smaller);
     }
+    // What fails at once would otherwise fail many times a second.
+    std::this_thread::sleep_for(std::min(restart, kLongestPause) * std::chrono::milliseconds(500));
     message.info("restart {} of {}: {} ranks on {} machines", restart + 1, options.max_restarts, plan.ranks,
                  plan.nodes);
   }
@@ -190,7 +201,7 @@ int report_error(const std::exception& error, int code) {
 
 int main(int count, char** values) {
   try {
-    return deepscale::launch({values + 1, values + count});
+    return deepscale::launch(deepscale::program_arguments(count, values));
   } catch (const deepscale::ConfigError& error) {
     return deepscale::report_error(error, 2);
   } catch (const deepscale::UnsupportedError& error) {

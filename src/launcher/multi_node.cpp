@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -14,9 +15,11 @@
 #include "launcher/control.h"
 #include "launcher/exported_environment.h"
 #include "launcher/message.h"
+#include "launcher/remote_command.h"
 #include "platform/files.h"
 #include "platform/machine.h"
 #include "platform/random.h"
+#include "platform/tcp.h"
 
 namespace deepscale {
 namespace {
@@ -45,6 +48,15 @@ struct Starter {
   std::optional<ExitStatus> ended;
   Clock::time_point ended_at;
 };
+
+/// The last line that says something: mpirun frames its messages with dashes.
+std::string last_words(const std::vector<std::string>& lines) {
+  const auto says_something = [](const std::string& line) {
+    return std::any_of(line.begin(), line.end(), [](unsigned char c) { return std::isalnum(c) != 0; });
+  };
+  const auto found = std::find_if(lines.rbegin(), lines.rend(), says_something);
+  return found == lines.rend() ? "" : *found;
+}
 
 class MultiNodeRun {
  public:
@@ -89,6 +101,7 @@ class MultiNodeRun {
   void handle_process(const ProcessEvent& event);
   void handle_agent(const AgentEvent& event);
   void check_starters();
+  void lose_hosts_that_pdsh_blames(const Words& lines);
   void lose(int index, const std::string& why);
   void fail(const std::string& text);
   bool over() const { return outcome_.failed || stop_request_.has_value(); }
@@ -183,6 +196,7 @@ AgentPlan MultiNodeRun::agent_plan(int index) const {
   plan.working_directory = std::filesystem::current_path().string();
   plan.variables = variables_;
   plan.options = options_;
+  plan.kill_grace_ms = supervisor_options(options_.log_level).grace.count();
   return plan;
 }
 
@@ -204,8 +218,8 @@ std::vector<BackendProcess> MultiNodeRun::backend_processes() {
   }
   if (starts_every_rank(plan_.backend)) {
     const std::string list = plan_.backend == Backend::kMvapich ? write_host_list() : "";
-    const bool has_eth0 = file_size("/sys/class/net/eth0/ifindex").has_value();
-    return {rank_starter(options_, plan_, variables_, facts_.hostfile_path, list, has_eth0, command)};
+    const std::string hostfile = facts_.hostfile.empty() ? "" : facts_.hostfile_path;
+    return {rank_starter(options_, plan_, variables_, hostfile, list, has_interface("eth0"), command)};
   }
   std::vector<BackendProcess> processes;
   for (size_t node = 0; node < plan_.hosts.size(); ++node) {
@@ -284,16 +298,27 @@ void MultiNodeRun::handle_agent(const AgentEvent& event) {
   }
 }
 
+/// pdsh goes on as long as one of its hosts does, so that its end tells nothing about the others.
+void MultiNodeRun::lose_hosts_that_pdsh_blames(const Words& lines) {
+  for (int index = 0; index < static_cast<int>(agents_.size()); ++index) {
+    if (agents_[static_cast<size_t>(index)].state != AgentState::kStarting) continue;
+    const std::string why = blamed_by_pdsh(lines, plan_.hosts[static_cast<size_t>(index)].host);
+    if (!why.empty()) lose(index, why);
+  }
+}
+
 /// An agent whose starter has ended without it ever answering will not come any more.
 void MultiNodeRun::check_starters() {
   for (const Starter& starter : starters_) {
-    if (!starter.ended || Clock::now() - starter.ended_at < kLastWords) continue;
     const std::vector<std::string> lines = tree_.error_tail(starter.id);
+    if (!starter.ended && plan_.backend == Backend::kPdsh) lose_hosts_that_pdsh_blames(lines);
+    if (!starter.ended || Clock::now() - starter.ended_at < kLastWords) continue;
     for (int index = 0; index < static_cast<int>(agents_.size()); ++index) {
       const std::vector<int>& own = starter.process.agents;
       if (!own.empty() && std::find(own.begin(), own.end(), index) == own.end()) continue;
       if (agents_[static_cast<size_t>(index)].state != AgentState::kStarting) continue;
-      const std::string said = lines.empty() ? "" : fmt::format(": {}", lines.back());
+      const std::string last = last_words(lines);
+      const std::string said = last.empty() ? "" : ": " + last;
       lose(index, fmt::format("{} ended with {}{}", starter.process.arguments[0], starter.ended->describe(), said));
     }
   }
@@ -430,6 +455,7 @@ MultiNodeOutcome MultiNodeRun::run() {
   if (!over()) {
     place_ranks();
     say_go();
+    outcome_.started = true;
     watch();
   }
   if (!over()) wait_for_output();

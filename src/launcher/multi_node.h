@@ -24,6 +24,7 @@ struct MultiNodeOutcome {
   int code = 0;
   bool failed = false;    ///< a rank or a machine failed; false after a stop request and a good end
   std::vector<int> lost;  ///< indices of hosts that could not be reached or were lost
+  bool started = false;   ///< the ranks had been told to go
   int stop_signal = 0;    ///< somebody asked for an end, perhaps after the failure
 };
 

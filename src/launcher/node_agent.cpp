@@ -90,8 +90,6 @@ void Agent::prepare() {
   DS_CHECK_AS(IoError, options.no_python || !options.venv_script.empty() || find_program(plan_.python),
               "there is no Python interpreter {} on host {}; the run needs the same installation on every machine",
               plan_.python, facts_.host);
-  DS_CHECK_AS(IoError, options.venv_script.empty() || is_readable(options.venv_script),
-              "--venv_script: {} cannot be read on host {}", options.venv_script, facts_.host);
   if (!ticket_.one_rank) {
     ranks_ = static_cast<int>(plan_.slots.size());
     check_binding(options, facts_, ranks_);
@@ -108,9 +106,14 @@ int Agent::run_ranks(ControlClient& control, const AgentGo& go) {
   if (!interface.empty()) facts_.environment.emplace("GLOO_SOCKET_IFNAME", interface);
 
   RankSettings settings{plan_.python, go.master_addr, go.master_port, std::nullopt, plan_.restart_count};
-  if (!ticket_.one_rank) settings.visible_devices = fmt::format("{}", fmt::join(plan_.slots, ","));
+  if (!ticket_.one_rank && !hides_gpus(facts_)) {
+    settings.visible_devices = fmt::format("{}", fmt::join(plan_.slots, ","));
+  }
   const std::vector<RankLaunch> ranks = make_rank_set(plan_.options, settings, go.first_rank, ranks_, logs_, facts_);
-  const RunOutcome outcome = supervise_ranks(ranks, supervisor_options(plan_.options.log_level), &control);
+  SupervisorOptions supervision;
+  supervision.log_level = plan_.options.log_level;
+  supervision.grace = std::chrono::milliseconds(plan_.kill_grace_ms);
+  const RunOutcome outcome = supervise_ranks(ranks, supervision, &control);
   AgentDone done{outcome.code(), {}};
   if (outcome.stop_signal != 0 && !outcome.failure)
     done.problem = fmt::format("it was stopped by signal {}", outcome.stop_signal);

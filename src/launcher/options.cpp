@@ -4,11 +4,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
+#include <functional>
 
 #include "base/error.h"
 #include "launcher/hostfile.h"
 #include "launcher/text.h"
+#include "platform/topology.h"
 
 namespace deepscale {
 namespace {
@@ -243,6 +244,12 @@ ParsedCommandLine parse_command_line(const std::vector<std::string>& arguments) 
     return {{}, app.help()};
   } catch (const CLI::CallForVersion& version) {
     return {{}, std::string(version.what()) + "\n"};
+  } catch (const CLI::ConversionError& error) {
+    // "Could not convert: --num_gpus = x"
+    const std::string text = error.what();
+    const size_t name = text.find("--");
+    ds_throw<ConfigError>("{}: not a value of this option's type (deepspeed --help)",
+                          name == std::string::npos ? text : text.substr(name));
   } catch (const CLI::ParseError& error) {
     ds_throw<ConfigError>("{}", error.what());
   }
@@ -276,27 +283,12 @@ std::string restore_dashes(const std::string& argument) {
 }
 
 std::vector<int> parse_core_list(const std::string& text) {
-  std::vector<int> cores;
-  const auto number = [&](std::string_view part) {
-    int value = -1;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-    DS_CHECK_AS(ConfigError, error == std::errc() && end == part.data() + part.size() && value >= 0,
-                "--bind_core_list: \"{}\" in \"{}\" is not a core number; expected ascending cores like 0,2-4,6", part,
-                text);
-    return value;
-  };
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    const std::string_view part = std::string_view(text).substr(begin, end - begin);
-    const size_t dash = part.find('-');
-    const int first = number(part.substr(0, dash));
-    const int last = dash == std::string_view::npos ? first : number(part.substr(dash + 1));
-    DS_CHECK_AS(ConfigError, last >= first && (cores.empty() || first > cores.back()),
-                "--bind_core_list: \"{}\" in \"{}\" is not ascending; expected cores like 0,2-4,6", part, text);
-    for (int core = first; core <= last; ++core) cores.push_back(core);
-    begin = end + 1;
-  }
-  return cores;
+  const std::optional<std::vector<int>> cores = parse_cpu_list(text);
+  DS_CHECK_AS(ConfigError, cores && !cores->empty(),
+              "--bind_core_list: \"{}\" is no list of core numbers; expected ascending cores like 0,2-4,6", text);
+  DS_CHECK_AS(ConfigError, std::adjacent_find(cores->begin(), cores->end(), std::greater_equal<>()) == cores->end(),
+              "--bind_core_list: \"{}\" is not ascending; expected cores like 0,2-4,6", text);
+  return *cores;
 }
 
 }  // namespace deepscale

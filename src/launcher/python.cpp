@@ -12,9 +12,7 @@ std::optional<std::string> find_python() {
                 "environment variable DEEPSCALE_PYTHON: \"{}\" is not an executable file", *chosen);
     return chosen;
   }
-  const std::string beside = executable_path().parent_path().string();
-  for (const std::string& candidate :
-       {beside + "/python3", beside + "/python", std::string("python3"), std::string("python")}) {
+  for (const std::string& candidate : python_candidates(executable_path().parent_path().string())) {
     if (const auto found = find_program(candidate)) return found->string();
   }
   return std::nullopt;

@@ -32,6 +32,8 @@ std::string prepare_logs(const LauncherOptions& options, int first_rank) {
 }
 
 void check_script(const LauncherOptions& options) {
+  DS_CHECK_AS(ConfigError, options.venv_script.empty() || is_readable(options.venv_script),
+              "--venv_script: {} cannot be read on host {}", options.venv_script, host_name());
   if (options.module || options.no_python) return;
   DS_CHECK_AS(ConfigError, fs::exists(options.script), "there is no script \"{}\"", options.script);
   DS_CHECK_AS(ConfigError, is_readable(options.script), "the script \"{}\" cannot be read: no permission",

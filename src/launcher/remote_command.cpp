@@ -55,6 +55,16 @@ std::vector<std::string> hosts_that_pdsh_blames(const std::vector<std::string>& 
   return hosts;
 }
 
+std::string blamed_by_pdsh(const std::vector<std::string>& error_lines, const std::string& host) {
+  const std::vector<std::string> blamed = hosts_that_pdsh_blames(error_lines);
+  if (std::find(blamed.begin(), blamed.end(), host) == blamed.end()) return "";
+  const std::string own = host + ": ";
+  const auto last = std::find_if(error_lines.rbegin(), error_lines.rend(),
+                                 [&](const std::string& line) { return line.starts_with(own); });
+  const std::string said = last == error_lines.rend() ? "" : ": " + last->substr(own.size());
+  return "ssh failed" + said;
+}
+
 std::string LinePrefixer::add(std::string_view piece) {
   std::string lines;
   for (size_t end = piece.find('\n'); end != std::string_view::npos; end = piece.find('\n')) {

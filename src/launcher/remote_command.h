@@ -32,6 +32,9 @@ std::vector<std::string> ssh_words(const RemoteCommand& command, const std::stri
 /// The hosts of lines like "pdsh@here: there: ssh exited with exit code 3", once each, in their order.
 std::vector<std::string> hosts_that_pdsh_blames(const std::vector<std::string>& error_lines);
 
+/// Why pdsh gave this host up while others go on: the host's own last line and what pdsh says. Empty when it has not.
+std::string blamed_by_pdsh(const std::vector<std::string>& error_lines, const std::string& host);
+
 /// Puts "host: " before each line of text that comes in pieces.
 class LinePrefixer {
  public:

@@ -22,6 +22,10 @@ TEST(RemoteCommand, GoesToEachHostThroughSshOtherwise) {
 }
 
 TEST(RemoteCommand, FindsTheHostsThatFailedInPdshsMessages) {
+  const std::vector<std::string> lines = {"bad: ssh: connect to host bad port 22: Connection refused",
+                                          "pdsh@here: bad: ssh exited with exit code 255", "good: 255"};
+  EXPECT_EQ(blamed_by_pdsh(lines, "bad"), "ssh failed: ssh: connect to host bad port 22: Connection refused");
+  EXPECT_EQ(blamed_by_pdsh(lines, "good"), "");
   EXPECT_EQ(hosts_that_pdsh_blames({"b: ls: cannot access 'x'", "pdsh@here: b: ssh exited with exit code 2",
                                     "pdsh@here: c: ssh exited with exit code 255",
                                     "pdsh@here: b: ssh exited with exit code 2", "pdsh@here: interrupted"}),

@@ -1,6 +1,7 @@
 #include "launcher/report.h"
 
-#include "platform/machine.h"
+#include "base/error.h"
+#include "platform/shared_memory.h"
 
 namespace deepscale {
 namespace {
@@ -17,7 +18,9 @@ struct OperatorFacts {
   Needs needs;
 };
 
-// In DeepSpeed's spelling. docs/status.md says what each of them is replaced by.
+constexpr int64_t kSample = 1 << 16;
+
+// In DeepSpeed's spelling.
 constexpr OperatorFacts kOperators[] = {
     {"async_io", Needs::kNothing},
     {"cpu_adam", Needs::kNothing},
@@ -49,13 +52,21 @@ constexpr OperatorFacts kOperators[] = {
 
 }  // namespace
 
-std::vector<OperatorRow> operator_rows() {
+std::string shared_memory_problem() {
+  try {
+    SharedMemory::create(kSample).commit(0, kSample);
+    return "";
+  } catch (const IoError& error) {
+    return error.what();
+  }
+}
+
+std::vector<OperatorRow> operator_rows(const NativePart& native) {
   std::vector<OperatorRow> rows;
   for (const OperatorFacts& facts : kOperators) {
-    OperatorRow row{facts.name, facts.needs != Needs::kLater, true, ""};
+    OperatorRow row{facts.name, facts.needs != Needs::kLater && native.present, true, native.problem};
     if (facts.needs == Needs::kLater) row.why_not = "not built yet";
-    if (facts.needs == Needs::kSharedMemory && shared_memory_bytes() == 0)
-      row.why_not = "there is no shared memory file system; mount /dev/shm";
+    if (facts.needs == Needs::kSharedMemory && row.why_not.empty()) row.why_not = shared_memory_problem();
     row.usable = row.why_not.empty();
     rows.push_back(std::move(row));
   }
@@ -64,8 +75,9 @@ std::vector<OperatorRow> operator_rows() {
 
 Report make_report(PythonCheck check) {
   Report report;
-  report.operators = operator_rows();
-  report.environment = python_lines(check, report.import_failed);
+  NativePart native;
+  report.environment = python_lines(check, report.import_failed, native);
+  report.operators = operator_rows(native);
   const std::vector<ReportLine> machine = machine_lines();
   report.environment.insert(report.environment.end(), machine.begin(), machine.end());
   return report;

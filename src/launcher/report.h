@@ -42,10 +42,19 @@ enum class PythonCheck : uint8_t {
 
 Report make_report(PythonCheck check);
 
+/// The compiled part of the installed Python package, which holds all operators.
+struct NativePart {
+  bool present = false;  ///< for some version of torch
+  std::string problem;   ///< why it cannot be used here; empty when it can
+};
+
 /// The parts of make_report.
-std::vector<OperatorRow> operator_rows();
-std::vector<ReportLine> python_lines(PythonCheck check, bool& import_failed);
+std::vector<OperatorRow> operator_rows(const NativePart& native);
+std::vector<ReportLine> python_lines(PythonCheck check, bool& import_failed, NativePart& native);
 std::vector<ReportLine> machine_lines();
+
+/// Why ranks of this machine cannot share memory; empty when they can.
+std::string shared_memory_problem();
 
 struct ReportView {
   bool operators = true;

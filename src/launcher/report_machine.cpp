@@ -114,11 +114,11 @@ void add_memory_lines(std::vector<ReportLine>& lines) {
                    limited ? gigabytes(memory.total_bytes) + " (cgroup or job)" : "none", ""});
   lines.push_back(
       {"memory.available_bytes", "available memory", memory.available_bytes, gigabytes(memory.available_bytes), ""});
-  lines.push_back({"memory.shared_bytes", "shared memory (/dev/shm) size", shared, gigabytes(shared),
-                   shared < kSmallSharedMemory
-                       ? "ranks of one machine exchange data there and 512 MB is too little for "
-                         "most models; containers: --shm-size=8g"
-                       : ""});
+  lines.push_back(
+      {"memory.shared_bytes", "shared memory (/dev/shm) size", shared, gigabytes(shared),
+       shared < kSmallSharedMemory
+           ? "data loaders' workers and NCCL use it, and 512 MB is little for them; containers: --shm-size=8g"
+           : ""});
 }
 
 void add_lock_line(std::vector<ReportLine>& lines) {

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "base/environment.h"
 #include "launcher/report.h"
@@ -19,7 +20,9 @@ int main(int count, char** values) {
   app.add_flag("--json", json, "print one JSON object");
   app.add_flag("--import", import, "also import torch and the extension and say what fails (takes seconds)");
   try {
-    app.parse(count, values);
+    std::vector<std::string> words = deepscale::program_arguments(count, values);
+    std::reverse(words.begin(), words.end());  // as CLI11 wants them
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }

@@ -183,6 +183,15 @@ std::string part_problem(const std::vector<std::string>& parts, const std::strin
   return fits ? "" : fmt::format("nothing is compiled for torch {}: install one of these versions", torch);
 }
 
+NativePart find_native_part(const Installed& installed) {
+  if (installed.own.empty()) return {false, "the Python package is not installed"};
+  const std::vector<std::string> parts = torch_parts(installed.own);
+  const std::string torch = installed.torch.empty() ? "" : read_torch_version(installed.torch).version;
+  std::string problem = part_problem(parts, torch);
+  if (problem.empty() && torch.empty()) problem = "torch is not installed";
+  return {!parts.empty(), problem};
+}
+
 void add_own_lines(const Installed& installed, std::vector<ReportLine>& lines) {
   const bool found = !installed.own.empty();
   lines.push_back({"paths.deepspeed", "deepspeed install path", value_or_missing(installed.own.string()),
@@ -219,9 +228,9 @@ bool has_file(const fs::path& folder, const char* part) {
 
 /// By the files of torch's wheel. Only --import can tell about MPI, and about a torch that somebody built.
 void add_backend_lines(const Installed& installed, std::vector<ReportLine>& lines) {
-  const bool shared = shared_memory_bytes() > 0;
-  lines.push_back({"communication.host", "host communicator", shared,
-                   shared ? "shared memory" : "off: no shared memory, ranks use torch's backend", ""});
+  const std::string problem = shared_memory_problem();
+  lines.push_back({"communication.host", "host communicator", problem.empty(),
+                   problem.empty() ? "shared memory" : "off, ranks use torch's backend: " + problem, ""});
   if (installed.torch.empty()) return;
   const fs::path libraries = installed.torch / "lib";
   const bool torch_cuda = has_file(libraries, "torch_cuda");
@@ -259,7 +268,7 @@ void add_import_lines(const std::string& python, std::vector<ReportLine>& lines,
 
 }  // namespace
 
-std::vector<ReportLine> python_lines(PythonCheck check, bool& import_failed) {
+std::vector<ReportLine> python_lines(PythonCheck check, bool& import_failed, NativePart& native) {
   std::vector<ReportLine> lines;
   std::optional<std::string> python;
   std::string problem = "no Python beside this program or in PATH; install one, or set DEEPSCALE_PYTHON";
@@ -278,6 +287,7 @@ std::vector<ReportLine> python_lines(PythonCheck check, bool& import_failed) {
   lines.push_back({"paths.python", "python executable", value_or_missing(installed.python_path), "", ""});
   if (known) add_torch_lines(installed, lines);
   add_own_lines(installed, lines);
+  native = find_native_part(installed);
   add_backend_lines(installed, lines);
   if (check == PythonCheck::kFilesOnly) return lines;
   if (known) {

@@ -82,6 +82,18 @@ TEST(Report, EveryKeyOccursOnceAndEveryOperatorThatIsNotUsableSaysWhy) {
   EXPECT_TRUE(operators.contains("cpu_adam") && operators.contains("evoformer_attn"));
 }
 
+TEST(Report, NoOperatorIsSaidToWorkWithoutItsLibraries) {
+  for (const OperatorRow& row : operator_rows({false, "the Python package is not installed"})) {
+    EXPECT_FALSE(row.built || row.usable) << row.name;
+    EXPECT_FALSE(row.why_not.empty()) << row.name;
+  }
+  const std::vector<OperatorRow> no_torch = operator_rows({true, "torch is not installed"});
+  EXPECT_TRUE(std::any_of(no_torch.begin(), no_torch.end(), [](const OperatorRow& row) { return row.built; }));
+  EXPECT_TRUE(std::none_of(no_torch.begin(), no_torch.end(), [](const OperatorRow& row) { return row.usable; }));
+  const std::vector<OperatorRow> all = operator_rows({true, ""});
+  EXPECT_TRUE(std::any_of(all.begin(), all.end(), [](const OperatorRow& row) { return row.usable; }));
+}
+
 TEST(Report, DescribesThisMachine) {
   const auto json = nlohmann::json::parse(format_report_json(make_report(PythonCheck::kFilesOnly), {}));
   EXPECT_GT(json["memory"]["total_bytes"].get<int64_t>(), int64_t{1} << 26);

@@ -146,7 +146,9 @@ int main(int count, char** values) {
   app.add_flag("--no_pdsh", request.plain_ssh, "use ssh even where pdsh is installed");
   app.prefix_command();  // the command's own options are not ours
   try {
-    app.parse(count, values);
+    std::vector<std::string> words = program_arguments(count, values);
+    std::reverse(words.begin(), words.end());  // as CLI11 wants them
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }

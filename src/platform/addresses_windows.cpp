@@ -67,4 +67,9 @@ std::string interface_of(const std::string& address) {
   return {};
 }
 
+bool has_interface(const std::string& name) {
+  const auto all = interface_addresses();
+  return std::any_of(all.begin(), all.end(), [&](const InterfaceAddress& entry) { return entry.adapter == name; });
+}
+
 }  // namespace deepscale

@@ -38,6 +38,15 @@ bool is_readable(const std::filesystem::path& path);
 int64_t total_memory_bytes();
 int64_t shared_memory_bytes();
 
+/// What follows the program's name on the command line of main(count, values), in UTF-8. Windows' own values are in the
+/// user's code page, which lacks most letters.
+std::vector<std::string> program_arguments(int count, char** values);
+
+/// Where an installation whose programs lie in `folder` has its Python interpreter, most likely place first, then names
+/// to look for in PATH. Windows: programs lie in Scripts, beside python.exe in a virtual environment and below it
+/// elsewhere; in PATH "python3" is as a rule a program that only opens the shop, so that "python" comes first.
+std::vector<std::string> python_candidates(const std::string& folder);
+
 /// "Linux 6.1.0-13-amd64 x86_64".
 std::string system_description();
 

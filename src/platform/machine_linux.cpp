@@ -111,6 +111,14 @@ int64_t shared_memory_bytes() {
   return static_cast<int64_t>(info.f_blocks) * static_cast<int64_t>(info.f_frsize);
 }
 
+std::vector<std::string> program_arguments(int count, char** values) {
+  return {values + 1, values + count};
+}
+
+std::vector<std::string> python_candidates(const std::string& folder) {
+  return {folder + "/python3", folder + "/python", "python3", "python"};
+}
+
 std::string system_description() {
   struct utsname info = {};
   if (uname(&info) != 0) return "Linux";

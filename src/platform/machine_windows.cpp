@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "platform/command_line.h"
 #include "platform/machine.h"
 
 namespace deepscale {
@@ -146,6 +147,16 @@ int64_t shared_memory_bytes() {
   MEMORYSTATUSEX status = {};
   status.dwLength = sizeof(status);
   return GlobalMemoryStatusEx(&status) ? static_cast<int64_t>(status.ullTotalPageFile) : 0;
+}
+
+std::vector<std::string> program_arguments(int /*count*/, char** /*values*/) {
+  std::vector<std::string> words = split_command_line(to_utf8(GetCommandLineW()));
+  if (!words.empty()) words.erase(words.begin());
+  return words;
+}
+
+std::vector<std::string> python_candidates(const std::string& folder) {
+  return {folder + "\\python.exe", folder + "\\..\\python.exe", "python", "python3"};
 }
 
 std::string system_description() {

@@ -32,6 +32,7 @@ using Native = SOCKET;
 using PollEntry = WSAPOLLFD;
 using OptionLength = int;
 inline constexpr int kNoSignal = 0;
+inline constexpr int kTimedOut = WSAETIMEDOUT;
 
 /// Winsock must be started once per process; its end comes with the process.
 inline void start() {
@@ -66,6 +67,7 @@ using Native = int;
 using PollEntry = pollfd;
 using OptionLength = socklen_t;
 inline constexpr int kNoSignal = MSG_NOSIGNAL;
+inline constexpr int kTimedOut = ETIMEDOUT;
 
 inline void start() {}
 inline int last_error() {

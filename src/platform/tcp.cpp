@@ -44,7 +44,7 @@ int attempt(int64_t handle, const addrinfo& target, Clock::time_point deadline) 
   if (::connect(static_cast<sockets::Native>(handle), target.ai_addr, length) == 0) return 0;
   const int error = sockets::last_error();
   if (!sockets::in_progress(error)) return error;
-  if (!wait_for(handle, POLLOUT, milliseconds_left(deadline))) return static_cast<int>(std::errc::timed_out);
+  if (!wait_for(handle, POLLOUT, milliseconds_left(deadline))) return sockets::kTimedOut;
   int result = 0;
   sockets::OptionLength size = sizeof(result);
   getsockopt(static_cast<sockets::Native>(handle), SOL_SOCKET, SO_ERROR, reinterpret_cast<char*>(&result), &size);

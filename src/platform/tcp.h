@@ -101,6 +101,8 @@ std::vector<std::string> addresses_of(const std::string& host);
 
 /// Name of the interface that has the numeric address ("eth0"); empty when there is none.
 std::string interface_of(const std::string& address);
+/// Whether this machine has an interface of that name that is up.
+bool has_interface(const std::string& name);
 
 /// 127.0.0.0/8 or ::1.
 bool is_loopback(const std::string& address);

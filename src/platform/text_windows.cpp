@@ -25,12 +25,12 @@ std::wstring wide_path(std::string_view path) {
   constexpr size_t kLimit = 240;  // a folder's name must leave room for a file's in MAX_PATH
   std::wstring wide = to_wide(path);
   std::replace(wide.begin(), wide.end(), L'/', L'\\');
-  if (wide.size() < kLimit || wide.starts_with(L"\\\\")) return wide;
+  if (wide.starts_with(L"\\\\?\\") || wide.starts_with(L"\\\\.\\")) return wide;
   std::wstring full(32768, L'\0');
   const DWORD length = GetFullPathNameW(wide.c_str(), static_cast<DWORD>(full.size()), full.data(), nullptr);
-  if (length == 0 || length >= full.size()) return wide;
+  if (length < kLimit || length >= full.size()) return wide;
   full.resize(length);
-  return L"\\\\?\\" + full;
+  return full.starts_with(L"\\\\") ? L"\\\\?\\UNC" + full.substr(1) : L"\\\\?\\" + full;
 }
 
 std::string error_text(DWORD error) {

@@ -192,10 +192,8 @@ void GradReducer::send(UnitState& state) {
     if (!state.written[i]) slot(state, state.bucket, static_cast<int>(i)).zero_();
   }
   ParamUnit& unit = *state.unit;
-  if (!state.shard.defined()) {
-    state.shard = Communicator::self().allocate(unit.layout().shard_numel(), sum_dtype(state), unit.device());
-  }
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
+  if (direct) open_shard(state, /*keep_values=*/false);
   state.scratch = direct ? at::Tensor() : acquire_scratch(state);
   state.pending =
       unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
@@ -204,6 +202,37 @@ void GradReducer::send(UnitState& state) {
   // In shared memory a reduction costs nothing until somebody waits, so it is always left in flight.
   const bool in_background = unit.device().is_cpu() && unit.plan().grads.shares_memory();
   complete_all_but(options_.overlap || in_background ? kInFlight : 0);
+}
+
+/// Gives the shard memory. keep_values: with what it holds.
+void GradReducer::open_shard(UnitState& state, bool keep_values) {
+  const int64_t numel = state.unit->layout().shard_numel();
+  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(sum_dtype(state)));
+  if (!state.shard.defined()) {
+    // MiCS reduces the shards of all groups once more at the boundary, in memory.
+    const bool to_file = options_.file != nullptr && state.unit->device().is_cpu() &&
+                         state.unit->plan().replicas.is_self() && bytes >= options_.smallest_in_file_bytes;
+    if (to_file)
+      state.stored = FileTensor(*options_.file, numel, sum_dtype(state), "gradients of " + state.unit->name());
+    state.shard =
+        to_file ? state.stored.tensor() : Communicator::self().allocate(numel, sum_dtype(state), state.unit->device());
+  }
+  if (!state.stored.defined()) return;
+  if (keep_values) {
+    state.stored.load();
+  } else {
+    state.stored.load_for_overwrite();
+  }
+}
+
+void GradReducer::close_shard(UnitState& state) {
+  if (!state.stored.defined()) return;
+  if (listener_) listener_(static_cast<int>(&state - units_.data()), state.shard);
+  state.stored.start_store();
+}
+
+void GradReducer::set_shard_listener(std::function<void(int unit, const at::Tensor& shard)> listener) {
+  listener_ = std::move(listener);
 }
 
 void GradReducer::complete(UnitState& state) {
@@ -216,6 +245,7 @@ void GradReducer::complete(UnitState& state) {
 
 /// A reduction's result, in the scratch or in the shard itself, becomes part of the shard.
 void GradReducer::store(UnitState& state) {
+  if (state.scratch.defined()) open_shard(state, /*keep_values=*/state.shard_valid);
   if (!state.scratch.defined()) {
     if (scale_after(state) != 1.0) state.shard.mul_(scale_after(state));
   } else if (state.shard_valid) {
@@ -229,6 +259,7 @@ void GradReducer::store(UnitState& state) {
     state.scratch = at::Tensor();
   }
   state.shard_valid = true;
+  close_shard(state);
 }
 
 void GradReducer::complete_all_but(size_t in_flight) {
@@ -315,9 +346,10 @@ void GradReducer::settle_unit(UnitState& state) {
     return;
   }
   if (!state.shard_valid) {
-    const int64_t shard_numel = state.unit->layout().shard_numel();
-    state.shard = Communicator::self().allocate(shard_numel, sum_dtype(state), state.unit->device());
+    open_shard(state, /*keep_values=*/false);
+    state.shard.zero_();
     state.shard_valid = true;
+    close_shard(state);
   }
   if (!plan.replicas.is_self()) state.pending = plan.replicas.all_reduce(state.shard, op(), state.unit->name());
 }
@@ -401,11 +433,22 @@ void GradReducer::reopen() {
   }
 }
 
-at::Tensor GradReducer::settled(int unit) const {
-  const UnitState& state = units_[unit];
+at::Tensor GradReducer::settled(int unit) {
+  UnitState& state = units_[unit];
+  if (state.stored.defined()) state.stored.load();
   if (state.unit->plan().reduces_each_micro_batch()) return state.shard;
   const int64_t shard_numel = state.unit->layout().shard_numel();
   return flat::slice(state.whole, state.unit->plan().shard_rank() * shard_numel, shard_numel);
+}
+
+void GradReducer::release_settled(int unit, bool changed) {
+  UnitState& state = units_[unit];
+  if (!state.stored.defined()) return;
+  if (changed) {
+    close_shard(state);
+  } else {
+    state.stored.drop();
+  }
 }
 
 void GradReducer::clear() {
@@ -414,6 +457,7 @@ void GradReducer::clear() {
   for (auto& state : units_) {
     std::fill(state.written.begin(), state.written.end(), false);
     state.shard_valid = false;
+    if (state.stored.defined()) state.stored.drop();
     state.late = state.carry = at::Tensor();
     for (const auto& param : state.unit->params()) {
       if (param.tensor.grad().defined()) param.tensor.mutable_grad() = at::Tensor();
@@ -426,7 +470,7 @@ int64_t GradReducer::gradient_bytes() const {
   int64_t bytes = 0;
   for (const auto& state : units_) {
     if (state.whole.defined()) bytes += static_cast<int64_t>(state.whole.nbytes());
-    if (state.shard.defined()) bytes += static_cast<int64_t>(state.shard.nbytes());
+    if (state.shard.defined() && !state.stored.defined()) bytes += static_cast<int64_t>(state.shard.nbytes());
     if (state.late.defined()) bytes += static_cast<int64_t>(state.late.nbytes());
     if (state.carry.defined()) bytes += static_cast<int64_t>(state.carry.nbytes());
   }

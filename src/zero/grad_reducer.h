@@ -27,6 +27,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -45,6 +46,10 @@ class GradReducer {
     bool prescale = false;          ///< divide by the number of ranks before the sum instead of after it
     double predivide_factor = 1.0;  ///< divide by it before the sum and multiply after
     bool overlap = false;           ///< let one reduction be in flight while backward goes on
+    /// Where the averaged shards live of plans that reduce each micro-batch, until the step; null: in memory.
+    const FileTier* file = nullptr;
+    /// Smaller shards stay in memory: a file would cost more time than it saves memory.
+    int64_t smallest_in_file_bytes = 1 << 16;
   };
 
   /// Units in the order in which backward is expected to finish them. trainable[u][i]: whether tensor i has a gradient.
@@ -62,8 +67,16 @@ class GradReducer {
   /// when it was done already and no backward came since.
   void settle();
   void wait_settled(int unit);
-  /// This rank's averaged gradient, [shard_numel], in the accumulation dtype; after wait_settled().
-  [[nodiscard]] at::Tensor settled(int unit) const;
+  /// This rank's averaged gradient, [shard_numel], in the accumulation dtype; after wait_settled(). What lives in a
+  /// file is loaded, until release_settled().
+  [[nodiscard]] at::Tensor settled(int unit);
+  /// `changed`: somebody wrote it.
+  void release_settled(int unit, bool changed = false);
+  /// Whether the shard lives in a file; it was then shown to the listener.
+  [[nodiscard]] bool in_file(int unit) const { return units_[unit].stored.defined(); }
+  /// Called with a unit's shard whenever it has a new value that goes to a file: what needs to be computed from it can
+  /// be computed without reading it again.
+  void set_shard_listener(std::function<void(int unit, const at::Tensor& shard)> listener);
   /// The window goes on after settle(): the result is set aside, and the next settle() adds it.
   void reopen();
 
@@ -89,6 +102,7 @@ class GradReducer {
     at::Tensor late;     ///< [total_numel], what arrived after the bucket was sent
     at::Tensor scratch;  ///< result of a reduction that must still be added or converted
     at::Tensor shard;    ///< [shard_numel], plans that reduce each micro-batch
+    FileTensor stored;   ///< what shard lives in, when that is a file
     at::Tensor carry;    ///< [shard_numel], settled before the window went on
     bool shard_valid = false;
     Pending pending;
@@ -107,6 +121,8 @@ class GradReducer {
   void complete(UnitState& state);
   void complete_all_but(size_t in_flight);
   void store(UnitState& state);
+  void open_shard(UnitState& state, bool keep_values);
+  void close_shard(UnitState& state);
   [[nodiscard]] std::vector<int> units_with_late_gradients() const;
   void reduce_late();
   void settle_unit(UnitState& state);
@@ -125,6 +141,7 @@ class GradReducer {
 
   std::vector<UnitState> units_;
   Options options_;
+  std::function<void(int, const at::Tensor&)> listener_;
   std::vector<int> order_;      ///< fixed order of sending, indices of reducing units
   std::vector<int> completed_;  ///< order seen in the first backward
   bool order_observed_ = false;

@@ -84,6 +84,60 @@ void ParamUnit::allocate() {
   shard_ = flat::slice(flat_, plan_.shard_rank() * layout_.shard_numel(), layout_.shard_numel());
 }
 
+void ParamUnit::move_to_file(const FileTier& tier) {
+  if (!sharded() || !device().is_cpu() || gathered_ || in_file()) return;
+  DS_CHECK_AS(
+      ConfigError, plan_.node.is_self(),
+      "zero_optimization.offload_param.device \"nvme\" and zero_hpz_partition_size {} contradict each other: hpZ keeps "
+      "a second shard in memory",
+      plan_.node.size());
+  const c10::NoGradGuard no_grad;
+  drop_prefetch();
+  FileTensor stored(tier, layout_.shard_numel(), dtype_, "parameters of " + name_);
+  stored.load_for_overwrite();
+  flat::copy(shard_, stored.tensor());
+  stored.start_store();
+  if (mapped_) plan_.params.barrier(name_);  // others may still read the common memory
+  mapped_ = false;
+  shard_ = stored.tensor();
+  stored_ = std::move(stored);
+  full_.clear();
+  if (alone_in_file()) {
+    flat_ = shard_;
+    for (int i = 0; i < layout_.tensors(); ++i) {
+      full_.push_back(stored_.view(layout_.offset(i), layout_.numel(i)).view(shapes_[i]));
+    }
+  } else {
+    flat_ = at::empty({layout_.total_numel()}, shard_.options());
+    for (int i = 0; i < layout_.tensors(); ++i) full_.push_back(slot(i).view(shapes_[i]));
+    flat::resize_storage(flat_, 0);
+  }
+  point_at_nothing();
+}
+
+at::Tensor ParamUnit::shard_part(int64_t offset, int64_t length) const {
+  return in_file() ? stored_.view(offset, length) : flat::slice(shard_, offset, length);
+}
+
+void ParamUnit::visit(bool overwrite) {
+  if (!in_file()) return;
+  if (overwrite && !stored_.loaded()) {
+    stored_.load_for_overwrite();
+  } else {
+    stored_.load();
+  }
+}
+
+void ParamUnit::end_visit(bool changed) {
+  if (!in_file()) return;
+  if (changed) {
+    stored_.start_store();
+    if (alone_in_file() && gathered_) stored_.load();  // somebody holds the parameters
+  } else if (!(alone_in_file() && occupied())) {
+    stored_.drop();
+  }
+}
+
 void ParamUnit::take_values(const at::Tensor& values) {
   flat::copy(flat::slice(values, plan_.shard_rank() * layout_.shard_numel(), layout_.shard_numel()), shard_);
   if (needs_publish_barrier()) plan_.params.barrier(name_);
@@ -129,6 +183,10 @@ void ParamUnit::hide_shapes() {
 
 void ParamUnit::prefetch() {
   if (!sharded() || mapped_ || gathered_ || prefetched_) return;
+  if (in_file()) {
+    prefetched_ = stored_.start_load();
+    return;
+  }
   flat::resize_storage(flat_, layout_.total_numel() * flat_.element_size());
   pending_ = second_shard_valid_ ? plan_.node.all_gather(second_shard_, flat_, name_)
                                  : plan_.params.all_gather(shard_, flat_, name_);
@@ -138,12 +196,25 @@ void ParamUnit::prefetch() {
 void ParamUnit::gather() {
   ++gather_count_;
   if (gathered_) return;
-  prefetch();
-  if (prefetched_) {
-    pending_.wait();
-    prefetched_ = false;
+  if (in_file()) {
+    gather_from_file();
+  } else {
+    prefetch();
+    if (prefetched_) pending_.wait();
   }
+  prefetched_ = false;
   point_at_full();
+}
+
+void ParamUnit::gather_from_file() {
+  stored_.load();
+  if (alone_in_file()) return;
+  flat::resize_storage(flat_, layout_.total_numel() * flat_.element_size());
+  pending_ = plan_.params.all_gather(shard_, flat_, name_);
+  pending_.wait();
+  pending_.wait_released();  // others have read the shard
+  pending_ = Pending();
+  stored_.drop();
 }
 
 void ParamUnit::release() {
@@ -166,6 +237,10 @@ void ParamUnit::unhold() {
 void ParamUnit::drop_prefetch() {
   if (!prefetched_) return;
   prefetched_ = false;
+  if (in_file()) {
+    stored_.drop();
+    return;
+  }
   pending_.wait_released();
   pending_ = Pending();
   flat::resize_storage(flat_, 0);
@@ -178,6 +253,10 @@ void ParamUnit::release_all() {
   if (!sharded() || !gathered_) return;
   point_at_nothing();
   if (mapped_) return;
+  if (alone_in_file()) {
+    stored_.drop();
+    return;
+  }
   keep_second_shard();
   pending_.wait_released();
   pending_ = Pending();
@@ -197,10 +276,12 @@ Pending ParamUnit::publish() {
   drop_prefetch();
   second_shard_valid_ = false;
   if (sharded()) {
-    if (!mapped_ && gathered_) {
-      pending_ = Pending();
-      return plan_.params.all_gather(shard_, flat_, name_);
-    }
+    if (mapped_ || !gathered_ || alone_in_file()) return {};
+    pending_ = Pending();
+    if (!in_file()) return plan_.params.all_gather(shard_, flat_, name_);
+    stored_.load();
+    plan_.params.all_gather(shard_, flat_, name_).wait_released();
+    stored_.drop();
     return {};
   }
   return plan_.optimizer.all_gather(shard_, flat_, name_);
@@ -227,8 +308,10 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
   if (mapped_) plan_.params.barrier(params_[index].name);
   if (!sharded() || (gathered_ && !mapped_)) flat::copy(values, slot(index));
   if (const ShardLayout::Piece* piece = piece_of(index)) {
+    visit();
     flat::copy(flat::slice(values, piece->tensor_offset, piece->length),
-               flat::slice(shard_, piece->shard_offset, piece->length));
+               shard_part(piece->shard_offset, piece->length));
+    end_visit(/*changed=*/true);
   }
   if (write_listener_) write_listener_(index);
   if (mapped_) plan_.params.barrier(params_[index].name);

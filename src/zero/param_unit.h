@@ -1,10 +1,12 @@
 // A unit: parameters that are gathered and released together, in one flat buffer.
 //
-// Three ways to exist, decided by the plan and the group, invisible to callers:
+// Ways to exist, decided by the plan, the group and move_to_file(), invisible to callers:
 //  - replicated (plan.params of one rank): the flat buffer is always there; shard() is a slice of it.
 //  - mapped (plan.params shares memory): the flat buffer is one region that all ranks map; a shard is a slice of it,
 //    and to gather is to point param.data at it. No byte moves, no peer takes part, and the host holds the model once.
 //  - gathered (otherwise): shards are separate; gather() gives the flat buffer its memory and all-gathers into it.
+//  - in a file (after move_to_file): as gathered, but the shard is in memory only while it is gathered from, stepped or
+//    written; a group of one reads it straight into the flat buffer.
 //
 // [Note: second shards] With a node group (hpZ; Wang et al. 2023, "ZeRO++", arXiv 2306.10209) a gathered unit leaves,
 // at its first release after new weights, a second shard cut over the node's ranks only; until the next weights gathers
@@ -25,6 +27,7 @@
 #include <string>
 #include <vector>
 
+#include "memory/file_tier.h"
 #include "zero/shard_layout.h"
 #include "zero/sharding_plan.h"
 
@@ -52,9 +55,23 @@ class ParamUnit {
   [[nodiscard]] at::Device device() const { return flat_.device(); }
   [[nodiscard]] bool sharded() const { return plan_.shards_params(); }
   [[nodiscard]] bool mapped() const { return mapped_; }
+  [[nodiscard]] bool in_file() const { return stored_.defined(); }
 
-  /// This rank's slice of the optimizer group's layout, in the model's dtype: [layout().shard_numel()].
+  /// Keeps this rank's shard in a file of the tier from now on, and in memory only for a visit. For units that are
+  /// sharded and not gathered, on the CPU, before anybody has taken shard(); nothing happens to others. Throws
+  /// ConfigError with a node group (hpZ), which would keep a second shard in memory.
+  void move_to_file(const FileTier& tier);
+
+  /// This rank's slice of the optimizer group's layout, in the model's dtype: [layout().shard_numel()]. In a file:
+  /// without memory outside of a visit.
   [[nodiscard]] const at::Tensor& shard() const { return shard_; }
+  /// Elements [offset, offset + length) of it; may be made at any time.
+  [[nodiscard]] at::Tensor shard_part(int64_t offset, int64_t length) const;
+  /// Gives the shard memory until end_visit(). Does nothing where it has memory anyway. With `overwrite` the caller
+  /// writes every element; what stood there need not be read.
+  void visit(bool overwrite = false);
+  /// `changed`: the shard was written; publish() must follow before the next use of the parameters.
+  void end_visit(bool changed);
   /// The pieces of this rank's slice.
   [[nodiscard]] const std::vector<ShardLayout::Piece>& pieces() const { return pieces_; }
   /// The piece of tensor `index` in this rank's slice; null when it has none.
@@ -103,9 +120,11 @@ class ParamUnit {
 
  private:
   void allocate();
+  [[nodiscard]] bool alone_in_file() const { return stored_.defined() && plan_.params.is_self(); }
   void take_values(const at::Tensor& values);
   void keep_second_shard();
   void drop_prefetch();
+  void gather_from_file();
   void point_at_full();
   void point_at_nothing();
   [[nodiscard]] at::Tensor slot(int index) const;
@@ -119,6 +138,7 @@ class ParamUnit {
   std::vector<ShardLayout::Piece> pieces_;
   at::Tensor flat_;
   at::Tensor shard_;
+  FileTensor stored_;             ///< what shard_ lives in, when that is a file
   std::vector<at::Tensor> full_;  ///< full-shape views of flat_
   at::Tensor empty_;
   at::Tensor second_shard_;  ///< [total_numel / node.size()], in slices of the flat buffer

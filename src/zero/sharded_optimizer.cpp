@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -29,6 +30,7 @@ double squares_of(const at::Tensor& tensor) {
 ShardedOptimizer::ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles,
                                    NativeOptimizerOptions options, Placement placement)
     : options_(options) {
+  if (placement.file != nullptr) check_file_placement();
   int64_t total = 0;
   for (const ParamUnit* unit : units) total += unit->layout().total_numel();
   int64_t placed = 0;
@@ -38,63 +40,100 @@ ShardedOptimizer::ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<st
     placed += units[u]->layout().total_numel();
     const bool within_share = static_cast<double>(placed) <= placement.share * static_cast<double>(total);
     state.placement = within_share ? placement.device : units[u]->device();
+    state.file = within_share ? placement.file : nullptr;
     state.roles = std::move(roles[u]);
     for (const Role& role : state.roles) last_group_ = std::max(last_group_, role.group);
     if (options_.kind != OptimizerKind::kNone) {
-      build_runs(state);
+      build_runs(state, state.file != nullptr ? placement.block_numel : std::numeric_limits<int64_t>::max());
       allocate(state);
     }
     units_.push_back(std::move(state));
-    for (int i = 0; i < units[u]->layout().tensors(); ++i) refresh_master(static_cast<int>(u), i);
+    refresh_master(static_cast<int>(u), -1);
   }
 }
 
-void ShardedOptimizer::build_runs(UnitState& state) const {
-  int64_t compact = 0;
+void ShardedOptimizer::check_file_placement() const {
+  const char* kind = options_.kind == OptimizerKind::kLamb       ? "LAMB"
+                     : options_.kind == OptimizerKind::kMuon     ? "Muon"
+                     : options_.kind == OptimizerKind::kExternal ? "an optimizer that DeepScale does not compute itself"
+                                                                 : nullptr;
+  DS_CHECK_AS(ConfigError, kind == nullptr,
+              "zero_optimization.offload_optimizer.device is \"nvme\", and {} needs whole parameters in memory: use "
+              "\"cpu\", or Adam, AdamW, Lion, Adagrad or SGD",
+              kind);
+}
+
+void ShardedOptimizer::build_runs(UnitState& state, int64_t block_numel) const {
+  std::vector<Run> runs;
   bool open = false;
   for (const auto& piece : state.unit->pieces()) {
     const int group = state.roles[piece.tensor].group;
-    if (group < 0) {
-      open = false;
-      continue;
+    if (group >= 0 && open && runs.back().group == group) {
+      runs.back().length = piece.shard_offset + piece.length - runs.back().shard_begin;
+    } else if (group >= 0) {
+      runs.push_back({piece.shard_offset, piece.length, group, 0, {}});
     }
-    const int64_t end = piece.shard_offset + piece.length;
-    if (open && state.runs.back().group == group) {
-      Run& run = state.runs.back();
-      compact += end - (run.shard_begin + run.length);
-      run.length = end - run.shard_begin;
-    } else {
-      Run run;
-      run.shard_begin = piece.shard_offset;
-      run.length = piece.length;
-      run.group = group;
+    open = group >= 0;
+  }
+  constexpr int64_t kUnit = ShardLayout::kAlignment;
+  const int64_t limit = std::max(block_numel / kUnit, int64_t{1}) * kUnit;
+  for (const Run& run : runs) {
+    for (int64_t done = 0; done < run.length;) {
       // Runs keep the alignment that their elements have in the shard.
-      run.compact_begin = (compact + ShardLayout::kAlignment - 1) / ShardLayout::kAlignment * ShardLayout::kAlignment;
-      compact = run.compact_begin + piece.length;
-      state.runs.push_back(run);
-      open = true;
+      int64_t begin = state.blocks.empty() ? limit : (state.blocks.back().numel() + kUnit - 1) / kUnit * kUnit;
+      if (begin >= limit) {
+        state.blocks.emplace_back();
+        begin = 0;
+      }
+      const int64_t length = std::min(run.length - done, limit - begin);
+      state.blocks.back().runs.push_back({run.shard_begin + done, length, run.group, begin, {}});
+      done += length;
     }
   }
 }
 
 void ShardedOptimizer::allocate(UnitState& state) const {
-  if (state.runs.empty()) return;
-  const int64_t compact = state.runs.back().compact_begin + state.runs.back().length;
   const Communicator own = Communicator::self();
   const bool shard_is_master = state.unit->dtype() == options_.master_dtype && state.unit->device() == state.placement;
-  if (!shard_is_master) state.master = own.allocate(compact, options_.master_dtype, state.placement);
-  for (size_t k = 0; k < options_.state_names().size(); ++k) {
-    state.states.push_back(own.allocate(compact, options_.state_dtype, state.placement));
-  }
-  for (Run& run : state.runs) {
-    const at::Tensor shard = flat::slice(state.unit->shard(), run.shard_begin, run.length);
-    run.tensors.master = shard_is_master ? shard : flat::slice(state.master, run.compact_begin, run.length);
-    if (!shard_is_master && state.unit->device() == state.placement) run.tensors.copy_out = shard;
-    run.tensors.fresh = true;
-    for (const auto& full : state.states) {
-      run.tensors.states.push_back(flat::slice(full, run.compact_begin, run.length));
+  for (Block& block : state.blocks) {
+    const auto make = [&](const std::string& what, at::ScalarType dtype) {
+      if (state.file == nullptr) return own.allocate(block.numel(), dtype, state.placement);
+      block.in_file.emplace_back(*state.file, block.numel(), dtype, what + " of " + state.unit->name());
+      return block.in_file.back().tensor();
+    };
+    const auto part = [&](const at::Tensor& whole, const Run& run) {
+      for (const FileTensor& file : block.in_file) {
+        if (file.tensor().is_same(whole)) return file.view(run.compact_begin, run.length);
+      }
+      return flat::slice(whole, run.compact_begin, run.length);
+    };
+    if (!shard_is_master) block.master = make("the master copy", options_.master_dtype);
+    for (const std::string& name : options_.state_names()) block.states.push_back(make(name, options_.state_dtype));
+    for (Run& run : block.runs) {
+      const at::Tensor shard = state.unit->shard_part(run.shard_begin, run.length);
+      run.tensors.master = shard_is_master ? shard : part(block.master, run);
+      if (!shard_is_master && state.unit->device() == state.placement) run.tensors.copy_out = shard;
+      run.tensors.fresh = true;
+      for (const auto& full : block.states) run.tensors.states.push_back(part(full, run));
     }
   }
+}
+
+void ShardedOptimizer::Block::start_load() {
+  for (FileTensor& tensor : in_file) tensor.start_load();
+}
+
+void ShardedOptimizer::Block::load() {
+  start_load();
+  for (FileTensor& tensor : in_file) tensor.load();
+}
+
+void ShardedOptimizer::Block::store() {
+  for (FileTensor& tensor : in_file) tensor.start_store();
+}
+
+void ShardedOptimizer::Block::drop() {
+  for (FileTensor& tensor : in_file) tensor.drop();
 }
 
 void ShardedOptimizer::check_hyper(const std::vector<GroupHyper>& hyper) const {
@@ -112,6 +151,13 @@ void ShardedOptimizer::check_hyper(const std::vector<GroupHyper>& hyper) const {
   }
 }
 
+ShardedOptimizer::Block* ShardedOptimizer::block_after(size_t unit, size_t block) {
+  for (++block; unit < units_.size(); ++unit, block = 0) {
+    if (block < units_[unit].blocks.size()) return &units_[unit].blocks[block];
+  }
+  return nullptr;
+}
+
 void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper,
                                  int64_t step, double grad_scale) {
   UnitState& state = units_[unit];
@@ -121,34 +167,69 @@ void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std
   } else if (options_.kind == OptimizerKind::kMuon) {
     step_muon(state, placed, hyper, step, grad_scale);
   } else {
-    for (Run& run : state.runs) {
-      run.tensors.grad = flat::slice(placed, run.shard_begin, run.length);
-      update_run(options_, hyper.at(run.group), step, grad_scale, run.tensors);
-      run.tensors.grad = at::Tensor();
-      // A buffer that this step did not use has yet to start.
-      run.tensors.fresh = run.tensors.fresh && hyper_value(hyper.at(run.group), "momentum", 0.0) == 0;
+    state.unit->visit(overwrites_shard(state));
+    for (size_t b = 0; b < state.blocks.size(); ++b) {
+      if (Block* const next = block_after(static_cast<size_t>(unit), b)) next->start_load();
+      state.blocks[b].load();
+      step_block(state, state.blocks[b], placed, hyper, step, grad_scale);
+      state.blocks[b].store();
     }
+    state.unit->end_visit(/*changed=*/true);
+    return;
   }
   if (state.unit->device() != state.placement) store_shard(unit);
 }
 
-int64_t ShardedOptimizer::compact_offset(const UnitState& state, int64_t shard_offset) const {
-  for (const Run& run : state.runs) {
-    if (shard_offset >= run.shard_begin && shard_offset < run.shard_begin + run.length) {
-      return run.compact_begin + shard_offset - run.shard_begin;
-    }
-  }
-  return -1;
+/// Whether a step writes every element of the shard that means something, without reading it.
+bool ShardedOptimizer::overwrites_shard(const UnitState& state) {
+  return std::all_of(state.roles.begin(), state.roles.end(), [](const Role& role) { return role.group >= 0; }) &&
+         std::all_of(state.blocks.begin(), state.blocks.end(),
+                     [](const Block& block) { return block.master.defined(); });
 }
 
-UpdateRun ShardedOptimizer::piece_run(const UnitState& state, const ShardLayout::Piece& piece,
+void ShardedOptimizer::step_block(UnitState& state, Block& block, const at::Tensor& gradient,
+                                  const std::vector<GroupHyper>& hyper, int64_t step, double grad_scale) const {
+  for (Run& run : block.runs) {
+    run.tensors.grad = flat::slice(gradient, run.shard_begin, run.length);
+    update_run(options_, hyper.at(run.group), step, grad_scale, run.tensors);
+    run.tensors.grad = at::Tensor();
+    // A buffer that this step did not use has yet to start.
+    run.tensors.fresh = run.tensors.fresh && hyper_value(hyper.at(run.group), "momentum", 0.0) == 0;
+    if (state.unit->device() == state.placement) continue;
+    flat::copy(run.tensors.master, flat::slice(state.unit->shard(), run.shard_begin, run.length));
+  }
+}
+
+std::vector<ShardedOptimizer::Stretch> ShardedOptimizer::stretches(UnitState& state, const ShardLayout::Piece& piece) {
+  std::vector<Stretch> found;
+  const int64_t piece_end = piece.shard_offset + piece.length;
+  for (Block& block : state.blocks) {
+    for (Run& run : block.runs) {
+      const int64_t begin = std::max(run.shard_begin, piece.shard_offset);
+      const int64_t end = std::min(run.shard_begin + run.length, piece_end);
+      if (begin < end)
+        found.push_back({&block, &run, begin - run.shard_begin, begin - piece.shard_offset, end - begin});
+    }
+  }
+  return found;
+}
+
+at::Tensor ShardedOptimizer::values_of(const Stretch& stretch, const std::string& key) const {
+  const UpdateRun& tensors = stretch.run->tensors;
+  return flat::slice(key == "fp32" ? tensors.master : tensors.states[state_index(key)], stretch.in_run, stretch.length);
+}
+
+/// Units whose master and states are in memory: every piece lies in one run.
+UpdateRun ShardedOptimizer::piece_run(UnitState& state, const ShardLayout::Piece& piece,
                                       const at::Tensor& gradient) const {
-  const int64_t compact = compact_offset(state, piece.shard_offset);
-  const at::Tensor shard = flat::slice(state.unit->shard(), piece.shard_offset, piece.length);
+  const Stretch whole = stretches(state, piece).at(0);
+  const auto part = [&](const at::Tensor& tensor) {
+    return tensor.defined() ? flat::slice(tensor, whole.in_run, whole.length) : tensor;
+  };
   UpdateRun run;
-  run.master = state.master.defined() ? flat::slice(state.master, compact, piece.length) : shard;
-  if (state.master.defined() && state.unit->device() == state.placement) run.copy_out = shard;
-  for (const auto& full : state.states) run.states.push_back(flat::slice(full, compact, piece.length));
+  run.master = part(whole.run->tensors.master);
+  run.copy_out = part(whole.run->tensors.copy_out);
+  for (const auto& full : whole.run->tensors.states) run.states.push_back(part(full));
   if (gradient.defined()) run.grad = flat::slice(gradient, piece.shard_offset, piece.length);
   return run;
 }
@@ -222,14 +303,15 @@ void ShardedOptimizer::step_muon(UnitState& state, const at::Tensor& gradient, c
 
 std::vector<Fragment> ShardedOptimizer::fragments() {
   std::vector<Fragment> result;
-  for (const auto& state : units_) {
+  for (auto& state : units_) {
     for (const auto& piece : state.unit->pieces()) {
       const Role& role = state.roles[piece.tensor];
       if (role.group < 0 || options_.kind == OptimizerKind::kNone) continue;
       Fragment fragment{role.model_index, role.group, piece.tensor_offset, piece.length, {}, {}};
       fragment.master = piece_run(state, piece, at::Tensor()).master;
-      if (state.external_grad.defined()) {
-        fragment.grad = flat::slice(state.external_grad, compact_offset(state, piece.shard_offset), piece.length);
+      const Stretch whole = stretches(state, piece).at(0);
+      if (whole.block->external_grad.defined()) {
+        fragment.grad = flat::slice(whole.block->external_grad, whole.run->compact_begin + whole.in_run, piece.length);
       }
       if (piece.length == state.unit->layout().numel(piece.tensor)) {
         fragment.master = fragment.master.view(state.unit->shape(piece.tensor));
@@ -245,31 +327,31 @@ std::vector<Fragment> ShardedOptimizer::fragments() {
 
 void ShardedOptimizer::prepare_external(int unit, const at::Tensor& gradient, double grad_scale) {
   UnitState& state = units_[unit];
-  if (state.runs.empty()) return;
-  const int64_t compact = state.runs.back().compact_begin + state.runs.back().length;
-  if (!state.external_grad.defined()) {
-    state.external_grad = Communicator::self().allocate(compact, options_.master_dtype, state.placement);
-  }
-  for (const Run& run : state.runs) {
-    flat::copy(flat::slice(gradient, run.shard_begin, run.length),
-               flat::slice(state.external_grad, run.compact_begin, run.length), grad_scale);
+  for (Block& block : state.blocks) {
+    if (!block.external_grad.defined()) {
+      block.external_grad = Communicator::self().allocate(block.numel(), options_.master_dtype, state.placement);
+    }
+    for (const Run& run : block.runs) {
+      flat::copy(flat::slice(gradient, run.shard_begin, run.length),
+                 flat::slice(block.external_grad, run.compact_begin, run.length), grad_scale);
+    }
   }
 }
 
 void ShardedOptimizer::finish_external(int unit) {
-  units_[unit].external_grad = at::Tensor();
+  for (Block& block : units_[unit].blocks) block.external_grad = at::Tensor();
   store_shard(unit);
 }
 
 void ShardedOptimizer::reset_states() {
   for (auto& state : units_) {
-    for (auto& tensor : state.states) tensor.zero_();
-    for (Run& run : state.runs) run.tensors.fresh = true;
+    for (Block& block : state.blocks) {
+      block.load();
+      for (auto& tensor : block.states) tensor.zero_();
+      for (Run& run : block.runs) run.tensors.fresh = true;
+      block.store();
+    }
   }
-}
-
-void ShardedOptimizer::note_written_states(int unit) {
-  for (Run& run : units_[unit].runs) run.tensors.fresh = false;
 }
 
 size_t ShardedOptimizer::state_index(const std::string& key) const {
@@ -280,42 +362,106 @@ size_t ShardedOptimizer::state_index(const std::string& key) const {
   return static_cast<size_t>(found - names.begin());
 }
 
-at::Tensor ShardedOptimizer::local(int unit, int index, const std::string& key) {
+at::Tensor ShardedOptimizer::read_local(int unit, int index, const std::string& key) {
   UnitState& state = units_[unit];
   const ShardLayout::Piece* piece = state.unit->piece_of(index);
   if (piece == nullptr || state.roles[index].group < 0 || options_.kind == OptimizerKind::kNone) return {};
-  const UpdateRun run = piece_run(state, *piece, at::Tensor());
-  if (key == "fp32") return run.master;
-  return run.states[state_index(key)];
+  const std::vector<Stretch> parts = stretches(state, *piece);
+  if (key == "fp32" && !parts.at(0).block->master.defined()) {  // the shard is the master
+    state.unit->visit();
+    at::Tensor values = state.unit->shard_part(piece->shard_offset, piece->length);
+    if (state.unit->in_file()) values = values.clone();
+    state.unit->end_visit(/*changed=*/false);
+    return values;
+  }
+  if (state.file == nullptr) return values_of(parts.at(0), key);
+  at::Tensor copy;
+  for (const Stretch& part : parts) {
+    part.block->load();
+    const at::Tensor values = values_of(part, key);
+    if (!copy.defined()) copy = at::empty({piece->length}, values.options());
+    flat::copy(values, flat::slice(copy, part.in_piece, part.length));
+    part.block->drop();
+  }
+  return copy;
+}
+
+void ShardedOptimizer::write_local(int unit, int index, const std::string& key, const at::Tensor& value) {
+  UnitState& state = units_[unit];
+  const at::Tensor plain = flat::plain(value, value.scalar_type(), state.placement).view({-1});
+  state.unit->visit();  // which holds the master, perhaps
+  for (const Stretch& part : stretches(state, *state.unit->piece_of(index))) {
+    part.block->load();
+    flat::copy(flat::slice(plain, part.in_piece, part.length), values_of(part, key));
+    if (key != "fp32") part.run->tensors.fresh = false;
+    part.block->store();
+  }
+  state.unit->end_visit(/*changed=*/key == "fp32");
 }
 
 void ShardedOptimizer::store_shard(int unit) {
   UnitState& state = units_[unit];
-  if (!state.master.defined()) return;
-  for (const Run& run : state.runs) {
-    flat::copy(run.tensors.master, flat::slice(state.unit->shard(), run.shard_begin, run.length));
+  const auto has_master = [](const Block& block) { return block.master.defined(); };
+  if (std::none_of(state.blocks.begin(), state.blocks.end(), has_master)) return;
+  state.unit->visit(overwrites_shard(state));
+  for (Block& block : state.blocks) {
+    if (!block.master.defined()) continue;
+    block.load();
+    for (const Run& run : block.runs) {
+      flat::copy(run.tensors.master, flat::slice(state.unit->shard(), run.shard_begin, run.length));
+    }
+    block.drop();
   }
+  state.unit->end_visit(/*changed=*/true);
 }
 
 void ShardedOptimizer::refresh_master(int unit, int index) {
-  UnitState& state = units_[unit];
-  if (!state.master.defined()) return;
+  const auto has_master = [](const Block& block) { return block.master.defined(); };
+  if (std::none_of(units_[unit].blocks.begin(), units_[unit].blocks.end(), has_master)) return;
+  units_[unit].unit->visit();
+  copy_to_master(units_[unit], index);
+  units_[unit].unit->end_visit(/*changed=*/false);
+}
+
+void ShardedOptimizer::copy_to_master(UnitState& state, int index) {
+  if (index < 0) {
+    for (Block& block : state.blocks) {
+      if (!block.master.defined()) continue;
+      block.load();
+      for (const Run& run : block.runs) {
+        flat::copy(flat::slice(state.unit->shard(), run.shard_begin, run.length), run.tensors.master);
+      }
+      block.store();
+    }
+    return;
+  }
   const ShardLayout::Piece* piece = state.unit->piece_of(index);
   if (piece == nullptr || state.roles[index].group < 0) return;
-  const UpdateRun run = piece_run(state, *piece, at::Tensor());
-  flat::copy(flat::slice(state.unit->shard(), piece->shard_offset, piece->length), run.master);
+  for (const Stretch& part : stretches(state, *piece)) {
+    if (!part.block->master.defined()) continue;
+    part.block->load();
+    flat::copy(flat::slice(state.unit->shard(), piece->shard_offset + part.in_piece, part.length),
+               values_of(part, "fp32"));
+    part.block->store();
+  }
 }
 
 int64_t ShardedOptimizer::master_bytes() const {
   int64_t bytes = 0;
-  for (const auto& state : units_) bytes += state.master.defined() ? static_cast<int64_t>(state.master.nbytes()) : 0;
+  for (const auto& state : units_) {
+    for (const Block& block : state.blocks) {
+      if (block.master.defined()) bytes += block.master.numel() * static_cast<int64_t>(block.master.element_size());
+    }
+  }
   return bytes;
 }
 
 int64_t ShardedOptimizer::state_bytes() const {
   int64_t bytes = 0;
   for (const auto& state : units_) {
-    for (const auto& tensor : state.states) bytes += static_cast<int64_t>(tensor.nbytes());
+    for (const Block& block : state.blocks) {
+      for (const auto& tensor : block.states) bytes += tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    }
   }
   return bytes;
 }

@@ -3,6 +3,10 @@
 // For each unit, the trainable pieces of this rank's shard form runs: stretches of the shard with one parameter group,
 // merged across padding (what happens there harms nobody). Master copies and states exist for the runs only, so
 // frozen parameters cost nothing. Where the model has the master's dtype and device, the master IS the shard.
+//
+// [Note: blocks] Master and states of a unit stand in blocks that are in memory one at a time when they live in files:
+// a step reads block i+1 and writes block i-1 while it updates block i, over the boundaries of units. On device and
+// host a unit has one block. Updates are elementwise, so where blocks begin changes no bit.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "memory/file_tier.h"
 #include "zero/native_optimizer.h"
 #include "zero/param_unit.h"
 
@@ -34,11 +39,14 @@ class ShardedOptimizer {
   };
 
   /// Where master copies and states live: on `device` for the first units, up to `share` of all elements, and where the
-  /// parameters are for the rest.
+  /// parameters are for the rest. With `file`, the first units' live there instead, and visit the host.
   struct Placement {
-    at::Device device;
+    at::Device device = at::kCPU;
     double share = 1.0;
+    const FileTier* file = nullptr;
+    int64_t block_numel = 1 << 24;  ///< largest block in a file
   };
+  /// Throws ConfigError when the optimizer cannot work on files: it needs whole matrices, or is not ours.
   ShardedOptimizer(std::vector<ParamUnit*> units, std::vector<std::vector<Role>> roles, NativeOptimizerOptions options,
                    Placement placement);
 
@@ -58,15 +66,16 @@ class ShardedOptimizer {
 
   /// States as before the first step.
   void reset_states();
-  /// To be called after a state of the unit was written through local().
-  void note_written_states(int unit);
-
   /// Position of a state in options().state_names(). Throws, alike on all ranks, for a name that is none of them.
   [[nodiscard]] size_t state_index(const std::string& key) const;
-  /// Local piece of a parameter's master ("fp32") or state; undefined when it has none here.
-  [[nodiscard]] at::Tensor local(int unit, int index, const std::string& key);
-  /// Shard from master (publish follows), or master from shard, for one parameter (index >= 0) or all of a unit.
+  /// Local piece of a parameter's master ("fp32") or state, 1-D: a view where it is in memory, a copy where it lives in
+  /// a file. Undefined when it has none here.
+  [[nodiscard]] at::Tensor read_local(int unit, int index, const std::string& key);
+  /// Stores values (any float dtype and shape, as many as read_local() has).
+  void write_local(int unit, int index, const std::string& key, const at::Tensor& value);
+  /// Shard from master (publish follows).
   void store_shard(int unit);
+  /// Master from shard, for one parameter or (index -1) all of a unit.
   void refresh_master(int unit, int index);
 
   [[nodiscard]] int64_t master_bytes() const;
@@ -77,28 +86,54 @@ class ShardedOptimizer {
     int64_t shard_begin = 0;
     int64_t length = 0;
     int group = 0;
-    int64_t compact_begin = 0;
-    UpdateRun tensors;  ///< grad is filled in for each step
+    int64_t compact_begin = 0;  ///< in the block
+    UpdateRun tensors;          ///< grad is filled in for each step
+  };
+  struct Block {
+    std::vector<Run> runs;
+    at::Tensor master;  ///< [numel], undefined when the shard is the master
+    std::vector<at::Tensor> states;
+    at::Tensor external_grad;         ///< [numel], in the master's dtype
+    std::vector<FileTensor> in_file;  ///< what master and states live in, when that is a file
+
+    [[nodiscard]] int64_t numel() const { return runs.empty() ? 0 : runs.back().compact_begin + runs.back().length; }
+    void start_load();
+    void load();
+    void store();
+    void drop();
   };
   struct UnitState {
     ParamUnit* unit = nullptr;
     at::Device placement = at::kCPU;
+    const FileTier* file = nullptr;
     std::vector<Role> roles;
-    std::vector<Run> runs;
-    at::Tensor master;  ///< [compact], undefined when the shard is the master
-    std::vector<at::Tensor> states;
-    at::Tensor external_grad;  ///< [compact], in the master's dtype
+    std::vector<Block> blocks;
+  };
+  /// A stretch of one parameter's piece that lies in one run.
+  struct Stretch {
+    Block* block = nullptr;
+    Run* run = nullptr;
+    int64_t in_run = 0;    ///< first element, counted in the run
+    int64_t in_piece = 0;  ///< the same element, counted in the piece
+    int64_t length = 0;
   };
 
-  void build_runs(UnitState& state) const;
+  void check_file_placement() const;
+  void build_runs(UnitState& state, int64_t block_numel) const;
   void allocate(UnitState& state) const;
+  void step_block(UnitState& state, Block& block, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper,
+                  int64_t step, double grad_scale) const;
+  void copy_to_master(UnitState& state, int index);
+  [[nodiscard]] static bool overwrites_shard(const UnitState& state);
+  [[nodiscard]] Block* block_after(size_t unit, size_t block);
+  [[nodiscard]] static std::vector<Stretch> stretches(UnitState& state, const ShardLayout::Piece& piece);
+  [[nodiscard]] at::Tensor values_of(const Stretch& stretch, const std::string& key) const;
   void step_lamb(UnitState& state, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper, int64_t step,
                  double grad_scale) const;
   void step_muon(UnitState& state, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper, int64_t step,
                  double grad_scale) const;
-  [[nodiscard]] UpdateRun piece_run(const UnitState& state, const ShardLayout::Piece& piece,
+  [[nodiscard]] UpdateRun piece_run(UnitState& state, const ShardLayout::Piece& piece,
                                     const at::Tensor& gradient) const;
-  [[nodiscard]] int64_t compact_offset(const UnitState& state, int64_t shard_offset) const;
 
   std::vector<UnitState> units_;
   NativeOptimizerOptions options_;

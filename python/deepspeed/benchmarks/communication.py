@@ -259,13 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser().error(f"unknown options: {' '.join(others)}")
         run(options)
         return
-    from deepspeed.launcher.runner import native_program
-    command = [native_program("deepspeed"), *others, "--module", "deepspeed.benchmarks.communication", *command_line(options)]
-    sys.stdout.flush()
-    if os.name == "nt":  # which has no exec that keeps the console
-        import subprocess
-        sys.exit(subprocess.run(command).returncode)
-    os.execv(command[0], command)
+    from deepspeed.launcher.runner import become
+    become("deepspeed", [*others, "--module", "deepspeed.benchmarks.communication", *command_line(options)])
 
 
 def command_line(options: argparse.Namespace) -> list[str]:

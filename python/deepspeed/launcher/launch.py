@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from deepspeed.launcher.runner import native_program
+from deepspeed.launcher.runner import become
 
 
 def native_arguments(args: list[str]) -> list[str]:
@@ -46,8 +45,7 @@ def native_arguments(args: list[str]) -> list[str]:
 
 def main(args: list[str] | None = None) -> None:
     """Replaces this process by the native launcher."""
-    program = native_program("deepspeed")
-    os.execv(program, [program, *native_arguments(sys.argv[1:] if args is None else args)])
+    become("deepspeed", native_arguments(sys.argv[1:] if args is None else args))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
     def _prepare_module(self, dont_change_device: bool) -> None:
         config = self._config
         engine_build.detach_earlier_engines(self.module)
-        on_host = config.offload_device("param") == "cpu"
+        on_host = config.offload_device("param") in ("cpu", "nvme")
         if not config.shards_parameters:
             dissolve(self.module.parameters())  # sharded by zero.Init, or by an engine that is gone
         if not dont_change_device:

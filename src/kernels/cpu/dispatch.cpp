@@ -58,6 +58,8 @@ size_t available_targets(CpuTarget* targets, size_t capacity) {
 KernelTable kernel_table_for(const CpuTarget& target) {
   KernelTable table{};
   fill_optimizer_kernels(target.bit, table);
+  fill_matmul_kernels(target.bit, table);
+  fill_quantize_kernels(target.bit, table);
   fill_reduce_kernels(target.bit, table);
   fill_span_kernels(target.bit, table);
   return table;

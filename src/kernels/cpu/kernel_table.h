@@ -1,6 +1,6 @@
 // The table of SIMD kernels of one CPU target, and how the target is chosen. Internal to kernels/cpu: the public doors
-// are optimizers.h and spans.h, which check their arguments and call through kernel_table(). Tests take the tables of
-// every target from kernel_table_for().
+// are matmul.h, optimizers.h, quantize.h and spans.h, which check their arguments and call through kernel_table().
+// Tests take the tables of every target from kernel_table_for().
 //
 // Files named *_simd.cpp are compiled once per target. They include nothing but this header and Highway, because an
 // inline function of a std header that is emitted with AVX-512 code could be picked by the linker for every CPU.
@@ -11,7 +11,9 @@
 
 #include "base/dtype.h"
 #include "base/reduce_op.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/optimizers.h"
+#include "kernels/cpu/quantize.h"
 #include "kernels/cpu/spans.h"
 
 namespace deepscale::kernels {
@@ -65,6 +67,44 @@ struct ConvertCall {
   double scale;
 };
 
+/// Rows between a plain matrix and a quantised one, in either direction.
+struct QuantizeCall {
+  void* weights;  ///< read by quantize
+  DType weights_dtype;
+  QuantizedMatrix matrix;
+  RowRange rows;
+};
+
+enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
+
+/// A product of matmul.h with its arguments already checked.
+struct MatmulCall {
+  WeightKind kind = WeightKind::kFloat32;
+  const void* weights = nullptr;
+  int64_t row_bytes = 0;  ///< from one row of weights to the next
+  int64_t k = 0;
+  QuantizedMatrix quantized;  ///< of kInt8 and kInt4
+  MatmulArgs args;
+  RowRange rows;
+  float* workspace = nullptr;  ///< matmul_workspace_numel() floats, 64-byte aligned
+};
+
+/// Rows of x that are multiplied in one pass over the weights, and rows of W whose sums are kept meanwhile.
+inline constexpr int64_t kMatmulPassRows = 64, kMatmulChunkRows = 64;
+/// Rows of W that are dequantised at a time when a pass has many rows of x.
+inline constexpr int64_t kMatmulTileRows = 8;
+
+/// Floats from one packed row of x to the next: an odd number of cache lines, so that rows do not share cache sets.
+constexpr int64_t matmul_packed_stride(int64_t k) {
+  return (k + 31) / 32 * 32 + 16;
+}
+
+/// Packed x, sums of a chunk, dequantised tile.
+constexpr int64_t matmul_workspace_numel(int64_t m, int64_t k) {
+  const int64_t pass = m < kMatmulPassRows ? m : kMatmulPassRows;
+  return pass * matmul_packed_stride(k) + pass * kMatmulChunkRows + kMatmulTileRows * kMatmulBlock;
+}
+
 struct KernelTable {
   void (*adam)(const AdamConstants&, const OptimizerSpan&);
   void (*lion)(const LionConstants&, const OptimizerSpan&);
@@ -77,6 +117,9 @@ struct KernelTable {
   void (*convert)(const ConvertCall&);
   void (*accumulate)(const ConvertCall&);
   void (*copy)(const void* source, void* destination, int64_t bytes);
+  void (*quantize)(const QuantizeCall&);
+  void (*dequantize)(const QuantizeCall&);
+  void (*matmul)(const MatmulCall&);
 };
 
 /// One SIMD target that this build contains and this CPU runs. `bit` is Highway's HWY_* constant.
@@ -99,6 +142,8 @@ const KernelTable& kernel_table();
 
 /// Each *_simd.cpp writes its kernels for `target` into the table.
 void fill_optimizer_kernels(int64_t target, KernelTable& table);
+void fill_matmul_kernels(int64_t target, KernelTable& table);
+void fill_quantize_kernels(int64_t target, KernelTable& table);
 void fill_reduce_kernels(int64_t target, KernelTable& table);
 void fill_span_kernels(int64_t target, KernelTable& table);
 

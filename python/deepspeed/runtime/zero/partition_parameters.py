@@ -64,7 +64,7 @@ class Init:
     Args:
         module: an existing model to convert.
         data_parallel_group: process group to shard over (default: all ranks); sequence_data_parallel_group is a synonym.
-        remote_device: "cpu" keeps shards in host memory; "nvme" is not built yet.
+        remote_device: "cpu" keeps shards in host memory, "nvme" in files (the configuration says where: offload_param.nvme_path).
         config_dict_or_path: configuration for dtype and groups; values may still be "auto". `config` is a synonym.
         enabled: False makes the context a no-op.
         dtype: dtype of parameters (default: what the configuration says).
@@ -83,8 +83,8 @@ class Init:
         self._sharded_bytes = 0  # since the heap was trimmed
         if not enabled:
             return
-        if remote_device == "nvme" or param_swapper is not None:
-            raise NotImplementedError("zero.Init(remote_device='nvme'): NVMe offload is not built yet")
+        if param_swapper is not None:
+            raise NotImplementedError("zero.Init(param_swapper=...): files are chosen by the configuration's offload_param section")
         if zero_quantized_weights or zero_quantized_nontrainable_weights:
             raise NotImplementedError("zero.Init with quantized weights: ZeRO++ quantization is not built yet")
         from deepspeed import comm
@@ -103,7 +103,13 @@ class Init:
         self.dtype = dtype or (self.config.model_dtype if self.config is not None else torch.get_default_dtype())
         assert self.dtype in (torch.half, torch.bfloat16, torch.float), (
             f"Invalid data type {self.dtype}, allowed values are [torch.half, torch.bfloat16, torch.float]")
-        on_host = remote_device == "cpu" or (self.config is not None and self.config.offload_device("param") == "cpu")
+        configured = "none" if self.config is None else self.config.offload_device("param")
+        if remote_device == "nvme" and configured != "nvme":
+            raise ValueError("zero.Init(remote_device='nvme') needs a configuration whose zero_optimization.offload_param has device "
+                             f"\"nvme\" and nvme_path; its device is \"{configured}\"")
+        self._file_tier = _C.FileTier(self.config.resolved_json) if configured == "nvme" else None
+        self._numel_in_memory = self.config.zero_config.offload_param.max_in_cpu if configured == "nvme" else 0
+        on_host = remote_device == "cpu" or configured in ("cpu", "nvme")
         self.local_device = torch.device("cpu" if on_host else get_accelerator().current_device_name())
         self.tensor_overrides = set(tensor_overrides or ())
         if module is not None:
@@ -148,8 +154,11 @@ class Init:
             fresh.append((own_name, param))
         if fresh:
             unit_name = name or type(module).__name__
-            shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
-                  self.communicator, self.process_group)
+            unit = shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
+                         self.communicator, self.process_group)
+            self._numel_in_memory -= sum(param.ds_numel for _, param in fresh)
+            if self._file_tier is not None and self._numel_in_memory < 0:
+                unit.move_to_file(self._file_tier)
             self._sharded_bytes += sum(param.ds_numel for _, param in fresh) * self.dtype.itemsize
             if self._sharded_bytes >= _TRIM_EVERY:
                 # Otherwise holes in the heap add up to the size that the model would have whole.
