@@ -73,6 +73,10 @@ class FileTier:
     """Files for parameters, where the section offload_param (device "nvme") of the resolved configuration wants them. Raises
     ConfigError without such a section, IoError naming the folder when it cannot be used."""
     def __init__(self, config_json: str) -> None: ...
+    def facts(self) -> dict[str, Any]:
+        """What it did so far: file_bytes (reserved), read_bytes, written_bytes, wait_seconds (spent waiting for them), pool_bytes,
+        peak_pool_bytes, beyond_pool_bytes (had to be taken beside the pool), pinned_bytes, pin_refusal (why buffers are not
+        pinned, or ""), queue_depth, block_size, direct (past the page cache), engine, engine_reason (why not io_uring, or "")."""
 
 class ParamUnit:
     """Parameters gathered and released together. Constructing is collective over `groups.data` (all ranks, same order,
@@ -150,6 +154,8 @@ class Engine:
     def load_scaler_state(self, state: dict[str, float]) -> None: ...
     def memory_bytes(self) -> dict[str, int]:
         """Bytes this rank holds: parameters, gradients, master, optimizer, buckets."""
+    def file_tier_facts(self) -> dict[str, dict[str, Any]]:
+        """FileTier.facts() of "optimizer" (with gradients of stages 2 and 3) and "parameters"; only of those that are in files."""
     def description(self) -> str:
         """One table: plan, groups, units, bytes."""
 
@@ -250,5 +256,11 @@ class pin_handle:
 
 def aio_read(buffer: Tensor, filename: Any, block_size: int, queue_depth: int, single_submit: bool, overlap_events: bool, validate: bool) -> int: ...
 def aio_write(buffer: Tensor, filename: Any, block_size: int, queue_depth: int, single_submit: bool, overlap_events: bool, validate: bool) -> int: ...
+def aio_tuned_settings(folder: str) -> dict[str, Any]:
+    """What suits the disk of `folder` (docs/env.md: DEEPSCALE_IO_CALIBRATION): block_size, queue_depth, and what was measured:
+    read_bytes_per_s, write_bytes_per_s, remembered (from an earlier run), seconds (that measuring took now), reason (why these are
+    the default settings, or ""). At most a second."""
+def aio_engine() -> tuple[str, str]:
+    """"io_uring", "threads" or "completion_port", and why it is not io_uring (or "")."""
 def deepspeed_memcpy(dest: Tensor, src: Tensor) -> int:
     """The bytes of `src`; both contiguous CPU tensors of the same number of bytes. Returns 0."""

@@ -3,12 +3,15 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "bindings/bindings.h"
+#include "memory/io_calibration.h"
 #include "memory/io_handle.h"
 
 namespace deepscale {
@@ -47,14 +50,29 @@ std::variant<std::string, int> place_of(const py::object& file) {
   return std::string(py::bytes(py::module_::import("os").attr("fsencode")(file)));
 }
 
+/// What the handles of this module share.
+struct Shared {
+  std::shared_ptr<PinnedBuffers> buffers = std::make_shared<PinnedBuffers>();  // one count for all
+  std::once_flag engine_told;
+
+  void tell(const AsyncEngineChoice& choice) {
+    if (choice.engine != AsyncEngine::kThreads || choice.asked) return;
+    std::call_once(engine_told, [&choice] {
+      Logger().warning("files are read and written by threads, which is slower than io_uring: {}", choice.reason);
+    });
+  }
+};
+
 class AioHandle {
  public:
   AioHandle(int64_t block_size, int64_t queue_depth, bool single_submit, bool overlap_events,
-            int64_t intra_op_parallelism, std::shared_ptr<PinnedBuffers> buffers)
+            int64_t intra_op_parallelism, Shared& shared)
       : options_{block_size, queue_depth, intra_op_parallelism},
         single_submit_(single_submit),
         overlap_events_(overlap_events),
-        handle_(std::in_place, options_, std::move(buffers)) {}
+        handle_(std::in_place, options_, shared.buffers) {
+    shared.tell(handle_->engine());
+  }
 
   ~AioHandle() {
     if (PyGILState_Check() != 0) {
@@ -148,14 +166,14 @@ class AioHandle {
   std::optional<IoHandle> handle_;
 };
 
-int64_t aio_read(const at::Tensor& buffer, const py::object& file, int64_t block_size, int64_t queue_depth, bool, bool,
-                 bool validate) {
-  return AioHandle(block_size, queue_depth, false, false, 1, nullptr).read_whole(buffer, file, validate, 0);
+int64_t aio_read(Shared& shared, const at::Tensor& buffer, const py::object& file, int64_t block_size,
+                 int64_t queue_depth, bool validate) {
+  return AioHandle(block_size, queue_depth, false, false, 1, shared).read_whole(buffer, file, validate, 0);
 }
 
-int64_t aio_write(const at::Tensor& buffer, const py::object& file, int64_t block_size, int64_t queue_depth, bool, bool,
-                  bool validate) {
-  return AioHandle(block_size, queue_depth, false, false, 1, nullptr).write_whole(buffer, file, validate, 0);
+int64_t aio_write(Shared& shared, const at::Tensor& buffer, const py::object& file, int64_t block_size,
+                  int64_t queue_depth, bool validate) {
+  return AioHandle(block_size, queue_depth, false, false, 1, shared).write_whole(buffer, file, validate, 0);
 }
 
 int64_t memory_copy(const at::Tensor& dest, const at::Tensor& src) {
@@ -184,14 +202,31 @@ class PinHandle {
   std::shared_ptr<PinnedBuffers> buffers_;
 };
 
-py::class_<AioHandle> register_handle(py::module_& m, const std::shared_ptr<PinnedBuffers>& buffers) {
+py::dict tuned_settings(const std::string& folder) {
+  const IoCalibration found = [&folder] {
+    const py::gil_scoped_release release;
+    return tuned_io(folder);
+  }();
+  using py::literals::operator""_a;
+  return py::dict("block_size"_a = found.settings.block_bytes, "queue_depth"_a = found.settings.depth,
+                  "read_bytes_per_s"_a = found.read_bytes_per_s, "write_bytes_per_s"_a = found.write_bytes_per_s,
+                  "remembered"_a = found.remembered, "seconds"_a = found.seconds, "reason"_a = found.reason);
+}
+
+/// Which engine moves bytes here, and why it is not the best one.
+std::pair<std::string, std::string> aio_engine() {
+  const AsyncEngineChoice choice = choose_async_engine();
+  return {async_engine_name(choice.engine), choice.reason};
+}
+
+py::class_<AioHandle> register_handle(py::module_& m, const std::shared_ptr<Shared>& shared) {
   const py::call_guard<py::gil_scoped_release> release;
   py::class_<AioHandle> handle(m, "aio_handle");
   handle
-      .def(py::init([buffers](int64_t block_size, int64_t queue_depth, bool single_submit, bool overlap_events,
-                              int64_t parallelism) {
+      .def(py::init([shared](int64_t block_size, int64_t queue_depth, bool single_submit, bool overlap_events,
+                             int64_t parallelism) {
              return std::make_unique<AioHandle>(block_size, queue_depth, single_submit, overlap_events, parallelism,
-                                                buffers);
+                                                *shared);
            }),
            py::arg("block_size") = 1 << 20, py::arg("queue_depth") = 128, py::arg("single_submit") = false,
            py::arg("overlap_events") = false, py::arg("intra_op_parallelism") = 1)
@@ -240,19 +275,29 @@ void register_short_forms(py::class_<AioHandle>& handle) {
 
 void register_aio(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> release;
-  const auto buffers = std::make_shared<PinnedBuffers>();  // one count for all handles of this module
-  py::class_<AioHandle> handle = register_handle(m, buffers);
+  const auto shared = std::make_shared<Shared>();  // as long as the module
+  py::class_<AioHandle> handle = register_handle(m, shared);
   register_short_forms(handle);
   py::class_<PinHandle>(m, "pin_handle")
-      .def(py::init([buffers] { return std::make_unique<PinHandle>(buffers); }))
+      .def(py::init([shared] { return std::make_unique<PinHandle>(shared->buffers); }))
       .def("new_cpu_locked_tensor", &PinHandle::allocate, py::arg("num_elem"), py::arg("example_tensor"), release)
       .def("free_cpu_locked_tensor", &PinHandle::free, py::arg("locked_tensor"), release)
       .def("free_cpu_locked_tensor_by_ptr", &PinHandle::free_address, py::arg("address"), release)
       .def("is_pinned", &PinHandle::holds, py::arg("buffer"), release);
-  m.def("aio_read", &aio_read, py::arg("buffer"), py::arg("filename"), py::arg("block_size"), py::arg("queue_depth"),
-        py::arg("single_submit"), py::arg("overlap_events"), py::arg("validate"));
-  m.def("aio_write", &aio_write, py::arg("buffer"), py::arg("filename"), py::arg("block_size"), py::arg("queue_depth"),
-        py::arg("single_submit"), py::arg("overlap_events"), py::arg("validate"));
+  m.def(
+      "aio_read",
+      [shared](const at::Tensor& buffer, const py::object& file, int64_t block_size, int64_t queue_depth, bool, bool,
+               bool validate) { return aio_read(*shared, buffer, file, block_size, queue_depth, validate); },
+      py::arg("buffer"), py::arg("filename"), py::arg("block_size"), py::arg("queue_depth"), py::arg("single_submit"),
+      py::arg("overlap_events"), py::arg("validate"));
+  m.def(
+      "aio_write",
+      [shared](const at::Tensor& buffer, const py::object& file, int64_t block_size, int64_t queue_depth, bool, bool,
+               bool validate) { return aio_write(*shared, buffer, file, block_size, queue_depth, validate); },
+      py::arg("buffer"), py::arg("filename"), py::arg("block_size"), py::arg("queue_depth"), py::arg("single_submit"),
+      py::arg("overlap_events"), py::arg("validate"));
+  m.def("aio_tuned_settings", &tuned_settings, py::arg("folder"));
+  m.def("aio_engine", &aio_engine);
   m.def("deepspeed_memcpy", &memory_copy, py::arg("dest"), py::arg("src"), release);
 }
 

@@ -6,11 +6,11 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "memory/io_calibration.h"
 
 namespace deepscale {
 namespace {
 
-constexpr int64_t kPage = 4096;
 constexpr int64_t kCompareBytes = 4 << 20;
 
 AsyncFileOptions queue_options(const IoHandleOptions& options) {
@@ -19,10 +19,9 @@ AsyncFileOptions queue_options(const IoHandleOptions& options) {
   DS_CHECK_AS(ConfigError, options.queue_depth >= 1, "queue_depth must be at least 1, found {}", options.queue_depth);
   DS_CHECK_AS(ConfigError, options.intra_op_parallelism >= 1, "intra_op_parallelism must be at least 1, found {}",
               options.intra_op_parallelism);
-  constexpr int64_t kMostDepth = 4096;
-  const int64_t per_unit = std::min(options.queue_depth, kMostDepth);
-  const int64_t depth = std::min(per_unit * std::min(options.intra_op_parallelism, kMostDepth), kMostDepth);
-  return {.depth = static_cast<int>(depth), .block_bytes = (options.block_bytes + kPage - 1) / kPage * kPage};
+  constexpr int64_t kMost = 1 << 20;  // of each factor, lest the product overflow
+  return queue_options_near(std::min(options.queue_depth, kMost) * std::min(options.intra_op_parallelism, kMost),
+                            options.block_bytes);
 }
 
 /// Throws IoError when the file has other bytes than the buffer.

@@ -53,6 +53,7 @@ const char* async_engine_name(AsyncEngine engine);
 struct AsyncEngineChoice {
   AsyncEngine engine = AsyncEngine::kAutomatic;  ///< never kAutomatic in an answer
   std::string reason;                            ///< why not io_uring; empty when it is, or on Windows
+  bool asked = false;                            ///< by name: nobody has to be told
 };
 /// What a queue would use. Throws ConfigError for an unknown name in DEEPSCALE_ASYNC_IO, and for an engine that was
 /// asked for by name and does not work here.

@@ -255,12 +255,12 @@ AsyncEngineChoice choose_async_engine(AsyncEngine wanted) {
   const auto [engine, source] = async_internal::asked_engine(wanted);
   DS_CHECK_AS(ConfigError, engine != AsyncEngine::kCompletionPort,
               "{}: completion ports exist on Windows only; use automatic, io_uring or threads", source);
-  if (engine == AsyncEngine::kThreads) return {AsyncEngine::kThreads, source + " asks for threads"};
+  if (engine == AsyncEngine::kThreads) return {AsyncEngine::kThreads, source + " asks for threads", /*asked=*/true};
   const std::string problem = async_internal::why_not_io_uring();
-  if (problem.empty()) return {AsyncEngine::kIoUring, ""};
+  if (problem.empty()) return {AsyncEngine::kIoUring, "", /*asked=*/engine == AsyncEngine::kIoUring};
   DS_CHECK_AS(ConfigError, engine == AsyncEngine::kAutomatic, "{}: io_uring cannot be used here: {}; use automatic",
               source, problem);
-  return {AsyncEngine::kThreads, problem};
+  return {AsyncEngine::kThreads, problem, /*asked=*/false};
 }
 
 }  // namespace deepscale

@@ -5,12 +5,11 @@ import gc
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+from limits import linux_only, run_limited
 
 from deepspeed.ops.aio import AsyncIOBuilder, aio_handle
 from deepspeed.ops.op_builder import GDSBuilder, PinMemoryBuilder
@@ -19,7 +18,7 @@ aio = AsyncIOBuilder().load()
 
 
 @pytest.fixture
-def folder(request):
+def folder():
     """Beside the tests: pytest's own folder may be in memory, where there is no direct access."""
     path = pathlib.Path.cwd() / f"test_aio_{os.getpid()}"
     path.mkdir(exist_ok=True)
@@ -226,19 +225,11 @@ def test_pinned_tensors(folder):
     assert kept.fill_(2).sum() == 2 << 20  # outlives its handle
 
 
-@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid"), reason="RLIMIT_MEMLOCK")
+@linux_only
 def test_memory_that_may_not_be_locked_is_pageable_and_said_once(tmp_path):
-    program = """
-import resource, torch
-resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-import ctypes
-if __import__("os").geteuid() == 0:  # an administrator needs no limit: give up that right
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None)
-    assert libc.capget(header, data) == 0
-    data[0] &= ~(1 << 14)
-    assert libc.capset(header, data) == 0
+    run = run_limited("""
+forbid_locking()
+import torch
 from deepspeed.ops.aio import aio_handle
 handle = aio_handle()
 tensors = [handle.new_cpu_locked_tensor(100000, torch.empty(1)) for _ in range(3)]
@@ -246,9 +237,7 @@ assert not any(map(handle.is_pinned, tensors))
 tensors[0].fill_(3)
 handle.sync_pwrite(tensors[0], "x"); handle.sync_pread(tensors[1], "x")
 assert torch.equal(tensors[0], tensors[1])
-"""
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+""", tmp_path)
     assert run.stderr.count("stay pageable") == 1 and "RLIMIT_MEMLOCK" in run.stderr, run.stderr
 
 
