@@ -2,12 +2,12 @@
 
 Ours is aio_handle with what deepspeed.ops.aio.tuned_settings answers for the folder: nobody tunes by hand. fio tries both engines,
 four block sizes, three depths and one or two jobs on the same folder first, each direction on its own, and takes part with
-the best of them. Its buffers are ordinary pages (huge ones would have to be reserved by the administrator), ours are
-transparent huge pages. DeepSpeed's aio_handle (0.19.8, its operator compiled at first use) has the defaults of its handle, 1 MiB x 128.
-Every side has a file of its own, laid out beforehand, and overwrites or reads it as a whole; a transfer is timed from the
-first request to the last completion. Sides alternate A B B A: other users of the same disk hit neighbours alike. Ratios are
-medians over rounds of the two times of the same round. Target: 0.95 of fio in both directions.
-The disk needs three such files' room. Nothing is synced: direct writes are on the device, or in its own cache.
+the best of them. Its buffers are huge pages where the administrator has reserved enough of them
+(echo 300 > /proc/sys/vm/nr_hugepages), else ordinary ones; ours are transparent huge pages, which need nobody. DeepSpeed's aio_handle (0.19.8, its operator compiled at first use) has the defaults of its handle, 1 MiB x 128.
+All sides overwrite and read the same file, which is laid out beforehand, as a whole; a transfer is timed from the first request
+to the last completion. Sides alternate A B B A: other users of the same disk hit neighbours alike. Ratios are medians over
+rounds of the two times of the same round. Target: 0.95 of fio in both directions.
+Nothing is synced: direct writes are on the device, or in its own cache.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -47,28 +48,23 @@ state: dict = {}
 # ---------------------------------------------------------------- worker: ours and DeepSpeed's, the same calls
 
 
-def start(folder: str, size: int, kind: str) -> dict:
-    """Makes handle, tensor and file. Returns what our side found out about the disk."""
+def start(path: str, size: int, kind: str) -> dict:
+    """Makes handle and tensor. Returns what our side found out about the disk."""
     import torch
 
     found: dict = {}
     if kind == "ours":
         from deepspeed.ops.aio import aio_handle, tuned_settings
 
-        found = tuned_settings(folder)
+        found = tuned_settings(os.path.dirname(path))
         handle = aio_handle(found["block_size"], found["queue_depth"])
     else:
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         handle = AsyncIOBuilder().load().aio_handle(MIB, 128, False, True, 1)
-    state.update(handle=handle, path=os.path.join(folder, f"bench_aio_{os.getpid()}.bin"), size=size)
+    state.update(handle=handle, path=path, size=size)
     state["tensor"] = handle.new_cpu_locked_tensor(min(PIECE, size), torch.empty(0, dtype=torch.uint8))
     state["tensor"].random_(0, 255)
-    with open(state["path"], "wb") as file:  # the whole length is there before anything is timed
-        for _ in range(size // state["tensor"].numel()):
-            file.write(state["tensor"].numpy())
-        file.flush()
-        os.fsync(file.fileno())
     return found
 
 
@@ -84,19 +80,16 @@ def move(direction: str) -> float:
 
 
 def check() -> bool:
-    """What the file holds after the writes is what the tensor holds."""
+    """Writes once more; the file then holds what the tensor holds."""
     import torch
 
     tensor = state["tensor"]
+    move("write")
     with open(state["path"], "rb") as file:
         return all(
             torch.equal(torch.frombuffer(bytearray(file.read(tensor.numel())), dtype=torch.uint8), tensor)
             for _ in range(state["size"] // tensor.numel())
         )
-
-
-def finish() -> None:
-    os.remove(state["path"])
 
 
 # ---------------------------------------------------------------- fio
@@ -119,8 +112,17 @@ def fio(path: str, direction: str, size: int, setting: dict) -> float:
     return facts["io_bytes"] / (facts["bw_bytes"] or 1)
 
 
+def fio_memory() -> dict:
+    """Huge pages when enough of them are reserved for the largest setting of the grid: on virtual disks they count for a lot."""
+    needed = 2 * 64 * 4 * MIB
+    facts = dict(re.findall(r"^(HugePages_Free|Hugepagesize):\s+(\d+)", Path("/proc/meminfo").read_text(), re.M))
+    reserved = int(facts.get("HugePages_Free", 0)) * int(facts.get("Hugepagesize", 0)) * 1024
+    return {"iomem": "mmaphuge"} if reserved > needed else {}
+
+
 def show(setting: dict) -> str:
-    return f"{setting['ioengine']} {setting['bs']} x {setting['iodepth']} x {setting['numjobs']} job(s)"
+    memory = ", huge pages" if "iomem" in setting else ""
+    return f"{setting['ioengine']} {setting['bs']} x {setting['iodepth']} x {setting['numjobs']} job(s){memory}"
 
 
 def best_of_grid(path: str, direction: str, size: int, grid: list[dict], finalists: int) -> dict:
@@ -145,17 +147,26 @@ def rounds_of(sides: dict[str, Any], direction: str, rounds: int) -> dict[str, l
     return times
 
 
-def open_sides(folder: str, size: int, reference: str | None, ours: bool) -> dict[str, harness.Side]:
+def lay_out(path: str, size: int) -> None:
+    block = os.urandom(MIB)
+    with open(path, "wb") as file:
+        for _ in range(size // MIB):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_sides(path: str, size: int, reference: str | None, ours: bool) -> dict[str, harness.Side]:
     sides = {}
     if ours:
         sides["ours"] = harness.Side("ours", __file__, timeout_s=600)
-        found = sides["ours"].call("start", folder=folder, size=size, kind="ours")[0]
+        found = sides["ours"].call("start", path=path, size=size, kind="ours")[0]
         text = f" ({found['reason']})" if found["reason"] else ""
         print(f"ours: {found['block_size'] // 1024} KiB x {found['queue_depth']}, found in {found['seconds']:.2f} s{text}", flush=True)
     if reference:
         side = harness.reference_side("DeepSpeed", __file__, reference)
         try:
-            side.call("start", folder=folder, size=size, kind="reference")
+            side.call("start", path=path, size=size, kind="reference")
             sides["DeepSpeed"] = side
         except harness.SideFailed as problem:
             print(f"SKIPPED the comparison with DeepSpeed 0.19.8: {str(problem).strip().splitlines()[-1]}", flush=True)
@@ -165,10 +176,11 @@ def open_sides(folder: str, size: int, reference: str | None, ours: bool) -> dic
 
 def compare(folder: str, size: int, args: argparse.Namespace) -> tuple[dict, list[str]]:
     grid, rounds = (QUICK_GRID, 3) if args.quick else (GRID, args.rounds)
-    path = os.path.join(folder, "fio.bin")
-    fio(path, "write", size, {"ioengine": "psync", "bs": "4M", "iodepth": 1, "numjobs": 1})
+    grid = [{**setting, **fio_memory()} for setting in grid]
+    path = os.path.join(folder, "file.bin")
+    lay_out(path, size)
     rows, missed = {}, []
-    with_workers = open_sides(folder, size, args.reference, harness.have_ours())
+    with_workers = open_sides(path, size, args.reference, harness.have_ours())
     try:
         for direction in DIRECTIONS:
             part = min(size, 256 * MIB if args.quick else GIB)
@@ -189,10 +201,8 @@ def compare(folder: str, size: int, args: argparse.Namespace) -> tuple[dict, lis
             rows[direction] = row
             text = ", ".join(f"{name} {row[name]['median_GBps']:.2f} (best {row[name]['best_GBps']:.2f})" for name in times)
             print(f"{direction:5} GB/s: {text}; ours / fio {row.get('ratio', float('nan')):.3f}", flush=True)
-        for name, side in with_workers.items():
-            if name == "ours" and not side.call("check")[0]:
-                raise AssertionError("the file holds other bytes than were written")
-            side.call("finish")
+        if "ours" in with_workers and not with_workers["ours"].call("check")[0]:
+            raise AssertionError("the file holds other bytes than were written")
     finally:
         for side in with_workers.values():
             side.close()
@@ -231,5 +241,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    functions = {"start": start, "move": move, "check": check, "finish": finish}
+    functions = {"start": start, "move": move, "check": check}
     harness.serve(functions) if harness.is_worker() else main()
