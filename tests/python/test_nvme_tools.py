@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -94,3 +95,14 @@ def test_the_best_moves_a_byte_there_and_back_in_the_least_time():
     first, second = ds_nvme_tune.candidates({"block_size": ["1M", "2M"], "queue_depth": [1], "io_parallel": [1]})
     assert ds_nvme_tune.best_of({first: {"read": 4.0, "write": 1.0}, second: {"read": 2.0, "write": 2.0}}) == second
     assert ds_nvme_tune.best_of({first: {"read": 4.0}, second: {"read": 2.0}}) == first
+
+
+def test_every_console_program_of_the_package_exists():
+    import importlib
+    tomllib = pytest.importorskip("tomllib")
+    root = pathlib.Path(__file__).parents[2]
+    scripts = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {"ds_bench", "ds_io", "ds_nvme_tune"} <= set(scripts)
+    for place in scripts.values():
+        module, function = place.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
