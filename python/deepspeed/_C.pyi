@@ -82,7 +82,9 @@ class ParamUnit:
     """Parameters gathered and released together. Constructing is collective over `groups.data` (all ranks, same order,
     same shapes): values are broadcast from rank 0, cast to `dtype`, sharded, and every `param.data` becomes an empty
     tensor of shape [0] until gather(). gather() on one host needs no peer; elsewhere it is collective."""
-    def __init__(self, name: str, names: Sequence[str], params: Sequence[Tensor], groups: PlanGroups, dtype: Any) -> None: ...
+    def __init__(self, name: str, names: Sequence[str], params: Sequence[Tensor], groups: PlanGroups, dtype: Any,
+                 tier: FileTier | None = None, keep_values: bool = True) -> None:
+        """With `tier` the unit starts in its file. keep_values=False: the values become zeros, for somebody who loads others."""
     name: str
     gathered: bool
     in_file: bool
@@ -93,6 +95,9 @@ class ParamUnit:
     def gather(self) -> None:
         """param.data = full tensors, whatever the engine does meanwhile. Calls nest: each gather() needs its release()."""
     def release(self) -> None: ...
+    writable_in_place: bool
+    def store_gathered(self) -> None:
+        """Stores what the gathered parameters hold now; only where writable_in_place."""
     def shard(self, index: int) -> Tensor:
         """This rank's 1-D piece of parameter `index` (may be empty)."""
     def full_shape(self, index: int) -> list[int]: ...
@@ -264,3 +269,30 @@ def aio_engine() -> tuple[str, str]:
     """"io_uring", "threads" or "completion_port", and why it is not io_uring (or "")."""
 def deepspeed_memcpy(dest: Tensor, src: Tensor) -> int:
     """The bytes of `src`; both contiguous CPU tensors of the same number of bytes. Returns 0."""
+
+# ---- inference (src/inference/packed_weight.h)
+class PackedShape:
+    """A weight [rows, cols] kept in `bits` (4 or 8) with one scale per `group_size` elements along a row."""
+
+    rows: int
+    cols: int
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def __init__(self, rows: int, cols: int, bits: int, group_size: int, symmetric: bool = False) -> None: ...
+    def numel(self, dtype: torch.dtype) -> int:
+        """Elements of the packed tensor, whose dtype is the model's."""
+
+
+def pack_weight(weight: Tensor, shape: PackedShape) -> Tensor:
+    """weight [rows, cols] on the CPU -> [numel], bytes [values | scales | minimums]."""
+def unpack_weight(packed: Tensor, shape: PackedShape) -> Tensor: ...
+def packed_linear(x: Tensor, packed: Tensor, shape: PackedShape, bias: Tensor | None = None) -> Tensor:
+    """x [..., cols] -> [..., rows]; no autograd."""
+def packed_embedding(ids: Tensor, packed: Tensor, shape: PackedShape) -> Tensor:
+    """ids [...] -> [..., cols]."""
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear, faster on CPUs for at most 16 rows of x; no autograd."""
+def available_memory() -> int:
+    """Bytes that this process could take now, under the limits of its control groups."""

@@ -43,13 +43,14 @@ std::unique_ptr<Engine> make_engine(const std::string& config_json, const PlanGr
 
 std::shared_ptr<ParamUnit> make_unit(const std::string& name, const std::vector<std::string>& names,
                                      const std::vector<at::Tensor>& params, const PlanGroups& groups,
-                                     const py::object& dtype) {
+                                     const py::object& dtype, const std::shared_ptr<FileTier>& tier, bool keep_values) {
   const auto type = torch::python::detail::py_object_to_dtype(dtype);
   std::vector<NamedParam> named;
   named.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) named.push_back({names.at(i), params[i]});
   const py::gil_scoped_release release;
-  return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type);
+  return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type, tier.get(),
+                                     keep_values ? ParamUnit::Values::kKeep : ParamUnit::Values::kUndefined);
 }
 
 at::Tensor unit_piece(ParamUnit& unit, int index) {
@@ -93,7 +94,7 @@ void register_unit(py::module_& m) {
       .def("facts", [](const FileTier& tier) { return file_facts(tier.facts()); });
   py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
       .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
-           py::arg("dtype"))
+           py::arg("dtype"), py::arg("tier") = py::none(), py::arg("keep_values") = true)
       .def_property_readonly("name", &ParamUnit::name)
       .def_property_readonly("gathered", &ParamUnit::gathered)
       .def_property_readonly("params",
@@ -106,6 +107,8 @@ void register_unit(py::module_& m) {
       .def_property_readonly("in_file", &ParamUnit::in_file)
       .def("gather", &ParamUnit::hold, ReleaseGil())
       .def("release", &ParamUnit::unhold, ReleaseGil())
+      .def_property_readonly("writable_in_place", &ParamUnit::writable_in_place)
+      .def("store_gathered", &ParamUnit::store_gathered, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))
       .def("full_shape", &ParamUnit::shape, py::arg("index"))
       .def("read_full", &ParamUnit::read_full, py::arg("index"), ReleaseGil())

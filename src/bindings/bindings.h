@@ -14,5 +14,6 @@ void register_comm(py::module_& m);
 void register_config(py::module_& m);
 void register_engine(py::module_& m);
 void register_optimizers(py::module_& m);
+void register_inference(py::module_& m);
 
 }  // namespace deepscale

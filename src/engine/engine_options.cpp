@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "config/json_text.h"
 #include "memory/io_calibration.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -91,7 +92,11 @@ std::optional<FileTierOptions> param_file_options(const Config& config) {
   const OffloadParamOptions& offload = *config->zero.offload_param;
   FileTierOptions options = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
   constexpr int64_t kWidest = 4;  // bytes of an element
-  options.pool_bytes = offload.buffer_count * offload.buffer_size * kWidest;
+  // Configurations ask for buffers of many GB, which the original pins; a drive is kept busy by far less.
+  constexpr int64_t kLeast = int64_t{256} << 20;
+  constexpr int64_t kMost = int64_t{2} << 30;
+  options.pool_bytes = std::min(offload.buffer_count * offload.buffer_size * kWidest,
+                                std::clamp(memory_facts().total_bytes / 8, kLeast, kMost));
   return options;
 }
 
@@ -126,7 +131,10 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
   }
   if (config->zero.optimizer_device() == OffloadDevice::kNvme) place_optimizer_in_file(config, options);
   options.param_file = param_file_options(config);
-  if (options.param_file) options.param_resident_numel = config->zero.offload_param->max_in_cpu;
+  if (options.param_file) {
+    options.param_resident_numel = config->zero.offload_param->max_in_cpu;
+    options.param_resident_adapts = options.param_resident_numel == OffloadParamOptions().max_in_cpu;
+  }
   set_state_dtypes(config, options.optimizer);
   options.shared_settings = shared_settings(config);
   return options;

@@ -46,6 +46,7 @@ struct Buffer {
   PrivateMemory memory;
   std::optional<BufferRegistration> registration;  // ends before the memory
   bool pooled = true;
+  bool stays = false;  // beside the pool, and not on its behalf
 };
 
 enum class Residence : uint8_t { kAbsent, kLoading, kLoaded, kStoring };
@@ -88,6 +89,7 @@ struct TierCore {
 
   std::unique_ptr<Buffer> acquire(int64_t bytes, bool required);
   void give_back(std::unique_ptr<Buffer> buffer);
+  void take_out_of_pool(Buffer& buffer);
   void reap();
   int64_t reserve(int64_t bytes, const std::string& name);
   void release(int64_t offset, int64_t bytes);
@@ -172,11 +174,28 @@ std::unique_ptr<Buffer> TierCore::acquire(int64_t bytes, bool required) {
 }
 
 void TierCore::give_back(std::unique_ptr<Buffer> buffer) {
-  if (buffer->pooled) {
+  if (buffer->stays) {
+    facts.resident_bytes -= buffer->memory.bytes();
+  } else if (buffer->pooled) {
     spare.push_back(std::move(buffer));
   } else {
     beyond_pool -= buffer->memory.bytes();
   }
+}
+
+void TierCore::take_out_of_pool(Buffer& buffer) {
+  if (buffer.stays) return;
+  const int64_t bytes = buffer.memory.bytes();
+  if (buffer.pooled) {
+    facts.pool_bytes -= bytes;
+    if (buffer.registration) facts.pinned_bytes -= bytes;
+    buffer.registration.reset();
+  } else {
+    beyond_pool -= bytes;
+  }
+  buffer.pooled = false;
+  buffer.stays = true;
+  facts.resident_bytes += bytes;
 }
 
 int64_t TierCore::reserve(int64_t bytes, const std::string& name) {
@@ -429,6 +448,11 @@ void FileTensor::start_store() {
   core.tier->facts.written_bytes += core.bytes;
   core.residence = Residence::kStoring;
   core.tier->storing.push_back(&core);
+}
+
+void FileTensor::stay_loaded() {
+  DS_CHECK(loaded(), "{} is to stay in memory, but is not there", core_->name);
+  core_->tier->take_out_of_pool(*core_->buffer);
 }
 
 void FileTensor::drop() {

@@ -53,6 +53,7 @@ struct FileTierFacts {
   int64_t pool_bytes = 0;  ///< of the pool's buffers now
   int64_t peak_pool_bytes = 0;
   int64_t beyond_pool_bytes = 0;  ///< largest amount that had to be taken beside the pool
+  int64_t resident_bytes = 0;     ///< of tensors that stay (stay_loaded), which are outside of the pool
   int64_t pinned_bytes = 0;
   int64_t read_bytes = 0, written_bytes = 0;  ///< since the start
   double wait_seconds = 0;                    ///< spent waiting for reads and writes, since the start
@@ -113,6 +114,9 @@ class FileTensor {
   void start_store();
   /// Gives its memory up; the file keeps the values of the last store. Drops a load under way.
   void drop();
+  /// Requires: loaded. Its memory no longer counts as the pool's, and is given back when the tensor is dropped or
+  /// stored.
+  void stay_loaded();
 
  private:
   std::shared_ptr<memory_internal::TensorCore> core_;

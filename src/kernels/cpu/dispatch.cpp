@@ -59,6 +59,9 @@ KernelTable kernel_table_for(const CpuTarget& target) {
   KernelTable table{};
   fill_optimizer_kernels(target.bit, table);
   fill_matmul_kernels(target.bit, table);
+  if (std::string_view(target.name) == "AVX3" && cpu_features().has(CpuFeature::kAvx512Bf16)) {
+    fill_matmul_bfloat16_kernels(table);
+  }
   fill_quantize_kernels(target.bit, table);
   fill_reduce_kernels(target.bit, table);
   fill_span_kernels(target.bit, table);

@@ -75,7 +75,19 @@ struct QuantizeCall {
   RowRange rows;
 };
 
-enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
+/// The last two: dequantised, then rounded to bf16.
+enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4, kInt8AsBFloat16, kInt4AsBFloat16 };
+
+constexpr WeightKind quantized_kind(int bits, DType x_dtype) {
+  if (x_dtype == DType::kBFloat16) return bits == 4 ? WeightKind::kInt4AsBFloat16 : WeightKind::kInt8AsBFloat16;
+  return bits == 4 ? WeightKind::kInt4 : WeightKind::kInt8;
+}
+
+constexpr WeightKind plain_kind(DType dtype) {
+  return dtype == DType::kBFloat16  ? WeightKind::kBFloat16
+         : dtype == DType::kFloat16 ? WeightKind::kFloat16
+                                    : WeightKind::kFloat32;
+}
 
 /// A product of matmul.h with its arguments already checked.
 struct MatmulCall {
@@ -83,7 +95,7 @@ struct MatmulCall {
   const void* weights = nullptr;
   int64_t row_bytes = 0;  ///< from one row of weights to the next
   int64_t k = 0;
-  QuantizedMatrix quantized;  ///< of kInt8 and kInt4
+  QuantizedMatrix quantized;  ///< of the kinds with kInt
   MatmulArgs args;
   RowRange rows;
   float* workspace = nullptr;  ///< matmul_workspace_numel() floats, 64-byte aligned
@@ -94,15 +106,14 @@ inline constexpr int64_t kMatmulPassRows = 64, kMatmulChunkRows = 64;
 /// Rows of W that are dequantised at a time when a pass has many rows of x.
 inline constexpr int64_t kMatmulTileRows = 8;
 
-/// Floats from one packed row of x to the next: an odd number of cache lines, so that rows do not share cache sets.
-constexpr int64_t matmul_packed_stride(int64_t k) {
-  return (k + 31) / 32 * 32 + 16;
+constexpr bool is_bfloat16(WeightKind kind) {
+  return kind == WeightKind::kBFloat16 || kind == WeightKind::kInt8AsBFloat16 || kind == WeightKind::kInt4AsBFloat16;
 }
 
-/// Packed x, sums of a chunk, dequantised tile.
+/// Sums of a chunk, dequantised tile, packed x.
 constexpr int64_t matmul_workspace_numel(int64_t m, int64_t k) {
   const int64_t pass = m < kMatmulPassRows ? m : kMatmulPassRows;
-  return pass * matmul_packed_stride(k) + pass * kMatmulChunkRows + kMatmulTileRows * kMatmulBlock;
+  return pass * kMatmulChunkRows + kMatmulTileRows * kMatmulBlock + pass * ((k + 31) / 32 * 32 + 16);
 }
 
 struct KernelTable {
@@ -120,6 +131,8 @@ struct KernelTable {
   void (*quantize)(const QuantizeCall&);
   void (*dequantize)(const QuantizeCall&);
   void (*matmul)(const MatmulCall&);
+  /// The same for x in bf16 and kinds that end in it, by the processor's dot products; null where it has none.
+  void (*matmul_bfloat16)(const MatmulCall&);
 };
 
 /// One SIMD target that this build contains and this CPU runs. `bit` is Highway's HWY_* constant.
@@ -143,6 +156,7 @@ const KernelTable& kernel_table();
 /// Each *_simd.cpp writes its kernels for `target` into the table.
 void fill_optimizer_kernels(int64_t target, KernelTable& table);
 void fill_matmul_kernels(int64_t target, KernelTable& table);
+void fill_matmul_bfloat16_kernels(KernelTable& table);  ///< for CPUs with AVX3 and AVX-512 BF16
 void fill_quantize_kernels(int64_t target, KernelTable& table);
 void fill_reduce_kernels(int64_t target, KernelTable& table);
 void fill_span_kernels(int64_t target, KernelTable& table);

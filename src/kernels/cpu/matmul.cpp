@@ -37,7 +37,9 @@ void run(const char* kernel, MatmulCall& call) {
   DS_CHECK(workspace != nullptr, "{}: no memory for {} bytes of workspace (m = {}, k = {})", kernel, bytes, call.args.m,
            call.k);
   call.workspace = static_cast<float*>(workspace.get());
-  kernel_table().matmul(call);
+  const KernelTable& table = kernel_table();
+  const bool dots = table.matmul_bfloat16 != nullptr && call.args.x_dtype == DType::kBFloat16 && is_bfloat16(call.kind);
+  (dots ? table.matmul_bfloat16 : table.matmul)(call);
 }
 
 }  // namespace
@@ -47,7 +49,7 @@ void quantized_matmul(const QuantizedMatrix& weights, const MatmulArgs& args, Ro
   const bool has_weights = check_quantized_matrix(kernel, weights, rows);
   if (!check_args(kernel, args, weights.rows, weights.cols, rows)) return;
   MatmulCall call;
-  call.kind = weights.format.bits == 4 ? WeightKind::kInt4 : WeightKind::kInt8;
+  call.kind = quantized_kind(weights.format.bits, args.x_dtype);
   call.quantized = weights;
   call.weights = weights.values;
   call.row_bytes = row_bytes(weights.cols, weights.format);
@@ -64,9 +66,7 @@ void matmul_transposed(const void* weights, DType weights_dtype, int64_t n, int6
   if (!check_args(kernel, args, n, k, rows)) return;
   if (k > 0) check_present(kernel, "weights", weights);
   MatmulCall call;
-  call.kind = weights_dtype == DType::kBFloat16  ? WeightKind::kBFloat16
-              : weights_dtype == DType::kFloat16 ? WeightKind::kFloat16
-                                                 : WeightKind::kFloat32;
+  call.kind = plain_kind(weights_dtype);
   call.weights = weights;
   call.row_bytes = k * size_of(weights_dtype);
   call.k = k;

@@ -18,11 +18,28 @@ using testing::bits_of;
 using testing::Buffer;
 using testing::make_buffer;
 using testing::sample_values;
-using testing::targets;
 
 constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+/// The kernels of a SIMD target, with or without the processor's dot products of bf16.
+struct Variant {
+  std::string name;
+  KernelTable table;
+  bool dots = false;
+};
+
+std::vector<Variant> variants() {
+  std::vector<Variant> result;
+  for (const CpuTarget& target : testing::targets()) {
+    const KernelTable table = kernel_table_for(target);
+    result.push_back({target.name, table, false});
+    if (table.matmul_bfloat16 != nullptr) result.push_back({std::string(target.name) + " with dots", table, true});
+  }
+  return result;
+}
+
+/// In which elements go to the lanes of a sum.
+enum class Order { kNatural, kPairs, kNibbles };
 
 /// A weight matrix [n, k], plain or quantised, and what its elements are in the product.
 struct Weights {
@@ -54,7 +71,19 @@ struct Weights {
     }
   }
 
-  bool paired() const { return format || dtype == DType::kBFloat16; }
+  /// As x of this dtype meets it.
+  std::vector<float> row(int64_t j, DType x_dtype) const {
+    std::vector<float> w(elements.begin() + j * k, elements.begin() + (j + 1) * k);
+    if (format && x_dtype == DType::kBFloat16) {
+      for (float& value : w) value = testing::model_from_bfloat16(testing::model_to_bfloat16(value));
+    }
+    return w;
+  }
+
+  Order order() const {
+    if (format) return format->bits == 4 ? Order::kNibbles : Order::kPairs;
+    return dtype == DType::kBFloat16 ? Order::kPairs : Order::kNatural;
+  }
 
   float element(const uint8_t* row, int64_t r, int64_t c) const {
     const int64_t g = r * groups_per_row(k, *format) + c / format->group_size;
@@ -64,27 +93,32 @@ struct Weights {
     return std::fma(static_cast<float>(q), inverse, format->symmetric ? zero : minimums.get_float(g));
   }
 
-  void multiply(const KernelTable& table, const MatmulArgs& args, RowRange rows) const {
+  WeightKind kind(const MatmulArgs& args) const {
+    return format ? quantized_kind(format->bits, args.x_dtype) : plain_kind(dtype);
+  }
+
+  bool has_dots(const Variant& variant, const MatmulArgs& args) const {
+    return variant.dots && is_bfloat16(kind(args)) && args.x_dtype == DType::kBFloat16;
+  }
+
+  void multiply(const Variant& variant, const MatmulArgs& args, RowRange rows) const {
     MatmulCall call;
     call.k = k;
     call.args = args;
     call.rows = rows;
+    call.kind = kind(args);
     if (format) {
-      call.kind = format->bits == 4 ? WeightKind::kInt4 : WeightKind::kInt8;
       call.quantized = matrix;
       call.weights = values.data();
       call.row_bytes = row_bytes(k, *format);
     } else {
-      call.kind = dtype == DType::kBFloat16  ? WeightKind::kBFloat16
-                  : dtype == DType::kFloat16 ? WeightKind::kFloat16
-                                             : WeightKind::kFloat32;
       call.weights = plain.data();
       call.row_bytes = k * size_of(dtype);
     }
     const int64_t numel = matmul_workspace_numel(args.m, k);
     Buffer workspace(DType::kFloat32, numel, 0);
     call.workspace = static_cast<float*>(workspace.data());
-    table.matmul(call);
+    (has_dots(variant, args) ? variant.table.matmul_bfloat16 : variant.table.matmul)(call);
     ASSERT_TRUE(workspace.guards_intact());
   }
 
@@ -98,20 +132,36 @@ struct Weights {
   }
 };
 
+/// For each of 32 elements: its lane, and whether the lane takes it second.
+std::pair<int64_t, bool> place_of(int64_t c, Order order) {
+  c %= 32;
+  if (order == Order::kNatural) return {c % 16, c >= 16};
+  if (order == Order::kPairs) return {c / 2, c % 2 == 0};
+  constexpr int64_t kQuarter[4] = {1, 0, 3, 2};
+  return {4 * kQuarter[c % 4] + c / 8, c % 8 < 4};
+}
+
+/// What the dot products of bf16 make of numbers below 2^-126.
+float flushed(float value) {
+  return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
+}
+
+enum class Subnormals { kKept, kZero };
+
 /// The sum of the contract.
-float model_dot(const float* w, const std::vector<float>& x, bool paired) {
+float model_dot(const std::vector<float>& w, const std::vector<float>& x, Order order, Subnormals subnormals) {
+  const auto kept = [&](float value) { return subnormals == Subnormals::kKept ? value : flushed(value); };
   const auto k = static_cast<int64_t>(x.size());
   float total = 0;
   for (int64_t begin = 0; begin < k; begin += kMatmulBlock) {
     const int64_t end = std::min(k, begin + kMatmulBlock);
     float lanes[16] = {};
-    for (int64_t c = begin; c < end; ++c) {
-      if (!paired) {
-        lanes[c % 16] = std::fma(x[c], w[c], lanes[c % 16]);
-      } else if (c % 2 == 0) {
-        float& lane = lanes[c % 32 / 2];
-        if (c + 1 < end) lane = std::fma(x[c + 1], w[c + 1], lane);
-        lane = std::fma(x[c], w[c], lane);
+    for (int64_t step = begin; step < end; step += 32) {
+      for (const bool second : {false, true}) {
+        for (int64_t c = step; c < std::min(end, step + 32); ++c) {
+          const auto [lane, is_second] = place_of(c, order);
+          if (is_second == second) lanes[lane] = kept(std::fma(kept(x[c]), kept(w[c]), lanes[lane]));
+        }
       }
     }
     for (int half = 8; half > 0; half /= 2) {
@@ -138,8 +188,8 @@ struct Product {
     for (int64_t c = 0; c < k; ++c) row.push_back(x.get_float(i * (k + 3) + c));
     return row;
   }
-  float expected(const Weights& weights, int64_t i, int64_t j) const {
-    const float sum = model_dot(weights.elements.data() + j * k, x_row(i), weights.paired());
+  float expected(const Weights& weights, int64_t i, int64_t j, Subnormals subnormals) const {
+    const float sum = model_dot(weights.row(j, args.x_dtype), x_row(i), weights.order(), subnormals);
     return args.bias == nullptr ? sum : sum + bias.get_float(j);
   }
 
@@ -148,14 +198,15 @@ struct Product {
   MatmulArgs args;
 };
 
-void expect_model(const Weights& weights, Product& product, const CpuTarget& target) {
-  const std::string what = weights.describe() + ", m = " + std::to_string(product.m) + " on " + target.name;
-  weights.multiply(kernel_table_for(target), product.args, {0, weights.n});
+void expect_model(const Weights& weights, Product& product, const Variant& variant) {
+  const std::string what = weights.describe() + ", m = " + std::to_string(product.m) + " on " + variant.name;
+  weights.multiply(variant, product.args, {0, weights.n});
   ASSERT_TRUE(product.y.guards_intact()) << what;
   Buffer expected(product.y.dtype(), 1);
+  const Subnormals subnormals = weights.has_dots(variant, product.args) ? Subnormals::kZero : Subnormals::kKept;
   for (int64_t i = 0; i < product.m; ++i) {
     for (int64_t j = 0; j < weights.n; ++j) {
-      expected.set(0, product.expected(weights, i, j));
+      expected.set(0, product.expected(weights, i, j, subnormals));
       ASSERT_EQ(product.y.bits(i * (weights.n + 2) + j), expected.bits(0))
           << what << " at " << i << ", " << j << ": " << product.y.get(i * (weights.n + 2) + j) << " for "
           << expected.get(0);
@@ -183,8 +234,8 @@ TEST(MatmulTest, EveryKindOfWeightAndEveryLengthHasTheModelsBits) {
     for (const auto& [dtype, format] : all_kinds(32)) {
       const Weights weights(dtype, format, k < 100 ? 11 : 5, k);
       Product product(weights, 3, dtype, DType::kFloat32, true);
-      for (const CpuTarget& target : targets()) {
-        expect_model(weights, product, target);
+      for (const Variant& variant : variants()) {
+        expect_model(weights, product, variant);
         if (HasFatalFailure()) return;
       }
     }
@@ -196,8 +247,8 @@ TEST(MatmulTest, EveryNumberOfRowsOfXHasTheModelsBits) {
     for (const auto& [dtype, format] : all_kinds(64)) {
       const Weights weights(dtype, format, 70, 80);
       Product product(weights, m, dtype, dtype, m % 2 == 0);
-      for (const CpuTarget& target : targets()) {
-        expect_model(weights, product, target);
+      for (const Variant& variant : variants()) {
+        expect_model(weights, product, variant);
         if (HasFatalFailure()) return;
       }
     }
@@ -212,8 +263,8 @@ TEST(MatmulTest, EveryGroupSizeHasTheModelsBits) {
         const Weights weights(dtype, format, 9, k);
         for (int64_t m : {1, 12}) {
           Product product(weights, m, DType::kBFloat16, DType::kFloat32, false);
-          for (const CpuTarget& target : targets()) {
-            expect_model(weights, product, target);
+          for (const Variant& variant : variants()) {
+            expect_model(weights, product, variant);
             if (HasFatalFailure()) return;
           }
         }
@@ -228,8 +279,8 @@ TEST(MatmulTest, EveryCombinationOfActivationDtypesHasTheModelsBits) {
     for (DType y_dtype : kTypes) {
       for (bool bias : {false, true}) {
         Product product(weights, 2, x_dtype, y_dtype, bias);
-        for (const CpuTarget& target : targets()) {
-          expect_model(weights, product, target);
+        for (const Variant& variant : variants()) {
+          expect_model(weights, product, variant);
           if (HasFatalFailure()) return;
         }
       }
@@ -244,8 +295,8 @@ TEST(MatmulTest, InfinitiesNansAndSubnormalsHaveTheModelsBits) {
       Product product(weights, m, dtype, DType::kFloat32, true, true);
       // Some rows of x are finite, so that not every sum is NaN.
       for (int64_t i = 0; i < 74; ++i) product.x.set(i, static_cast<double>(i % 5 - 2) * 1e-39);
-      for (const CpuTarget& target : targets()) {
-        expect_model(weights, product, target);
+      for (const Variant& variant : variants()) {
+        expect_model(weights, product, variant);
         if (HasFatalFailure()) return;
       }
     }
@@ -257,14 +308,13 @@ TEST(MatmulTest, AnyDivisionOfRowsOverCallsHasTheSameBits) {
     const Weights weights(dtype, format, 37, 1100);
     for (int64_t m : {1, 4, 20}) {
       Product whole(weights, m, dtype, DType::kFloat32, true), parts(weights, m, dtype, DType::kFloat32, true);
-      for (const CpuTarget& target : targets()) {
-        const KernelTable table = kernel_table_for(target);
-        weights.multiply(table, whole.args, {0, 37});
+      for (const Variant& variant : variants()) {
+        weights.multiply(variant, whole.args, {0, 37});
         for (const RowRange& rows : {RowRange{30, 37}, RowRange{0, 1}, RowRange{1, 12}, RowRange{12, 30}}) {
-          weights.multiply(table, parts.args, rows);
+          weights.multiply(variant, parts.args, rows);
         }
         for (int64_t i = 0; i < whole.y.numel(); ++i) {
-          ASSERT_EQ(parts.y.bits(i), whole.y.bits(i)) << weights.describe() << " on " << target.name << " at " << i;
+          ASSERT_EQ(parts.y.bits(i), whole.y.bits(i)) << weights.describe() << " on " << variant.name << " at " << i;
         }
       }
     }
@@ -273,30 +323,35 @@ TEST(MatmulTest, AnyDivisionOfRowsOverCallsHasTheSameBits) {
 
 TEST(MatmulTest, ARowRangeWritesItsColumnsOnly) {
   const Weights weights(DType::kFloat32, GroupFormat{8, 32, false, DType::kFloat32}, 20, 64);
-  for (const CpuTarget& target : targets()) {
+  for (const Variant& variant : variants()) {
     Product product(weights, 3, DType::kFloat32, DType::kFloat32, false);
-    weights.multiply(kernel_table_for(target), product.args, {7, 13});
+    weights.multiply(variant, product.args, {7, 13});
     const Buffer untouched(DType::kFloat32, 1);
     for (int64_t i = 0; i < 3; ++i) {
       for (int64_t j = 0; j < 20; ++j) {
-        EXPECT_EQ(product.y.bits(i * 22 + j) == untouched.bits(0), j < 7 || j >= 13) << j << " on " << target.name;
+        EXPECT_EQ(product.y.bits(i * 22 + j) == untouched.bits(0), j < 7 || j >= 13) << j << " on " << variant.name;
       }
     }
   }
+}
+
+/// What the public functions choose.
+Variant chosen() {
+  return {cpu_target_name(), kernel_table(), kernel_table().matmul_bfloat16 != nullptr};
 }
 
 TEST(MatmulTest, TheErrorStaysWithinTheStatedBound) {
   for (const auto& [dtype, format] : all_kinds(128)) {
     const Weights weights(dtype, format, 16, 4096);
     Product product(weights, 2, dtype, DType::kFloat32, false);
-    weights.multiply(kernel_table(), product.args, {0, 16});
+    weights.multiply(chosen(), product.args, {0, 16});
     for (int64_t i = 0; i < 2; ++i) {
       const std::vector<float> x = product.x_row(i);
       for (int64_t j = 0; j < 16; ++j) {
+        const std::vector<float> w = weights.row(j, dtype);
         double exact = 0, magnitude = 0;
-        for (int64_t c = 0; c < 4096; ++c) {
-          const double term = static_cast<double>(x[static_cast<size_t>(c)]) *
-                              static_cast<double>(weights.elements[static_cast<size_t>(j * 4096 + c)]);
+        for (size_t c = 0; c < 4096; ++c) {
+          const double term = static_cast<double>(x[c]) * static_cast<double>(w[c]);
           exact += term;
           magnitude += std::fabs(term);
         }
@@ -338,7 +393,7 @@ TEST(MatmulTest, PublicFunctionsAgreeWithTheKernels) {
   for (const auto& [dtype, format] : all_kinds(16)) {
     const Weights weights(dtype, format, 23, 50);
     Product product(weights, 3, dtype, dtype, true), expected(weights, 3, dtype, dtype, true);
-    weights.multiply(kernel_table(), expected.args, {2, 23});
+    weights.multiply(chosen(), expected.args, {2, 23});
     if (format) {
       quantized_matmul(weights.matrix, product.args, {2, 23});
     } else {
