@@ -159,10 +159,10 @@ class Adviser {
     }
   }
 
-  /// With the configuration as it is, else with what takes least.
+  /// As few as possible: with the configuration as it is, else with what takes least.
   [[nodiscard]] std::optional<PlanAdvice> more_ranks() const {
-    for (const Settings& settings : {Settings{}, least()}) {
-      for (int ranks = world_.ranks * 2; ranks <= kMostRanks; ranks *= 2) {
+    for (int ranks = world_.ranks * 2; ranks <= kMostRanks; ranks *= 2) {
+      for (const Settings& settings : {Settings{}, least()}) {
         if (auto advice = attempt(settings, ranks)) return advice;
       }
     }

@@ -116,6 +116,18 @@ TEST(PlanAdviceTest, LambStaysInMemoryAndAsksForMoreRanks) {
   EXPECT_EQ(advice->plan.ranks_per_host, 1);
 }
 
+TEST(PlanAdviceTest, MoreRanksAreAsFewAsPossible) {
+  // Of two ranks each holds 8 bytes a parameter, 9.8 GiB, and its buffers; with everything in files much less.
+  const Config config = parsed(R"({"stage": 3})");
+  expect_change(nearest_fit(config, model(), world_of(1, false), machine(16, /*disk_gib=*/1), "/nvme"), "", 2);
+  MachineLimits limits = machine(2);
+  const auto advice = nearest_fit(config, model(), world_of(1, false), limits, "/nvme");
+  ASSERT_TRUE(advice.has_value());
+  EXPECT_EQ(advice->ranks, 2);
+  EXPECT_NE(advice->change.find("offload_param.device = \"nvme\""), std::string::npos);
+  EXPECT_TRUE(fits(advice->plan, limits));
+}
+
 TEST(PlanAdviceTest, WhenNothingFitsTheTextSaysSo) {
   MachineLimits limits = machine(1, 1);
   limits.memory.available_bytes = 1 << 20;
