@@ -6,6 +6,7 @@
 
 #include "base/hash.h"
 #include "config/json_text.h"
+#include "engine/plan_sizes.h"
 #include "memory/io_calibration.h"
 
 namespace deepscale {
@@ -80,7 +81,7 @@ void place_optimizer_in_file(const Config& config, EngineOptions& options) {
   options.optimizer_placement = at::Device(at::kCPU);
   options.optimizer_placed_share = offload.ratio;
   options.optimizer_file = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
-  options.optimizer_block_numel = std::min(options.optimizer_block_numel, config->zero.sub_group_size);
+  options.optimizer_block_numel = std::min(kStateBlockNumel, config->zero.sub_group_size);
   options.optimizer_file->pool_bytes = offload.buffer_count * options.optimizer_block_numel * int64_t{4};
 }
 

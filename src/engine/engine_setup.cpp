@@ -13,19 +13,11 @@
 #include "comm/host_values.h"
 #include "engine/engine.h"
 #include "engine/engine_hook.h"
+#include "engine/plan_sizes.h"
 #include "platform/private_memory.h"
 #include "zero/flat_ops.h"
 
 namespace deepscale {
-namespace {
-
-// A bucket never needs to be larger than this to run at full speed, whatever reduce_bucket_size allows; smaller buckets
-// overlap better and keep gradients in cache between reduction, norm and update.
-constexpr int64_t kLargestUsefulBucket = int64_t{1} << 23;
-// Buffers of the file tier are whole MiB; a block has at most four tensors.
-constexpr int64_t kBufferSlackBytes = int64_t{4} << 20;
-
-}  // namespace
 
 Engine::Engine(EngineOptions options, std::vector<EngineParam> params)
     : options_(std::move(options)),
@@ -100,7 +92,7 @@ void Engine::add_unit(std::shared_ptr<ParamUnit> unit, int model_position) {
 }
 
 void Engine::make_buckets() {
-  const int64_t limit = std::max<int64_t>(std::min(options_.bucket_numel, kLargestUsefulBucket), 1);
+  const int64_t limit = bucket_limit_numel(options_.bucket_numel);
   std::vector<NamedParam> bucket;
   int64_t numel = 0;
   int position = 0;
@@ -181,10 +173,7 @@ void Engine::move_parameters_to_file() {
       largest = std::max(largest, unit->layout().shard_numel() * static_cast<int64_t>(c10::elementSize(unit->dtype())));
   }
   FileTierOptions options = *options_.param_file;
-  // At least one that is used, one that is read ahead and one that is written.
-  constexpr int64_t kUnits = 3;
-  options.pool_bytes =
-      std::max(std::min(options.pool_bytes, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
+  options.pool_bytes = param_pool_bytes(options.pool_bytes, largest);
   if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
   param_tier_ = std::make_unique<FileTier>(options);
   int64_t resident = 0;
@@ -195,9 +184,7 @@ void Engine::move_parameters_to_file() {
   }
 }
 
-/// Its pool has room for a block that is read, one that is updated and one that is written.
 void Engine::make_file_tier() {
-  constexpr int64_t kBlocks = 3;
   const NativeOptimizerOptions& optimizer = options_.optimizer;
   const auto bytes_per_element =
       static_cast<int64_t>(c10::elementSize(optimizer.master_dtype) +
@@ -206,8 +193,7 @@ void Engine::make_file_tier() {
   for (const auto& unit : units_) largest = std::max(largest, unit->layout().shard_numel());
   FileTierOptions options = *options_.optimizer_file;
   options.pool_bytes =
-      std::max(options.pool_bytes, kBlocks * bytes_per_element * std::min(largest, options_.optimizer_block_numel) +
-                                       kBlocks * kBufferSlackBytes);
+      state_pool_bytes(options.pool_bytes, std::min(largest, options_.optimizer_block_numel), bytes_per_element);
   if (options_.groups.data.rank() == 0) options.log = log_;
   file_tier_ = std::make_unique<FileTier>(options);
 }

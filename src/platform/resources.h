@@ -19,6 +19,8 @@ struct MemoryFacts {
   std::string limited_by;  ///< the limit behind total_bytes, "memory.max of ..."; empty: it is the machine's memory
 };
 MemoryFacts memory_facts();
+/// The machine's alone, whatever limits say.
+MemoryFacts machine_memory_facts();
 
 /// A process, safe against reuse of its number.
 struct ProcessIdentity {

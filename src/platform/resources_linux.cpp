@@ -60,7 +60,7 @@ int usable_cpu_count() {
   return std::max(1, std::min(affinity_cpus(), cgroup_cpu_count(read_text_file).value_or(INT_MAX)));
 }
 
-MemoryFacts memory_facts() {
+MemoryFacts machine_memory_facts() {
   MemoryFacts facts;
   std::istringstream lines(read_text("/proc/meminfo"));
   for (std::string line; std::getline(lines, line);) {
@@ -71,7 +71,11 @@ MemoryFacts memory_facts() {
     if (name == "MemTotal:") facts.total_bytes = kib * 1024;
     if (name == "MemAvailable:") facts.available_bytes = kib * 1024;
   }
-  return within_limits(facts, memory_limits());
+  return facts;
+}
+
+MemoryFacts memory_facts() {
+  return within_limits(machine_memory_facts(), memory_limits());
 }
 
 int64_t this_process_id() {

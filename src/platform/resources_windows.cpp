@@ -53,7 +53,7 @@ int usable_cpu_count() {
   return std::max(1, std::min(by_mask, job_cpus()));
 }
 
-MemoryFacts memory_facts() {
+MemoryFacts machine_memory_facts() {
   MEMORYSTATUSEX status = {};
   status.dwLength = sizeof(status);
   if (!GlobalMemoryStatusEx(&status)) return {};
@@ -61,7 +61,11 @@ MemoryFacts memory_facts() {
   facts.total_bytes = static_cast<int64_t>(status.ullTotalPhys);
   // What is committed must fit into main memory and page file, too.
   facts.available_bytes = static_cast<int64_t>(std::min(status.ullAvailPhys, status.ullAvailPageFile));
-  return within_limits(facts, memory_limits());
+  return facts;
+}
+
+MemoryFacts memory_facts() {
+  return within_limits(machine_memory_facts(), memory_limits());
 }
 
 int64_t this_process_id() {

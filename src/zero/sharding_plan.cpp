@@ -1,20 +1,21 @@
 #include "zero/sharding_plan.h"
 
 #include "base/error.h"
+#include "zero/sharding_plan_sizes.h"
 
 namespace deepscale {
 
 ShardingPlan plan_for_stage(int stage, const PlanGroups& groups) {
   const Communicator self = Communicator::self();
   const Communicator& shard = groups.shard;
-  DS_CHECK_AS(ConfigError, stage >= 0 && stage <= 3, "zero_optimization.stage must be 0..3, got {}", stage);
+  const ShardedStates states = sharded_states(stage);
   DS_CHECK_AS(ConfigError, shard.size() * groups.replica.size() == groups.data.size(),
               "the shard group ({} ranks) times the replica group ({} ranks) must be the data group ({} ranks); choose "
               "zero_optimization.mics_shard_size so that it divides the number of ranks",
               shard.size(), groups.replica.size(), groups.data.size());
-  if (stage == 0) return {groups.data, self, self, self, groups.data, self};
-  return {groups.data,    stage >= 3 ? shard : self,      stage >= 2 ? shard : self, shard,
-          groups.replica, stage >= 3 ? groups.node : self};
+  if (!states.optimizer) return {groups.data, self, self, self, groups.data, self};
+  return {groups.data,    states.params ? shard : self,      states.grads ? shard : self, shard,
+          groups.replica, states.params ? groups.node : self};
 }
 
 ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups) {
