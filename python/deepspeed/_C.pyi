@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -269,6 +270,14 @@ def aio_engine() -> tuple[str, str]:
     """"io_uring", "threads" or "completion_port", and why it is not io_uring (or "")."""
 def deepspeed_memcpy(dest: Tensor, src: Tensor) -> int:
     """The bytes of `src`; both contiguous CPU tensors of the same number of bytes. Returns 0."""
+
+# ---- memory plan (src/engine/plan_builder.h)
+def plan_memory(config_json: str, params: Sequence[tuple[str, Sequence[int], torch.dtype, bool, str]], world: dict[str, Any]) -> dict[str, str]:
+    """params: (name, shape, dtype, trainable, module that owns it). world: ranks, ranks_per_host (0: all), accelerator, trains, states
+    and external (of an optimizer that the program passes; states None: what the configuration names), held_memory_bytes and
+    held_file_bytes (of parameters that exist), device_bytes or None. Returns "table", "json", and "misfit": an error text, empty
+    when the plan fits."""
+
 
 # ---- inference (src/inference/packed_weight.h)
 class PackedShape:

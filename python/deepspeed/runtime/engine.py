@@ -20,7 +20,7 @@ from deepspeed._lazy import resolve
 from deepspeed.accelerator import get_accelerator
 from deepspeed.inference.decode import restore_linears, stream_linears
 from deepspeed.monitor.monitor import MonitorMaster
-from deepspeed.runtime import engine_build, precision
+from deepspeed.runtime import engine_build, memory_plan, precision
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine_checkpoint import CheckpointMethods
@@ -69,6 +69,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if model_parameters is not None and not isinstance(model_parameters, (list, dict, Tensor)):
             model_parameters = list(model_parameters)
         self._check_combination(model_parameters)
+        memory_plan.announce(self.module, self._config, optimizer, self._trains, self.communicator.size)
         self._prepare_module(dont_change_device)
         self._make_timers()
         if training_data is not None:
