@@ -31,17 +31,22 @@ def _shapes(module: nn.Module) -> list[tuple[str, list[int], torch.dtype, bool, 
     return found
 
 
-def _held(module: nn.Module) -> tuple[int, int]:
-    """Bytes of the model's parameters that are there already: in host memory, and in files."""
-    memory = files = 0
+def _held(module: nn.Module) -> tuple[int, int, int]:
+    """Bytes of the model's parameters that are there already: in host memory, in files, and on a device."""
+    memory = files = device = 0
     for param in module.parameters():
         if is_sharded(param):
             slot = slot_of(param)
             size = slot.shape.numel() // max(1, slot.communicator.size) * param.element_size()
-            memory, files = (memory, files + size) if slot.unit.in_file else (memory + size, files)
+            if slot.unit.in_file:
+                files += size
+            else:
+                memory += size
         elif param.device.type == "cpu":
             memory += param.numel() * param.element_size()
-    return memory, files
+        elif param.device.type != "meta":
+            device += param.numel() * param.element_size()
+    return memory, files, device
 
 
 def _states(optimizer: Any) -> tuple[int | None, bool]:
@@ -62,11 +67,11 @@ def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains:
     accelerator = get_accelerator()
     on_device = accelerator.device_name() != "cpu"
     states, external = _states(optimizer)
-    memory, files = _held(module)
+    memory, files, device = _held(module)
     local = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 0)) or 0)
     world = {"ranks": ranks, "ranks_per_host": min(local, ranks), "accelerator": on_device, "trains": trains, "states": states,
              "external": external, "held_memory_bytes": memory, "held_file_bytes": files,
-             "device_bytes": accelerator.available_memory() if on_device else None}
+             "device_bytes": accelerator.available_memory() + device if on_device else None}
     plan = _C.plan_memory(config.resolved_json, _shapes(module), world)
     log_dist("memory plan\n" + plan["table"].rstrip(), ranks=[0])
     if not plan["misfit"]:
