@@ -60,7 +60,8 @@ class Family {
 
   void add(const std::string& module, const std::string& param, std::vector<int64_t> shape) {
     const std::string owner = prefix_ + module;
-    shapes_.params.push_back({owner + "." + param, std::move(shape), dtype_, true, leaf_.empty() ? owner : leaf_});
+    shapes_.params.push_back(
+        {owner + "." + param, std::move(shape), dtype_, true, false, leaf_.empty() ? owner : leaf_});
   }
   void weight(const std::string& module, std::vector<int64_t> shape) { add(module, "weight", std::move(shape)); }
   /// A matrix [out, in] with a bias [out].
@@ -72,10 +73,11 @@ class Family {
     weight(module, {width});
     if (bias) add(module, "bias", {width});
   }
-  /// The output layer, unless it is the embedding.
+  /// The output layer, unless it is the embedding, which comes first in all families.
   void head(const char* module, int64_t vocabulary, int64_t width, bool tied_by_default, bool bias = false) {
     enter("");
-    if (!flag("tie_word_embeddings", tied_by_default)) linear(module, vocabulary, width, bias);
+    shapes_.params.front().tied = flag("tie_word_embeddings", tied_by_default);
+    if (!shapes_.params.front().tied) linear(module, vocabulary, width, bias);
   }
 
  private:

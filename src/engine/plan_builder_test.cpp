@@ -17,7 +17,7 @@ ModelShapes model(int layers = kLayers, int64_t rows = 1024) {
   ModelShapes shapes;
   for (int i = 0; i < layers; ++i) {
     const std::string unit = "layers." + std::to_string(i);
-    shapes.params.push_back({unit + ".weight", {rows, 1024}, DType::kFloat32, true, unit});
+    shapes.params.push_back({unit + ".weight", {rows, 1024}, DType::kFloat32, true, false, unit});
   }
   return shapes;
 }
@@ -135,7 +135,7 @@ TEST(PlanBuilderTest, SmallBucketsHoldOneParameterAtLeast) {
 
 TEST(PlanBuilderTest, SmallParametersOfStage3StayWhole) {
   ModelShapes shapes = model();
-  shapes.params.push_back({"norm.weight", {65536}, DType::kFloat32, true, "norm"});
+  shapes.params.push_back({"norm.weight", {65536}, DType::kFloat32, true, false, "norm"});
   const MemoryPlan plan = plan_of(config(3), world_of(8), shapes);
   EXPECT_EQ(plan.bytes(PlannedState::kParameters), 2 * kModel / 8 + 2 * 65536);
   EXPECT_EQ(plan.bytes(PlannedState::kGradients), 2 * kModel / 8 + 2 * 65536 / 8);
@@ -227,6 +227,14 @@ TEST(PlanBuilderTest, ParametersInFilesLeaveWhatIsResidentAndBuffers) {
   EXPECT_EQ(plan.param_file_bytes, 2 * (kLayers - 4) * kMatrix);
   // Six units, and no more than three units with slack.
   EXPECT_EQ(plan.bytes(PlannedState::kParamBuffers), 3 * (2 * kMatrix + kBufferSlackBytes));
+}
+
+TEST(PlanBuilderTest, ATiedParameterHasTwoGradientsAndTheirSumForAMoment) {
+  ModelShapes shapes = model();
+  const int64_t once = plan_of(config(0), world_of(1), shapes).bytes(PlannedState::kReduce);
+  EXPECT_EQ(once, 2 * kMatrix);
+  shapes.params.front().tied = true;
+  EXPECT_EQ(plan_of(config(0), world_of(1), shapes).bytes(PlannedState::kReduce), 3 * once);
 }
 
 TEST(PlanBuilderTest, ProgramsCountWhenTheyAreAskedFor) {
