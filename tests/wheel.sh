@@ -63,10 +63,10 @@ PYTHON
 
 programs() {
   local program
-  for program in deepspeed deepscale ds deepspeed.pt ds_report dsr; do
+  for program in deepspeed deepscale ds deepspeed.pt ds_report dsr ds_bench ds_io ds_nvme_tune; do
     "/env/bin/$program" --help >/dev/null || { echo "$program --help: exit $?"; return 1; }
   done
-  echo "deepspeed deepscale ds deepspeed.pt ds_report dsr start"
+  echo "deepspeed deepscale ds deepspeed.pt ds_report dsr ds_bench ds_io ds_nvme_tune start"
 }
 
 train() {

@@ -4,5 +4,6 @@
 #include "deepscale/communicator.h"
 #include "deepscale/config.h"
 #include "deepscale/error.h"
+#include "deepscale/inference.h"
 #include "deepscale/training.h"
 #include "deepscale/unit.h"

@@ -54,8 +54,6 @@ _NAMES = {
 }
 __getattr__, __dir__ = attach("deepspeed", _NAMES)
 
-init_inference = not_built("deepspeed.init_inference", "inference")
-default_inference_config = not_built("deepspeed.default_inference_config", "inference")
 replace_transformer_layer = not_built("deepspeed.replace_transformer_layer", "module injection")
 revert_transformer_layer = not_built("deepspeed.revert_transformer_layer", "module injection")
 set_autotp_mode = not_built("deepspeed.set_autotp_mode", "tensor parallelism")
@@ -97,6 +95,27 @@ def init_distributed(dist_backend: str | None = None, auto_mpi_discovery: bool =
     comm.init_distributed(dist_backend=dist_backend, auto_mpi_discovery=auto_mpi_discovery, distributed_port=distributed_port,
                           verbose=verbose, init_method=init_method, dist_init_required=dist_init_required, config=config,
                           rank=rank, world_size=world_size, **optional)
+
+
+def init_inference(model: torch.nn.Module, config: Any = None, **kwargs: Any) -> Any:
+    """Wraps a model for inference and returns an InferenceEngine.
+
+    Args:
+        model: the module; its values are there, or were sharded by zero.Init.
+        config: dictionary, path of a JSON file or DeepSpeedInferenceConfig; keywords are settings too. With `zero` parameters are sharded and
+            may live in host memory or files (ZeRO-Inference). See section `inference` of docs/config.md.
+    """
+    from deepspeed.inference.config import DeepSpeedInferenceConfig, merged
+    from deepspeed.inference.engine import InferenceEngine
+    return InferenceEngine(model, DeepSpeedInferenceConfig(**merged(config, kwargs)))
+
+
+def default_inference_config() -> dict:
+    """All settings of init_inference() with their defaults."""
+    from deepspeed.inference.config import DeepSpeedInferenceConfig
+    settings = vars(DeepSpeedInferenceConfig()).copy()
+    settings.pop("given")
+    return settings
 
 
 def add_config_arguments(parser: Any) -> Any:

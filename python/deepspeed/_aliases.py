@@ -25,7 +25,7 @@ class Later:
     is_module: bool = False
 
 
-_PIPE, _MOE, _INFERENCE = Later("pipeline parallelism", True), Later("mixture of experts", True), Later("inference", True)
+_PIPE, _MOE = Later("pipeline parallelism", True), Later("mixture of experts", True)
 _SP = Later("sequence parallelism")
 _WARMUP = "deepspeed.runtime.lr_schedules"
 
@@ -61,9 +61,6 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.runtime.sequence_parallel.ulysses_sp": {"UlyssesSPAttentionHF": _SP, "UlyssesSPDataLoaderAdapter": _SP},
     "deepspeed.sequence": {},
     "deepspeed.sequence.layer": {"DistributedAttention": Later("sequence parallelism", True)},
-    "deepspeed.inference": {},
-    "deepspeed.inference.engine": {"InferenceEngine": _INFERENCE},
-    "deepspeed.inference.config": {"DeepSpeedInferenceConfig": Later("inference")},
     "deepspeed.module_inject": {},
     "deepspeed.linear": {"OptimizedLinear": Later("optimized linear layers", True), "LoRAConfig": Later("optimized linear layers"),
                          "QuantizationConfig": Later("optimized linear layers")},

@@ -43,13 +43,14 @@ std::unique_ptr<Engine> make_engine(const std::string& config_json, const PlanGr
 
 std::shared_ptr<ParamUnit> make_unit(const std::string& name, const std::vector<std::string>& names,
                                      const std::vector<at::Tensor>& params, const PlanGroups& groups,
-                                     const py::object& dtype) {
+                                     const py::object& dtype, const std::shared_ptr<FileTier>& tier, bool keep_values) {
   const auto type = torch::python::detail::py_object_to_dtype(dtype);
   std::vector<NamedParam> named;
   named.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) named.push_back({names.at(i), params[i]});
   const py::gil_scoped_release release;
-  return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type);
+  return std::make_shared<ParamUnit>(name, std::move(named), plan_for_sharded_parameters(groups), type, tier.get(),
+                                     keep_values ? ParamUnit::Values::kKeep : ParamUnit::Values::kUndefined);
 }
 
 at::Tensor unit_piece(ParamUnit& unit, int index) {
@@ -60,6 +61,17 @@ at::Tensor unit_piece(ParamUnit& unit, int index) {
   at::Tensor copy = unit.shard_part(piece->shard_offset, piece->length).clone();
   unit.end_visit(/*changed=*/false);
   return copy;
+}
+
+py::dict file_facts(const FileTierFacts& facts) {
+  using py::literals::operator""_a;
+  return py::dict("file_bytes"_a = facts.file_bytes, "read_bytes"_a = facts.read_bytes,
+                  "written_bytes"_a = facts.written_bytes, "wait_seconds"_a = facts.wait_seconds,
+                  "pool_bytes"_a = facts.pool_bytes, "peak_pool_bytes"_a = facts.peak_pool_bytes,
+                  "beyond_pool_bytes"_a = facts.beyond_pool_bytes, "pinned_bytes"_a = facts.pinned_bytes,
+                  "pin_refusal"_a = facts.pin_refusal, "queue_depth"_a = facts.depth,
+                  "block_size"_a = facts.block_bytes, "direct"_a = facts.direct,
+                  "engine"_a = async_engine_name(facts.engine.engine), "engine_reason"_a = facts.engine.reason);
 }
 
 void register_unit(py::module_& m) {
@@ -78,10 +90,11 @@ void register_unit(py::module_& m) {
              DS_CHECK_AS(ConfigError, options.has_value(), "zero_optimization.offload_param.device is not \"nvme\"");
              return std::make_shared<FileTier>(*options);
            }),
-           py::arg("config_json"));
+           py::arg("config_json"), ReleaseGil())
+      .def("facts", [](const FileTier& tier) { return file_facts(tier.facts()); });
   py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
       .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
-           py::arg("dtype"))
+           py::arg("dtype"), py::arg("tier") = py::none(), py::arg("keep_values") = true)
       .def_property_readonly("name", &ParamUnit::name)
       .def_property_readonly("gathered", &ParamUnit::gathered)
       .def_property_readonly("params",
@@ -94,6 +107,8 @@ void register_unit(py::module_& m) {
       .def_property_readonly("in_file", &ParamUnit::in_file)
       .def("gather", &ParamUnit::hold, ReleaseGil())
       .def("release", &ParamUnit::unhold, ReleaseGil())
+      .def_property_readonly("writable_in_place", &ParamUnit::writable_in_place)
+      .def("store_gathered", &ParamUnit::store_gathered, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))
       .def("full_shape", &ParamUnit::shape, py::arg("index"))
       .def("read_full", &ParamUnit::read_full, py::arg("index"), ReleaseGil())
@@ -125,6 +140,14 @@ void load_scaler_state(Engine& engine, const std::map<std::string, double>& stat
   engine.loss_scaler().load({state.at("scale"), static_cast<int64_t>(state.at("iteration")),
                              static_cast<int64_t>(state.at("last_overflow")),
                              static_cast<int64_t>(state.at("hysteresis_left"))});
+}
+
+py::dict file_use(const Engine& engine) {
+  const Engine::FileUse use = engine.file_use();
+  py::dict found;
+  if (use.optimizer) found["optimizer"] = file_facts(*use.optimizer);
+  if (use.parameters) found["parameters"] = file_facts(*use.parameters);
+  return found;
 }
 
 std::map<std::string, int64_t> memory_map(const Engine& engine) {
@@ -160,6 +183,7 @@ void register_facts(py::class_<Engine>& engine) {
       .def("scaler_state", &scaler_state)
       .def("load_scaler_state", &load_scaler_state, py::arg("state"))
       .def("memory_bytes", &memory_map)
+      .def("file_tier_facts", &file_use)
       .def("description", &Engine::description)
       .def("get_step", &Engine::optimizer_steps)
       .def("reset_optimizer", &Engine::reset_optimizer)

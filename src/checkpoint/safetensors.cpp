@@ -164,9 +164,16 @@ const SafetensorsEntry* SafetensorsFile::find(std::string_view name) const {
 }
 
 void SafetensorsFile::read(const SafetensorsEntry& entry, void* destination) {
+  read(entry, 0, entry.end - entry.begin, destination);
+}
+
+void SafetensorsFile::read(const SafetensorsEntry& entry, int64_t offset, int64_t bytes, void* destination) {
+  DS_CHECK(offset >= 0 && bytes >= 0 && offset + bytes <= entry.end - entry.begin,
+           "tensor {} of {}: bytes {} to {} of {} were asked for", entry.name, path_, offset, offset + bytes,
+           entry.end - entry.begin);
   stream_.clear();
-  stream_.seekg(data_begin_ + entry.begin);
-  stream_.read(static_cast<char*>(destination), entry.end - entry.begin);
+  stream_.seekg(data_begin_ + entry.begin + offset);
+  stream_.read(static_cast<char*>(destination), bytes);
   DS_CHECK_AS(CheckpointError, stream_.good(), "cannot read tensor {} of safetensors file {}: the file became shorter",
               entry.name, path_);
 }

@@ -45,6 +45,8 @@ class SafetensorsFile {
   [[nodiscard]] const SafetensorsEntry* find(std::string_view name) const;
   /// destination: end - begin bytes. Throws CheckpointError when the file cannot be read.
   void read(const SafetensorsEntry& entry, void* destination);
+  /// The part of an entry that begins at byte `offset` of it.
+  void read(const SafetensorsEntry& entry, int64_t offset, int64_t bytes, void* destination);
 
  private:
   SafetensorsFile(std::string path, std::ifstream stream) : path_(std::move(path)), stream_(std::move(stream)) {}

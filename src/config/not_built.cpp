@@ -31,11 +31,6 @@ bool any_compression(const O& o) {
          c.channel_pruning.shared_parameters.enabled;
 }
 
-bool any_weight_quantization(const O& o) {
-  return o.weight_quantization &&
-         (o.weight_quantization->quantized_initialization || !o.weight_quantization->post_init_quant.empty());
-}
-
 std::vector<NotBuilt> zero_rows() {
   return {
       {"zero_optimization.offload_optimizer.super_offload", kSwitchOff,
@@ -48,7 +43,6 @@ std::vector<NotBuilt> zero_rows() {
       {"zero_optimization.zero_quantized_gradients", kSwitchOff,
        [](const O& o) { return o.zero.zero_quantized_gradients; }},
       {"zero_optimization.zeropp_loco_param", kRemove, [](const O& o) { return o.zero.zeropp_loco_param.has_value(); }},
-      {"weight_quantization", kRemove, any_weight_quantization},
       {"aio.use_gds", kSwitchOff, [](const O& o) { return o.aio.use_gds; }},
   };
 }

@@ -18,8 +18,6 @@ const std::map<std::string_view, std::string_view>& switched_on() {
        R"("zero_optimization": {"zero_quantized_nontrainable_weights": true})"},
       {"zero_optimization.zero_quantized_gradients", R"("zero_optimization": {"zero_quantized_gradients": true})"},
       {"zero_optimization.zeropp_loco_param", R"("zero_optimization": {"zeropp_loco_param": {"err_beta": 0.8}})"},
-      {"weight_quantization",
-       R"("weight_quantization": {"quantized_initialization": {"num_bits": 4, "group_size": 64, "group_dim": 1, "symmetric": false}})"},
       {"aio.use_gds", R"("aio": {"use_gds": true})"},
       {"optimizer.type OneBitAdam, ZeroOneAdam or OneBitLamb", R"("optimizer": {"type": "OneBitAdam"})"},
       {"optimizer.type MuAdam, MuAdamW or MuSGD", R"("optimizer": {"type": "musgd"})"},

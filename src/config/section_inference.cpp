@@ -100,7 +100,9 @@ const config::Section& table_of(const QuantizedWeightOptions*) {
           .option("num_bits", &S::num_bits, config::between(4, 8), "Bits: 4 or 8.")
           .option("group_size", &S::group_size, at_least(1), "Elements that share a scale.")
           .option("group_dim", &S::group_dim, at_least(0), "Dim along which groups lie.")
-          .option("symmetric", &S::symmetric, any(), "Must be false.")
+          .option("symmetric", &S::symmetric, any(),
+                  "Whether values lie around 0 without a minimum of their own (an addition: the original knows false "
+                  "only).")
           .build();
   return kTable;
 }

@@ -244,7 +244,9 @@ void check_quantized_weight(const QuantizedWeightOptions& weight, const std::str
   if (weight.num_bits != 4 && weight.num_bits != 8) {
     problems.error(path + ".num_bits", fmt::format("must be 4 or 8, found {}", weight.num_bits));
   }
-  if (weight.symmetric) problems.error(path + ".symmetric", "must be false: only asymmetric scales exist");
+  if (weight.group_dim > 1) {
+    problems.error(path + ".group_dim", fmt::format("must be 0 or 1, found {}", weight.group_dim));
+  }
 }
 
 void check_quantization(const O& o, Problems& problems) {

@@ -173,8 +173,8 @@ TEST(Validate, CompressionAndQuantisationParametersAreRequired) {
                   "num_heads");
   EXPECT_CONTAINS(error_of(R"("weight_quantization": {"post_init_quant": {"q_proj": {"num_bits": 5}}})"),
                   "weight_quantization.post_init_quant.q_proj.num_bits");
-  EXPECT_CONTAINS(error_of(R"("weight_quantization": {"quantized_initialization": {"symmetric": true}})"),
-                  "must be false");
+  EXPECT_CONTAINS(error_of(R"("weight_quantization": {"quantized_initialization": {"group_dim": 2}})"),
+                  "must be 0 or 1, found 2");
 }
 
 TEST(Validate, DataEfficiencyIsConsistent) {

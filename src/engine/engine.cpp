@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "platform/resources.h"
 #include "zero/flat_ops.h"
 
 namespace deepscale {
@@ -23,7 +24,7 @@ int Engine::find_unit(const ParamUnit& unit) const {
 
 void Engine::count_live(int unit) {
   UnitUse& use = uses_[unit];
-  if (use.live == units_[unit]->occupied()) return;
+  if (use.live == (units_[unit]->occupied() && !units_[unit]->stays())) return;
   use.live = !use.live;
   live_numel_ += (use.live ? 1 : -1) * units_[unit]->gather_cost_numel();
 }
@@ -32,7 +33,7 @@ void Engine::announce_use(int unit) {
   if (!schedules_) return;
   const bool forward_only = !c10::GradMode::is_enabled() && !uses_[unit].in_backward;
   ParamScheduler& order = forward_only ? *forward_order_ : *training_order_;
-  if (forward_only && order.began_with(unit)) order.end_iteration();  // the first unit again is a new pass
+  if (forward_only && order.began_with(unit)) begin_forward_pass();  // the first unit again is a new pass
   const auto is_live = [this](int ahead) { return uses_[ahead].live; };
   for (const int ahead : order.on_use(unit, live_numel_, is_live)) {
     units_[ahead]->prefetch();
@@ -49,8 +50,31 @@ void Engine::enter_use(int unit) {
 }
 
 void Engine::leave_use(int unit) {
+  if (residency_) settle_residence(unit);
   units_[unit]->release();
   count_live(unit);
+}
+
+void Engine::begin_forward_pass() {
+  forward_order_->end_iteration();
+  if (!residency_) return;
+  // What is left is for activations, caches of keys and values, and whoever else runs here.
+  constexpr int64_t kLeast = int64_t{512} << 20;
+  constexpr int64_t kMost = int64_t{8} << 30;
+  const MemoryFacts memory = memory_facts();
+  residency_->adapt(memory.available_bytes, std::clamp(memory.total_bytes / 4, kLeast, kMost));
+}
+
+/// A unit becomes resident, or stops to be, when it is in memory anyway.
+void Engine::settle_residence(int unit) {
+  ParamUnit& of = *units_[unit];
+  if (residency_->resident(unit) == of.stays() || !of.can_stay()) return;
+  if (of.stays()) {
+    of.end_stay();
+  } else {
+    of.stay();
+  }
+  forward_order_->set_numel(unit, of.stays() ? 0 : of.gather_cost_numel());
 }
 
 void Engine::pre_forward(ParamUnit& unit, const std::vector<at::Tensor>& inputs) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "memory/residency.h"
 #include "zero/grad_norm.h"
 #include "zero/grad_reducer.h"
 #include "zero/loss_scaler.h"
@@ -46,6 +47,7 @@ struct EngineOptions {
   int64_t optimizer_block_numel = 1 << 22;        ///< so many elements of them visit memory at a time
   std::optional<FileTierOptions> param_file;      ///< shards of parameters live there (pool_bytes: at most)
   int64_t param_resident_numel = 0;               ///< elements over all ranks that stay in memory nevertheless
+  bool param_resident_adapts = false;             ///< an engine without optimizer keeps as many as memory has room for
   std::vector<SharedSetting> shared_settings;     ///< compared over ranks when the engine is built
 };
 
@@ -98,6 +100,13 @@ class Engine {
     int64_t parameters = 0, gradients = 0, master = 0, optimizer = 0, buckets = 0;
   };
   [[nodiscard]] Memory memory_bytes() const;
+  /// What the files of this rank did so far; nothing for states that are not in files. Parameters of zero.Init may be
+  /// in several tiers: these are sums then.
+  struct FileUse {
+    std::optional<FileTierFacts> optimizer;  ///< master copies, optimizer states, and gradients of stages 2 and 3
+    std::optional<FileTierFacts> parameters;
+  };
+  [[nodiscard]] FileUse file_use() const;
   [[nodiscard]] std::string description() const;
   [[nodiscard]] const std::vector<EngineParam>& params() const { return params_; }
 
@@ -139,6 +148,7 @@ class Engine {
   void broadcast_loose_parameters();
   void move_parameters_to_file();
   void make_file_tier();
+  void make_orders(const std::vector<int64_t>& numels);
   void build_parts();
   void install_hooks();
   void on_gradient(int unit, int index);
@@ -148,6 +158,8 @@ class Engine {
   void enter_use(int unit);
   void leave_use(int unit);
   void count_live(int unit);
+  void begin_forward_pass();
+  void settle_residence(int unit);
   void end_backward();
   void settle();
   void publish();
@@ -173,6 +185,7 @@ class Engine {
   std::unique_ptr<GradNorm> norm_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
   std::unique_ptr<ParamScheduler> training_order_;
+  std::unique_ptr<Residency> residency_;           ///< of units in files, in an engine that only runs forward
   std::unique_ptr<ParamScheduler> forward_order_;  ///< of passes without gradients, which must not disturb the other
   LossScaler scaler_;
 

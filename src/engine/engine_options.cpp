@@ -1,11 +1,13 @@
 #include "engine/engine_options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/hash.h"
 #include "config/json_text.h"
 #include "engine/plan_sizes.h"
+#include "memory/io_calibration.h"
 
 namespace deepscale {
 namespace {
@@ -64,8 +66,13 @@ FileTierOptions file_tier_options(const AioOptions& aio, const std::string& fold
   options.folder = folder;
   options.pin = pin;
   options.pool_bytes = 0;
-  options.queue.block_bytes = aio.block_size;
-  options.queue.depth = static_cast<int>(aio.queue_depth * aio.intra_op_parallelism);
+  options.queue.reset();
+  if (!aio.block_size && !aio.queue_depth) return options;
+  const AsyncFileOptions usual;
+  constexpr int64_t kMost = 1 << 20;  // of each factor, lest the product overflow
+  const int64_t depth = std::min(aio.queue_depth.value_or(usual.depth), kMost);
+  options.queue =
+      queue_options_near(depth * std::min(aio.intra_op_parallelism, kMost), aio.block_size.value_or(usual.block_bytes));
   return options;
 }
 
@@ -85,7 +92,8 @@ std::optional<FileTierOptions> param_file_options(const Config& config) {
   const OffloadParamOptions& offload = *config->zero.offload_param;
   FileTierOptions options = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
   constexpr int64_t kWidest = 4;  // bytes of an element
-  options.pool_bytes = offload.buffer_count * offload.buffer_size * kWidest;
+  // Configurations ask for buffers of many GB, which the original pins; a drive is kept busy by far less.
+  options.pool_bytes = std::min(offload.buffer_count * offload.buffer_size * kWidest, usual_pool_bytes());
   return options;
 }
 
@@ -120,7 +128,10 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
   }
   if (config->zero.optimizer_device() == OffloadDevice::kNvme) place_optimizer_in_file(config, options);
   options.param_file = param_file_options(config);
-  if (options.param_file) options.param_resident_numel = config->zero.offload_param->max_in_cpu;
+  if (options.param_file) {
+    options.param_resident_numel = config->zero.offload_param->max_in_cpu;
+    options.param_resident_adapts = options.param_resident_numel == OffloadParamOptions().max_in_cpu;
+  }
   set_state_dtypes(config, options.optimizer);
   options.shared_settings = shared_settings(config);
   return options;

@@ -174,6 +174,7 @@ void Engine::move_parameters_to_file() {
   }
   FileTierOptions options = *options_.param_file;
   options.pool_bytes = param_pool_bytes(options.pool_bytes, largest);
+  if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
   param_tier_ = std::make_unique<FileTier>(options);
   int64_t resident = 0;
   for (const auto& unit : units_) {
@@ -193,7 +194,28 @@ void Engine::make_file_tier() {
   FileTierOptions options = *options_.optimizer_file;
   options.pool_bytes =
       state_pool_bytes(options.pool_bytes, std::min(largest, options_.optimizer_block_numel), bytes_per_element);
+  if (options_.groups.data.rank() == 0) options.log = log_;
   file_tier_ = std::make_unique<FileTier>(options);
+}
+
+void Engine::make_orders(const std::vector<int64_t>& numels) {
+  ParamScheduler::Options training = options_.schedule;
+  const auto in_file = [](const auto& unit) { return unit->in_file(); };
+  // A drive is busy only while a read is waiting behind the one that is waited for.
+  if (std::any_of(units_.begin(), units_.end(), in_file)) training.min_ahead = 2;
+  ParamScheduler::Options forward = training;
+  forward.cyclic = options_.optimizer.kind == OptimizerKind::kNone;
+  training_order_ = std::make_unique<ParamScheduler>(numels, training);
+  forward_order_ = std::make_unique<ParamScheduler>(numels, forward);
+  if (!options_.param_resident_adapts || !forward.cyclic) return;
+  // units_ stands in the order of backward; forward uses them from its end, which spreads as well.
+  std::vector<int64_t> bytes;
+  for (const auto& unit : units_) {
+    const bool may_stay = unit->in_file() && unit->plan().params.is_self();
+    bytes.push_back(may_stay ? unit->layout().total_numel() * static_cast<int64_t>(c10::elementSize(unit->dtype()))
+                             : 0);
+  }
+  residency_ = std::make_unique<Residency>(std::move(bytes));
 }
 
 void Engine::build_parts() {
@@ -214,8 +236,7 @@ void Engine::build_parts() {
   reducer_ = std::make_unique<GradReducer>(unit_pointers(), std::move(trainable), options_.reduction);
   reducer_->set_shard_listener([this](int unit, const at::Tensor& shard) { norm_->add_unit(unit, shard); });
   norm_ = std::make_unique<GradNorm>(unit_pointers(), std::move(model_index));
-  training_order_ = std::make_unique<ParamScheduler>(numels, options_.schedule);
-  forward_order_ = std::make_unique<ParamScheduler>(std::move(numels), options_.schedule);
+  make_orders(numels);
   at::Device device = at::kCPU;
   for (const auto& unit : units_) device = unit->device();
   ShardedOptimizer::Placement placement;

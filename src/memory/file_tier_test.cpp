@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "memory/io_calibration.h"
 
 namespace deepscale {
 namespace {
@@ -14,8 +15,7 @@ FileTierOptions options_of(const std::string& name, int64_t pool_bytes = 64 << 2
   FileTierOptions options;
   options.folder = ::testing::TempDir() + "file_tier_" + name;
   options.pool_bytes = pool_bytes;
-  options.queue.depth = 8;
-  options.queue.block_bytes = 1 << 18;
+  options.queue = AsyncFileOptions{.depth = 8, .block_bytes = 1 << 18};
   return options;
 }
 
@@ -69,7 +69,30 @@ TEST(FileTier, WorksInAPoolThatIsSmallerThanItsTensors) {
   EXPECT_LE(tier.facts().peak_pool_bytes, 3 * kNumel * 4);
   EXPECT_EQ(tier.facts().beyond_pool_bytes, 0);
   EXPECT_EQ(tier.facts().file_bytes, 12 * kNumel * 4);
+  EXPECT_EQ(tier.facts().written_bytes, 3 * 12 * kNumel * 4);
   EXPECT_GT(tier.facts().read_bytes, 0);
+  EXPECT_GT(tier.facts().wait_seconds, 0);
+  FileTierFacts both = tier.facts();
+  both += tier.facts();
+  EXPECT_EQ(both.read_bytes, 2 * tier.facts().read_bytes);
+  EXPECT_EQ(both.depth, 8);
+}
+
+TEST(FileTier, TensorsKnowTheirTier) {
+  const FileTier tier(options_of("known"));
+  const FileTier other(options_of("known"));
+  const FileTensor tensor(tier, 10, at::kFloat, "values");
+  EXPECT_EQ(tensor.tier(), tier);
+  EXPECT_FALSE(tensor.tier() == other);
+}
+
+TEST(FileTier, MeasuresItsDiskWhenNobodySaysWhatItWants) {
+  FileTierOptions options = options_of("measured");
+  options.queue.reset();
+  FileTier tier(options);
+  const AsyncFileOptions found = tuned_io(options.folder).settings.queue_options();
+  EXPECT_EQ(tier.facts().depth, found.depth);
+  EXPECT_EQ(tier.facts().block_bytes, found.block_bytes);
 }
 
 TEST(FileTier, TakesMemoryBesideThePoolWhenAllOfItIsInUse) {

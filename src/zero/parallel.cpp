@@ -19,4 +19,8 @@ void parallel_ranges(int64_t numel, const std::function<void(int64_t begin, int6
   });
 }
 
+void parallel_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body) {
+  at::parallel_for(0, count, grain, body);
+}
+
 }  // namespace deepscale

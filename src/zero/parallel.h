@@ -17,6 +17,10 @@ inline constexpr int64_t kParallelBlock = 4096;
 /// and in builds without OpenMP, one piece.
 void parallel_ranges(int64_t numel, const std::function<void(int64_t begin, int64_t end)>& body);
 
+/// body(begin, end) over pieces that cover [0, count) and have at least `grain` items each (the last one may have
+/// fewer), like parallel_ranges().
+void parallel_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body);
+
 /// An optimizer kernel over a span, by several threads.
 template <typename Args>
 void over_threads(void (*kernel)(const Args&, const kernels::OptimizerSpan&), const Args& args,

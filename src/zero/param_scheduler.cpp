@@ -27,12 +27,15 @@ std::vector<int> ParamScheduler::on_use(int unit, int64_t live_numel, const std:
   }
   std::vector<int> ahead;
   int64_t budget = options_.prefetch_numel;
-  for (size_t i = cursor_; i < trace_.size() && budget > 0; ++i) {
-    const int next = trace_[i];
-    if (next == unit || std::find(ahead.begin(), ahead.end(), next) != ahead.end()) continue;
-    budget -= std::max<int64_t>(numels_[next], 1);
+  int found = 0;
+  const size_t end = options_.cyclic ? cursor_ + trace_.size() : trace_.size();
+  for (size_t i = cursor_; i < end && (budget > 0 || found < options_.min_ahead); ++i) {
+    const int next = trace_[i % trace_.size()];
+    if (next == unit || numels_[next] == 0 || std::find(ahead.begin(), ahead.end(), next) != ahead.end()) continue;
+    const bool unlimited = found++ < options_.min_ahead;
+    budget -= numels_[next];
     if (is_live(next)) continue;
-    if (live_numel + numels_[next] > options_.max_live_numel) break;
+    if (live_numel + numels_[next] > options_.max_live_numel && !unlimited) break;
     ahead.push_back(next);
     live_numel += numels_[next];
   }

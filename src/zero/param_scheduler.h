@@ -20,6 +20,8 @@ class ParamScheduler {
     int64_t prefetch_numel = 50'000'000;
     int64_t max_live_numel = 1'000'000'000;
     int64_t max_reuse_distance_numel = 1'000'000'000;
+    int min_ahead = 0;    ///< so many of the next units are prefetched whatever the limits say
+    bool cyclic = false;  ///< after the last unit of an iteration comes the first one of the next
   };
 
   /// numels[u]: elements that gathering unit u costs (0: nothing to move).
@@ -30,6 +32,8 @@ class ParamScheduler {
   std::vector<int> on_use(int unit, int64_t live_numel, const std::function<bool(int)>& is_live);
   /// Whether to keep `unit` gathered after the use that on_use() announced last.
   [[nodiscard]] bool keep_after(int unit, int64_t live_numel) const;
+  /// From now on gathering `unit` costs so many elements.
+  void set_numel(int unit, int64_t numel) { numels_[unit] = numel; }
   /// An iteration (forward and backward) ended: the recorded order is complete.
   void end_iteration();
   void forget();

@@ -61,6 +61,23 @@ TEST(ParamScheduler, PassesWhoseFirstUnitIsAlsoTheLastAreLearntAsACycle) {
   }
 }
 
+TEST(ParamScheduler, TheNextUnitsMayAlwaysBeAhead) {
+  auto scheduler = recorded({.prefetch_numel = 1, .max_live_numel = 5, .min_ahead = 2});
+  EXPECT_EQ(use(scheduler, 0, 10), (std::vector<int>{1, 2}));
+}
+
+TEST(ParamScheduler, ACycleGoesOnWithItsBeginning) {
+  auto scheduler = recorded({.prefetch_numel = 45, .cyclic = true});
+  for (const int unit : {0, 1, 2, 3, 3, 2}) (void)use(scheduler, unit);
+  EXPECT_EQ(use(scheduler, 1), (std::vector<int>{0, 2, 3}));
+}
+
+TEST(ParamScheduler, UnitsThatCostNothingAreNeitherPrefetchedNorInTheWay) {
+  auto scheduler = recorded({.prefetch_numel = 45});
+  scheduler.set_numel(1, 0);
+  EXPECT_EQ(use(scheduler, 0), (std::vector<int>{2, 3}));
+}
+
 TEST(ParamScheduler, AUnitThatIsUsedAgainSoonIsKept) {
   auto scheduler = recorded({.max_reuse_distance_numel = 60});
   for (const int unit : {0, 1, 2, 3}) (void)use(scheduler, unit);

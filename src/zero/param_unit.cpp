@@ -36,7 +36,8 @@ void check_params(const std::string& unit, const std::vector<NamedParam>& params
 
 }  // namespace
 
-ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype)
+ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype,
+                     const FileTier* tier, Values values)
     : name_(std::move(name)), params_(std::move(params)), plan_(std::move(plan)), dtype_(dtype) {
   check_params(name_, params_);
   DS_CHECK_AS(
@@ -47,19 +48,9 @@ ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingP
   pieces_ = layout_.pieces(plan_.shard_rank());
   for (const auto& param : params_) shapes_.push_back(param.tensor.sizes().vec());
   const c10::NoGradGuard no_grad;
-  allocate();
-  at::Tensor values = sharded() ? plan_.data.allocate(layout_.total_numel(), dtype_, device()) : flat_;
-  if (plan_.data.rank() == 0) {
-    for (int i = 0; i < layout_.tensors(); ++i) {
-      const at::Tensor source = flat::plain(params_[i].tensor, params_[i].tensor.scalar_type(), device());
-      flat::copy(source, flat::slice(values, layout_.offset(i), layout_.numel(i)));
-    }
-  }
-  plan_.data.broadcast(values, 0, name_).wait_released();
-  if (sharded()) take_values(values);
-  for (int i = 0; i < layout_.tensors(); ++i) full_.push_back(slot(i).view(shapes_[i]));
-  // Views are made while there is memory under them; afterwards they only follow the storage's size.
-  if (sharded() && !mapped_) flat::resize_storage(flat_, 0);
+  allocate(tier);
+  fill(values);
+  make_views();
   empty_ = at::empty({0}, flat_.options());
   if (sharded()) {
     point_at_nothing();
@@ -68,11 +59,15 @@ ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingP
   }
 }
 
-void ParamUnit::allocate() {
+void ParamUnit::allocate(const FileTier* tier) {
   const at::Device device = params_.front().tensor.device();
   const int64_t total = layout_.total_numel();
   if (!sharded()) {
     flat_ = plan_.optimizer.allocate(total, dtype_, device);
+  } else if (tier != nullptr && device.is_cpu()) {
+    check_node_group();
+    store_in(FileTensor(*tier, layout_.shard_numel(), dtype_, "parameters of " + name_));
+    return;
   } else if (auto common = plan_.params.allocate_common(total, dtype_, device)) {
     flat_ = *common;
     mapped_ = true;
@@ -84,13 +79,64 @@ void ParamUnit::allocate() {
   shard_ = flat::slice(flat_, plan_.shard_rank() * layout_.shard_numel(), layout_.shard_numel());
 }
 
-void ParamUnit::move_to_file(const FileTier& tier) {
-  if (!sharded() || !device().is_cpu() || gathered_ || in_file()) return;
+/// Rank 0's values into this rank's shard (or the flat buffer). One rank copies straight; several need a full copy to
+/// send and receive.
+void ParamUnit::fill(Values values) {
+  if (values == Values::kUndefined && in_file()) return;  // what was never written reads as zeros
+  const bool straight = plan_.data.is_self() || !sharded();
+  if (straight && in_file()) stored_.load_for_overwrite();
+  const at::Tensor whole = !straight   ? plan_.data.allocate(layout_.total_numel(), dtype_, device())
+                           : sharded() ? shard_
+                                       : flat_;
+  if (in_file() && straight) flat::zero_padding(whole, layout_);  // its memory held something else
+  for (int i = 0; i < layout_.tensors() && plan_.data.rank() == 0; ++i) {
+    const at::Tensor place = flat::slice(whole, layout_.offset(i), layout_.numel(i));
+    if (values == Values::kUndefined) {
+      place.zero_();
+    } else {
+      flat::copy(flat::plain(params_[i].tensor, params_[i].tensor.scalar_type(), device()), place);
+    }
+  }
+  plan_.data.broadcast(whole, 0, name_).wait_released();
+  if (!straight) {
+    if (in_file()) stored_.load_for_overwrite();
+    take_values(whole);
+  }
+  if (in_file()) stored_.start_store();
+}
+
+/// Full-shape views of the flat buffer. Without memory outside of use they are made while there is memory under them;
+/// afterwards they only follow the storage's size.
+void ParamUnit::make_views() {
+  full_.clear();
+  if (alone_in_file()) {
+    for (int i = 0; i < layout_.tensors(); ++i) {
+      full_.push_back(stored_.view(layout_.offset(i), layout_.numel(i)).view(shapes_[i]));
+    }
+    return;
+  }
+  for (int i = 0; i < layout_.tensors(); ++i) full_.push_back(slot(i).view(shapes_[i]));
+  if (sharded() && !mapped_) flat::resize_storage(flat_, 0);
+}
+
+void ParamUnit::check_node_group() const {
   DS_CHECK_AS(
       ConfigError, plan_.node.is_self(),
       "zero_optimization.offload_param.device \"nvme\" and zero_hpz_partition_size {} contradict each other: hpZ keeps "
       "a second shard in memory",
       plan_.node.size());
+}
+
+/// The shard is `stored` from now on; without views yet.
+void ParamUnit::store_in(FileTensor stored) {
+  shard_ = stored.tensor();
+  stored_ = std::move(stored);
+  flat_ = alone_in_file() ? shard_ : at::empty({layout_.total_numel()}, shard_.options());
+}
+
+void ParamUnit::move_to_file(const FileTier& tier) {
+  if (!sharded() || !device().is_cpu() || gathered_ || in_file()) return;
+  check_node_group();
   const c10::NoGradGuard no_grad;
   drop_prefetch();
   FileTensor stored(tier, layout_.shard_numel(), dtype_, "parameters of " + name_);
@@ -99,19 +145,8 @@ void ParamUnit::move_to_file(const FileTier& tier) {
   stored.start_store();
   if (mapped_) plan_.params.barrier(name_);  // others may still read the common memory
   mapped_ = false;
-  shard_ = stored.tensor();
-  stored_ = std::move(stored);
-  full_.clear();
-  if (alone_in_file()) {
-    flat_ = shard_;
-    for (int i = 0; i < layout_.tensors(); ++i) {
-      full_.push_back(stored_.view(layout_.offset(i), layout_.numel(i)).view(shapes_[i]));
-    }
-  } else {
-    flat_ = at::empty({layout_.total_numel()}, shard_.options());
-    for (int i = 0; i < layout_.tensors(); ++i) full_.push_back(slot(i).view(shapes_[i]));
-    flat::resize_storage(flat_, 0);
-  }
+  store_in(std::move(stored));
+  make_views();
   point_at_nothing();
 }
 
@@ -222,6 +257,20 @@ void ParamUnit::release() {
   release_all();
 }
 
+void ParamUnit::stay() {
+  DS_CHECK(can_stay(), "unit {} is to stay in memory, but is not there whole", name_);
+  if (stays_) return;
+  stored_.stay_loaded();
+  hold();
+  stays_ = true;
+}
+
+void ParamUnit::end_stay() {
+  if (!stays_) return;
+  stays_ = false;
+  unhold();
+}
+
 void ParamUnit::hold() {
   ++held_;
   gather();
@@ -301,8 +350,11 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
            "parameter {} has {} elements, the value to store has {}: pass a tensor of shape [{}]", params_[index].name,
            layout_.numel(index), value.numel(), fmt::join(shapes_[index], ", "));
   const c10::NoGradGuard no_grad;
-  at::Tensor values = flat::plain(value, dtype_, device()).view({-1}).clone();
-  if (root >= 0) plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  at::Tensor values = flat::plain(value, dtype_, device()).view({-1});
+  if (root >= 0 && !plan_.data.is_self()) {
+    values = values.clone();  // the caller's tensor stays as it is
+    plan_.data.broadcast(values, root, params_[index].name).wait_released();
+  }
   drop_prefetch();
   second_shard_valid_ = false;
   if (mapped_) plan_.params.barrier(params_[index].name);
@@ -315,6 +367,15 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
   }
   if (write_listener_) write_listener_(index);
   if (mapped_) plan_.params.barrier(params_[index].name);
+}
+
+void ParamUnit::store_gathered() {
+  DS_CHECK(writable_in_place(), "unit {} cannot be written where it is", name_);
+  const c10::NoGradGuard no_grad;
+  stored_.start_store();
+  if (gather_count_ > 1) stored_.load();  // somebody else needs the values; otherwise release() is all that may follow
+  if (!write_listener_) return;
+  for (int i = 0; i < layout_.tensors(); ++i) write_listener_(i);
 }
 
 bool ParamUnit::check_in_place() {

@@ -40,9 +40,16 @@ struct NamedParam {
 
 class ParamUnit {
  public:
+  /// What becomes of the values that the tensors have when a unit is made over them.
+  enum class Values : uint8_t { kKeep, kUndefined };
+
   /// Collective over plan.data: values of its rank 0 are cast to `dtype` and sharded; every tensor's data is replaced.
+  /// With `tier` the unit starts in a file where move_to_file() would put it, and never takes memory for more than its
+  /// shard and, in a group of several ranks, one full copy. kUndefined: nobody needs the values (somebody is about to
+  /// load others); they become zeros, and with `tier` nothing is written.
   /// Requires: floating tensors on one device. Throws ConfigError naming a parameter that is not.
-  ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype);
+  ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype,
+            const FileTier* tier = nullptr, Values values = Values::kKeep);
   ParamUnit(const ParamUnit&) = delete;
   ParamUnit& operator=(const ParamUnit&) = delete;
 
@@ -61,6 +68,8 @@ class ParamUnit {
   /// sharded and not gathered, on the CPU, before anybody has taken shard(); nothing happens to others. Throws
   /// ConfigError with a node group (hpZ), which would keep a second shard in memory.
   void move_to_file(const FileTier& tier);
+  /// Requires: in_file().
+  [[nodiscard]] FileTier tier() const { return stored_.tier(); }
 
   /// This rank's slice of the optimizer group's layout, in the model's dtype: [layout().shard_numel()]. In a file:
   /// without memory outside of a visit.
@@ -72,6 +81,12 @@ class ParamUnit {
   void visit(bool overwrite = false);
   /// `changed`: the shard was written; publish() must follow before the next use of the parameters.
   void end_visit(bool changed);
+  /// Gathered from now on until end_stay(), without counting as one of its gathers. Only where the whole unit is this
+  /// rank's and in a file, and only while it is gathered: can_stay(). Dropped by weights that change.
+  [[nodiscard]] bool can_stay() const { return alone_in_file() && gathered_; }
+  void stay();
+  void end_stay();
+  [[nodiscard]] bool stays() const { return stays_; }
   /// The pieces of this rank's slice.
   [[nodiscard]] const std::vector<ShardLayout::Piece>& pieces() const { return pieces_; }
   /// The piece of tensor `index` in this rank's slice; null when it has none.
@@ -110,6 +125,11 @@ class ParamUnit {
   /// Stores `value` (full shape, any float dtype). root >= 0: that rank's value, on all ranks; -1: each rank's own.
   /// Collective over plan.data. Then calls the listener.
   void write_full(int index, const at::Tensor& value, int root);
+  /// Whether the gathered values may be written where they are and stored by store_gathered(): nobody else has a copy.
+  [[nodiscard]] bool writable_in_place() const { return alone_in_file() && plan_.data.is_self() && gathered_; }
+  /// Stores what the gathered parameters hold now, in the background. Requires: writable_in_place(). Calls the listener
+  /// for each. The caller's release() must follow: until then the parameters have no memory, unless others hold them.
+  void store_gathered();
   /// One listener at a time; the owner's name is what drop_write_listener() goes by, since another may have followed.
   void set_write_listener(const void* owner, std::function<void(int index)> listener);
   void drop_write_listener(const void* owner);
@@ -119,7 +139,11 @@ class ParamUnit {
   bool check_in_place();
 
  private:
-  void allocate();
+  void allocate(const FileTier* tier);
+  void fill(Values values);
+  void make_views();
+  void store_in(FileTensor stored);
+  void check_node_group() const;
   [[nodiscard]] bool alone_in_file() const { return stored_.defined() && plan_.params.is_self(); }
   void take_values(const at::Tensor& values);
   void keep_second_shard();
@@ -147,6 +171,7 @@ class ParamUnit {
   bool mapped_ = false;
   bool prefetched_ = false;
   bool gathered_ = false;
+  bool stays_ = false;
   int gather_count_ = 0;
   int held_ = 0;  ///< of gather_count_, those of hold()
   const void* listener_owner_ = nullptr;

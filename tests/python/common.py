@@ -13,10 +13,12 @@ import inspect
 import multiprocessing
 import os
 import queue
+import shutil
 import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any, Callable
 
 TIMEOUT_S = 180.0
@@ -26,6 +28,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def built_program(name: str) -> str | None:
+    """A program of the build folder that _C comes from, else one on PATH; None when there is none."""
+    import importlib.util
+    spec = importlib.util.find_spec("deepspeed._C")
+    if spec is not None and spec.origin is not None:
+        built = Path(spec.origin).parents[4] / "bin" / name
+        if built.is_file():
+            return str(built)
+    return shutil.which(name)
 
 
 def _rank_main(function_module: str, function_name: str, paths: list[str], rank: int, world: int, port: int, arguments: dict,

@@ -5,32 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from common import free_port
+from common import built_program, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "examples" / "gpt" / "train.py"
 SIZES = ["--block_size", "32", "--n_layer", "2", "--d_model", "64", "--n_head", "2", "--eval_windows", "16", "--eval_interval", "4"]
 
 
-def find_program() -> str | None:
-    """gpt_cpp of the build folder on PYTHONPATH, else on PATH."""
-    import importlib.util
-    spec = importlib.util.find_spec("deepspeed._C")
-    if spec is not None and spec.origin is not None:
-        built = Path(spec.origin).parents[4] / "bin" / "gpt_cpp"
-        if built.is_file():
-            return str(built)
-    return shutil.which("gpt_cpp")
-
-
-PROGRAM = find_program()
+PROGRAM = built_program("gpt_cpp")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="the C++ example gpt_cpp is not built (cmake --build --preset release)")
 
 

@@ -57,6 +57,37 @@ def test_two_ranks_train_as_in_memory(stage, params, tmp_path):
     run_ranks(_ranks_train, 2, {"stage": stage, "params": params, "folder": str(tmp_path)})
 
 
+@pytest.mark.parametrize("how", ["in place", "by a new tensor", "not at all", "before an exception", "while gathered by another"])
+def test_changes_of_gathered_parameters_reach_the_file(how, tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    zero = _zero(3, tmp_path, True)
+    with deepspeed.zero.Init(config_dict_or_path=config(3, zero_optimization=zero)):
+        layer = torch.nn.Linear(16, 4)
+    with deepspeed.zero.GatheredParameters(list(layer.parameters())):
+        before = layer.weight.detach().clone()
+    expected = before if how in ("not at all", "before an exception") else before + 1
+    outer = deepspeed.zero.GatheredParameters([layer.bias]) if how == "while gathered by another" else None
+    if outer is not None:
+        outer.__enter__()
+    modifier = None if how == "not at all" else 0
+    try:
+        with deepspeed.zero.GatheredParameters([layer.weight], modifier_rank=modifier):
+            if how == "by a new tensor":
+                layer.weight.data = layer.weight.data + 1
+            else:
+                layer.weight.data.add_(1)
+            if how == "before an exception":
+                raise KeyError
+    except KeyError:
+        pass
+    if outer is not None:
+        outer.__exit__(None, None, None)
+    assert layer.weight.numel() == 0
+    with deepspeed.zero.GatheredParameters(list(layer.parameters())):
+        assert torch.equal(layer.weight, expected)
+
+
 def test_a_model_is_built_in_files_and_gathered_from_them(tmp_path, monkeypatch):
     single_rank(monkeypatch)
     import deepspeed

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from deepspeed._lazy import resolve
 from deepspeed.accelerator import get_accelerator
+from deepspeed.inference.decode import restore_linears, stream_linears
 from deepspeed.monitor.monitor import MonitorMaster
-from deepspeed.runtime import engine_build, precision
+from deepspeed.runtime import engine_build, memory_plan, precision
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine_checkpoint import CheckpointMethods
@@ -68,6 +69,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if model_parameters is not None and not isinstance(model_parameters, (list, dict, Tensor)):
             model_parameters = list(model_parameters)
         self._check_combination(model_parameters)
+        memory_plan.announce(self.module, self._config, optimizer, self._trains, self.communicator.size)
         self._prepare_module(dont_change_device)
         self._make_timers()
         if training_data is not None:
@@ -79,6 +81,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         except BaseException:
             self._end("building it failed")  # whoever catches this may try again with the same module and optimizer
             raise
+        if not self._trains:
+            stream_linears(self.module)
         self._outputs = OutputWatcher(self)
         self._resume_gc = self._pause_gc()
         if self._config.dump_state:
@@ -139,6 +143,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if not dont_change_device:
             precision.move_module(self.module, torch.device("cpu") if on_host else self.device, is_sharded)
         precision.cast_module(self.module, config, is_sharded)
+        engine_build.quantize_layers(self.module, config, self._trains)
         self._autocast = config.torch_autocast.enabled
         engine_build.broadcast_buffers(self.module, self.communicator)
         self._plan_groups = plan_groups(self.communicator, config, self._process_group)
@@ -421,6 +426,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if self._detach_optimizer is not None:
             self._detach_optimizer()
         core.destroy()
+        restore_linears(self.module)
         engine_build.release_parameters(self)
         self._stepper = self._wrapper = None
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn as nn
 
 from deepspeed import _C
-from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.runtime.native_recipe import native_recipe
 from deepspeed.runtime.optimizer_config import group_index
-from deepspeed.runtime.precision import training_dtype
+from deepspeed.runtime.precision import cast_module, training_dtype
 from deepspeed.runtime.zero.parameter import bind_engine, dissolve, is_sharded, manage, members_of_units, shard, slot_of
 from deepspeed.utils.logging import log_dist
 from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config, z3_leaf_module
@@ -72,6 +72,7 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
 
 def _dissolve_misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -> None:
     """Units of zero.Init that hold a persistent parameter, another dtype, or a part of a leaf module are undone."""
+    dissolved = False
     in_leaf = {id(p) for m in module.modules() if z3_leaf_module(m) for p in m.parameters()}
     for members in members_of_units(module.parameters()).values():
         whole_unit = len(members) == len(slot_of(members[0]).unit.params)
@@ -79,8 +80,23 @@ def _dissolve_misfits(module: nn.Module, config: DeepSpeedConfig, persistent: se
         wrong_dtype = (config.fp16.enabled or config.bf16.enabled) and dtype != config.model_dtype
         if wrong_dtype or not whole_unit or any(id(p) in persistent or id(p) in in_leaf for p in members):
             dissolve(members)
-            for param in members:
-                param.data = param.data.to(training_dtype(param, config))
+            dissolved = True
+    if dissolved:
+        cast_module(module, config, is_sharded)
+
+
+def quantize_layers(module: nn.Module, config: DeepSpeedConfig, trains: bool) -> None:
+    """`weight_quantization.post_init_quant`: the named layers keep their weights in 8 or 4 bits. Collective."""
+    section = config.weight_quantization
+    rules = {} if section is None else vars(section.post_init_quant)
+    if not rules:
+        return
+    if trains:
+        raise DeepSpeedConfigError("weight_quantization.post_init_quant is for inference, and this engine has an optimizer: remove the section, "
+                                   "or the optimizer and its parameters")
+    from deepspeed.inference.quantization.quantization import quantize_by_name
+    count = quantize_by_name(module, rules)
+    log_dist(f"weight_quantization.post_init_quant: {count} layers", ranks=[0])
 
 
 def make_core(engine: Any, groups: Any) -> Any:

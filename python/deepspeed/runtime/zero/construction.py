@@ -12,6 +12,8 @@ from typing import Any, Callable
 import torch
 import torch.nn as nn
 
+_ORIGINAL_FILLS = {name: getattr(nn.init, name) for name in ("kaiming_uniform_", "uniform_", "normal_")}
+_FILLS_OF = {nn.Linear: ("kaiming_uniform_", "uniform_"), nn.Embedding: ("normal_",)}
 _contexts: list[Any] = []  # active zero.Init contexts, innermost last
 _undo: list[Callable[[], None]] = []  # how to take the patches back, newest last
 
@@ -31,6 +33,22 @@ def leave(context: Any) -> None:
         _unpatch()
     elif _undo:
         _patch_constructors()
+
+
+def without_values(module: nn.Module) -> bool:
+    """Whether a new module's parameters hold whatever was in memory, because somebody who is about to load a checkpoint has switched
+    torch's initialisers off (Transformers' from_pretrained does)."""
+    fills = _FILLS_OF.get(type(module), ())
+    return bool(fills) and all(getattr(nn.init, name) is not _ORIGINAL_FILLS[name] and _does_nothing(getattr(nn.init, name)) for name in fills)
+
+
+def _does_nothing(fill: Callable) -> bool:
+    probe = torch.full((2, 2), 7.0)
+    try:
+        fill(probe)
+    except Exception:  # one that wants other arguments does something
+        return False
+    return bool((probe == 7.0).all())
 
 
 def suspend() -> None:

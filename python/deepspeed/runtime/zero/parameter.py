@@ -209,10 +209,10 @@ def manage(param: nn.Parameter, communicator: Any, group: Any) -> ParamSlot:
 
 
 def shard(name: str, names: list[str], params: list[nn.Parameter], groups: Any, dtype: torch.dtype, communicator: Any,
-          process_group: Any) -> Any:
-    """Puts parameters into one new unit, which shards them. Collective."""
+          process_group: Any, tier: Any = None, keep_values: bool = True) -> Any:
+    """Puts parameters into one new unit, which shards them, in memory or in files of `tier`. Collective."""
     slots = [manage(param, communicator, process_group) for param in params]
-    unit = _C.ParamUnit(name, names, params, groups, dtype)
+    unit = _C.ParamUnit(name, names, params, groups, dtype, tier, keep_values)
     for index, slot in enumerate(slots):
         slot.unit, slot.index = unit, index
     return unit

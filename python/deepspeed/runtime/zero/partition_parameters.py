@@ -31,6 +31,7 @@ _orig_torch_arange = torch.arange
 _orig_torch_eye = torch.eye
 _orig_torch_randn = torch.randn
 _TRIM_EVERY = 64 << 20
+_DEFAULT_MAX_IN_CPU = 1_000_000_000
 _CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "randn")
 
 
@@ -108,7 +109,9 @@ class Init:
             raise ValueError("zero.Init(remote_device='nvme') needs a configuration whose zero_optimization.offload_param has device "
                              f"\"nvme\" and nvme_path; its device is \"{configured}\"")
         self._file_tier = _C.FileTier(self.config.resolved_json) if configured == "nvme" else None
-        self._numel_in_memory = self.config.zero_config.offload_param.max_in_cpu if configured == "nvme" else 0
+        self._numel_in_memory = self._resident_numel() if configured == "nvme" else 0
+        quantization = None if self.config is None else self.config.weight_quantization
+        self._packing = None if quantization is None else quantization.quantized_initialization
         on_host = remote_device == "cpu" or configured in ("cpu", "nvme")
         self.local_device = torch.device("cpu" if on_host else get_accelerator().current_device_name())
         self.tensor_overrides = set(tensor_overrides or ())
@@ -144,6 +147,9 @@ class Init:
 
     def convert_own(self, module: nn.Module, name: str = "") -> None:
         """Shards the parameters that belong to `module` itself and are still whole."""
+        keep_values = not construction.without_values(module)
+        if self._packing is not None:
+            self._pack_own(module, keep_values)
         fresh: list[tuple[str, nn.Parameter]] = []
         for own_name, param in module.named_parameters(recurse=False):
             if is_zero_param(param) or isinstance(param, UninitializedParameter) or param.device.type == "meta" \
@@ -154,16 +160,30 @@ class Init:
             fresh.append((own_name, param))
         if fresh:
             unit_name = name or type(module).__name__
-            unit = shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
-                         self.communicator, self.process_group)
-            self._numel_in_memory -= sum(param.ds_numel for _, param in fresh)
-            if self._file_tier is not None and self._numel_in_memory < 0:
-                unit.move_to_file(self._file_tier)
-            self._sharded_bytes += sum(param.ds_numel for _, param in fresh) * self.dtype.itemsize
+            numel = sum(param.numel() for _, param in fresh)
+            self._numel_in_memory -= numel
+            shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
+                  self.communicator, self.process_group, self._file_tier if self._numel_in_memory < 0 else None,
+                  keep_values)
+            self._sharded_bytes += numel * self.dtype.itemsize
             if self._sharded_bytes >= _TRIM_EVERY:
                 # Otherwise holes in the heap add up to the size that the model would have whole.
                 _C.trim_heap()
                 self._sharded_bytes = 0
+
+
+    def _pack_own(self, module: nn.Module, keep_values: bool) -> None:
+        from deepspeed.inference.quantization.layers import quantize_layer
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.device.type != "meta" and not is_zero_param(weight):
+            if weight.is_floating_point() and weight.dtype != self.dtype:
+                weight.data = weight.data.to(self.dtype)
+            quantize_layer(module, self._packing, keep_values)
+
+    def _resident_numel(self) -> int:
+        """Elements of a model of unknown size that stay in memory: max_in_cpu; at its default no more than a quarter of what is free."""
+        wanted = self.config.zero_config.offload_param.max_in_cpu
+        return wanted if wanted != _DEFAULT_MAX_IN_CPU else min(wanted, _C.available_memory() // 4 // self.dtype.itemsize)
 
 
 def shutdown_init_context() -> None:
@@ -191,6 +211,7 @@ class GatheredParameters:
         self.enabled = enabled
         self.params: list[ZeroParameter] = []
         self._outside: dict[int, torch.Tensor] = {}
+        self._in_place: dict[int, int] = {}  # ds_id -> address of the unit's own memory, which is written directly
         self.modifier_rank = self.src_rank = modifier_rank
         if not enabled:
             return
@@ -210,7 +231,12 @@ class GatheredParameters:
                                f"{overlapping} are already gathered by an outer context")
         with torch.no_grad():
             for members in members_of_units(self.params).values():
-                slot_of(members[0]).unit.gather()
+                unit = slot_of(members[0]).unit
+                alone = not unit.gathered
+                unit.gather()
+                if alone and self.modifier_rank is not None and unit.writable_in_place:
+                    self._in_place.update((p.ds_id, p.data_ptr()) for p in members)
+                    continue
                 for param in members:
                     # A private copy: the unit's own memory may be shared with other ranks, which must not see half-made changes.
                     self._outside[param.ds_id] = param.data
@@ -225,6 +251,9 @@ class GatheredParameters:
         with torch.no_grad():
             for members in members_of_units(self.params).values():
                 unit = slot_of(members[0]).unit
+                if members[0].ds_id in self._in_place:
+                    self._leave_in_place(unit, members, store)
+                    continue
                 changed = [(slot_of(p).index, p.data) for p in members]
                 for param in members:
                     param.data = self._outside.pop(param.ds_id)  # others may still hold the unit gathered
@@ -234,6 +263,16 @@ class GatheredParameters:
                         unit.write_full(index, value, self.modifier_rank)
             if store:
                 self._store_whole()
+
+    def _leave_in_place(self, unit: Any, members: list, store: bool) -> None:
+        """Ends the use of a unit whose memory was written directly. Without `store` what is in the file stays."""
+        addresses = [self._in_place.pop(param.ds_id) for param in members]
+        replaced = [(slot_of(p).index, p.data) for p, address in zip(members, addresses) if p.data_ptr() != address]
+        if store:
+            unit.store_gathered()
+        unit.release()
+        for index, value in replaced if store else ():
+            unit.write_full(index, value, self.modifier_rank)
 
     def _store_whole(self) -> None:
         """Parameters that stay whole on every rank: the modifier's values everywhere, and in the master copy."""

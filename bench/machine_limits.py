@@ -1,0 +1,116 @@
+"""What a machine allows, for benchmarks whose limit is a drive or a memory size: memory limits of a process, bandwidths. Linux."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import resource
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+MIB = 2**20
+
+
+class MemoryLimit:
+    """A memory limit for this process and its children: a control group (version 1 or 2), or RLIMIT_DATA where none can be made.
+
+    A control group counts the page cache too, as far as it cannot be given back; RLIMIT_DATA private memory alone."""
+
+    def __init__(self, name: str, limit_bytes: int) -> None:
+        self.kind, self._folder = "RLIMIT_DATA", None
+        for parent, limit_file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+            folder = Path(parent) / f"deepscale-{name}-{os.getpid()}"
+            try:
+                folder.mkdir()
+                (folder / limit_file).write_text(str(limit_bytes))
+                (folder / "cgroup.procs").write_text(str(os.getpid()))
+            except OSError:
+                if folder.exists():
+                    folder.rmdir()
+                continue
+            self.kind, self._folder = f"control group {folder}", folder
+            return
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+    def used_bytes(self) -> int:
+        """Private and shared memory of the process now, without files."""
+        status = Path("/proc/self/status").read_text()
+        return sum(int(re.search(rf"{key}:\s+(\d+)", status)[1]) * 1024 for key in ("RssAnon", "RssShmem"))
+
+
+class PeakMemory:
+    """Largest used_bytes() since the start, sampled by a thread."""
+
+    def __init__(self, interval_s: float = 0.02) -> None:
+        self.peak = 0
+        self._interval = interval_s
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            self.peak = max(self.peak, sum(int(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+)", status)))
+            time.sleep(self._interval)
+
+
+def bytes_read() -> int:
+    """Bytes that this process has had read from storage."""
+    return int(re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)[1])
+
+
+def _read_directly(path: str, offset: int, length: int, block: int, threads: int) -> float:
+    """Bytes per second of O_DIRECT reads by threads."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    places = iter(range(offset, offset + length - block + 1, block))
+    lock = threading.Lock()
+
+    def work() -> None:
+        buffer = mmap.mmap(-1, block)
+        while True:
+            with lock:
+                place = next(places, None)
+            if place is None:
+                return
+            os.preadv(descriptor, [buffer], place)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    elapsed = time.perf_counter() - start
+    os.close(descriptor)
+    return (length // block * block) / elapsed
+
+
+def _fio(path: str, offset: int, length: int, block: str, depth: int) -> float:
+    run = subprocess.run(["fio", "--name=r", f"--filename={path}", "--rw=read", f"--bs={block}", f"--iodepth={depth}", "--ioengine=io_uring",
+                          "--direct=1", "--readonly", f"--offset={offset}", f"--size={length}", "--output-format=terse"],
+                         capture_output=True, text=True, check=True)
+    return int(run.stdout.split(";")[6]) * 1024.0
+
+
+class DriveReads:
+    """Read bandwidth of the drive behind `files`, past the page cache. Every measurement reads another part of them."""
+
+    def __init__(self, files: list[Path], part_bytes: int = 1024 * MIB) -> None:
+        self._parts = [(str(f), begin, min(part_bytes, f.stat().st_size // MIB * MIB - begin))
+                       for f in files for begin in range(0, f.stat().st_size // MIB * MIB, part_bytes)]
+        self._parts = [part for part in self._parts if part[2] >= min(part_bytes, 64 * MIB)] or self._parts
+        self._next = 0
+
+    def _part(self) -> tuple[str, int, int]:
+        self._next += 1
+        return self._parts[self._next % len(self._parts)]
+
+    def measure(self) -> float:
+        """Bytes per second: the best of fio with io_uring (where it is installed) and of threads."""
+        found = [_read_directly(*self._part(), 4 * MIB, 8)]
+        if shutil.which("fio"):
+            found += [_fio(*self._part(), block, depth) for block, depth in (("1M", 64), ("4M", 16))]
+        return max(found)

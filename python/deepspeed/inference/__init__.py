@@ -1,0 +1,7 @@
+"""Inference: init_inference's engine and its configuration, quantised weights."""
+from deepspeed._lazy import attach
+
+__getattr__, __dir__ = attach(__name__, {
+    "InferenceEngine": "deepspeed.inference.engine:InferenceEngine",
+    "DeepSpeedInferenceConfig": "deepspeed.inference.config:DeepSpeedInferenceConfig",
+})

@@ -1,0 +1,79 @@
+"""The memory plan of an engine before it allocates: printed at info level, an error when the machine has not got it (docs/memory_plan.md).
+
+DEEPSCALE_MEMORY_PLAN=warn makes the error a warning, =off leaves the plan out.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from deepspeed import _C
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.parameter import is_sharded, slot_of
+from deepspeed.utils.logging import log_dist
+
+
+class MemoryPlanError(RuntimeError):
+    """The run does not fit; the message says what is short, by how much, and the nearest setting that fits."""
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, list[int], torch.dtype, bool, str]]:
+    found = []
+    for name, param in module.named_parameters():
+        if param.dtype.is_floating_point:
+            shape = getattr(param, "ds_shape", param.shape) if is_sharded(param) else param.shape
+            found.append((name, list(shape), param.dtype, param.requires_grad, name.rpartition(".")[0]))
+    return found
+
+
+def _held(module: nn.Module) -> tuple[int, int]:
+    """Bytes of the model's parameters that are there already: in host memory, and in files."""
+    memory = files = 0
+    for param in module.parameters():
+        if is_sharded(param):
+            slot = slot_of(param)
+            size = slot.shape.numel() // max(1, slot.communicator.size) * param.element_size()
+            memory, files = (memory, files + size) if slot.unit.in_file else (memory + size, files)
+        elif param.device.type == "cpu":
+            memory += param.numel() * param.element_size()
+    return memory, files
+
+
+def _states(optimizer: Any) -> tuple[int | None, bool]:
+    """States per parameter of an optimizer that the program passes, and whether Python computes its step."""
+    if optimizer is None or not isinstance(optimizer, torch.optim.Optimizer):
+        return None, False
+    from deepspeed.runtime.native_recipe import native_recipe
+    return (None, False) if native_recipe(optimizer) else (2, True)
+
+
+def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains: bool, ranks: int) -> None:
+    """Plans, logs, and raises MemoryPlanError when something that the run cannot do without is short."""
+    mode = os.environ.get("DEEPSCALE_MEMORY_PLAN", "error")
+    if mode not in ("error", "warn", "off"):
+        raise ValueError(f"DEEPSCALE_MEMORY_PLAN is {mode!r}: error, warn or off is expected")
+    if mode == "off":
+        return
+    accelerator = get_accelerator()
+    on_device = accelerator.device_name() != "cpu"
+    states, external = _states(optimizer)
+    memory, files = _held(module)
+    local = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 0)) or 0)
+    world = {"ranks": ranks, "ranks_per_host": min(local, ranks), "accelerator": on_device, "trains": trains, "states": states,
+             "external": external, "held_memory_bytes": memory, "held_file_bytes": files,
+             "device_bytes": accelerator.available_memory() if on_device else None}
+    plan = _C.plan_memory(config.resolved_json, _shapes(module), world)
+    log_dist("memory plan\n" + plan["table"].rstrip(), ranks=[0])
+    if not plan["misfit"]:
+        return
+    if mode == "error":
+        raise MemoryPlanError(plan["misfit"].rstrip() + "\nDEEPSCALE_MEMORY_PLAN=warn starts nevertheless.")
+    log_dist(plan["misfit"].rstrip(), ranks=[0], level=logging.WARNING)
+
+
+__all__ = ["MemoryPlanError", "announce"]

@@ -1,0 +1,88 @@
+"""The memory plan that initialize() prints before it allocates, and the error when the machine has not got what it needs."""
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common import single_rank
+from models import config, make_model
+
+CRAMPED = """
+import os, resource, torch, deepspeed
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DS_ACCELERATOR="cpu")
+deepspeed.init_distributed()
+model = torch.nn.Sequential(*[torch.nn.Linear(2048, 2048) for _ in range(12)])
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+engine = deepspeed.initialize(model=model, config={"train_batch_size": 1, "optimizer": {"type": "Adam"}, "zero_optimization": {"stage": 1}})[0]
+print("started")
+"""
+
+
+def _run(mode: str | None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **({"DEEPSCALE_MEMORY_PLAN": mode} if mode else {})}
+    return subprocess.run([sys.executable, "-c", CRAMPED], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_does_not_fit_is_an_error_with_a_remedy():
+    run = _run(None)
+    assert run.returncode != 0 and "MemoryPlanError" in run.stderr
+    assert "RLIMIT_AS" in run.stderr and "missing" in run.stderr
+    assert "started" not in run.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_it_can_be_a_warning():
+    run = _run("warn")
+    assert "MemoryPlanError" not in run.stderr and "RLIMIT_AS" in run.stderr + run.stdout
+
+
+def _logged(caplog: pytest.LogCaptureFixture, **more: object) -> str:
+    import deepspeed
+    from deepspeed.utils.logging import logger
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger=logger.name):
+            deepspeed.initialize(model=make_model(), config=config(3, **more))
+    finally:
+        logger.removeHandler(caplog.handler)
+    return caplog.text
+
+
+def test_the_plan_is_printed_at_info_level(monkeypatch, caplog):
+    single_rank(monkeypatch)
+    text = _logged(caplog)
+    assert "memory plan" in text and "optimizer states" in text and "gradients" in text
+
+
+def test_it_can_be_left_out(monkeypatch, caplog):
+    single_rank(monkeypatch)
+    monkeypatch.setenv("DEEPSCALE_MEMORY_PLAN", "off")
+    assert "memory plan" not in _logged(caplog)
+
+
+def test_unknown_modes_are_named(monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    monkeypatch.setenv("DEEPSCALE_MEMORY_PLAN", "maybe")
+    with pytest.raises(ValueError, match="error, warn or off is expected"):
+        deepspeed.initialize(model=make_model(), config=config(1))
+
+
+def test_parameters_that_exist_are_not_counted_twice(tmp_path, monkeypatch):
+    import deepspeed
+    from deepspeed.runtime.memory_plan import _held
+    single_rank(monkeypatch)
+    model = torch.nn.Linear(32, 32)
+    assert _held(model) == (4 * (32 * 32 + 32), 0)
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0}}
+    with deepspeed.zero.Init(config_dict_or_path=config(3, zero_optimization=zero)):
+        sharded = torch.nn.Linear(32, 32)
+    memory, files = _held(sharded)
+    assert memory == 0 and files >= 4 * (32 * 32 + 32)
