@@ -41,7 +41,7 @@ void add_file(const fs::path& path, ModelShapes& shapes) {
   const SafetensorsFile file = SafetensorsFile::open(path.string());
   for (const SafetensorsEntry& entry : file.header().entries) {
     if (is_buffer(entry)) continue;
-    shapes.params.push_back({entry.name, entry.shape, entry.dtype, true, false, owner_of(entry.name)});
+    shapes.params.push_back({entry.name, entry.shape, entry.dtype, true, owner_of(entry.name)});
   }
 }
 

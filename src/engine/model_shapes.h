@@ -16,10 +16,10 @@ struct ParamShape {
   std::vector<int64_t> shape;
   DType dtype = DType::kFloat32;  ///< as loaded, before a 16-bit mode converts it
   bool trainable = true;
-  bool tied = false;  ///< used in two places, so that autograd adds two gradients up
   /// The module that gathers it: the one that owns it, or the leaf module above (zero_optimization.leaf_module). Empty:
   /// none, the parameter is never sharded.
   std::string unit;
+  bool tied = false;  ///< used in two places, so that autograd adds two gradients up
 
   [[nodiscard]] int64_t numel() const;
 };

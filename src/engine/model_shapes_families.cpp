@@ -60,8 +60,7 @@ class Family {
 
   void add(const std::string& module, const std::string& param, std::vector<int64_t> shape) {
     const std::string owner = prefix_ + module;
-    shapes_.params.push_back(
-        {owner + "." + param, std::move(shape), dtype_, true, false, leaf_.empty() ? owner : leaf_});
+    shapes_.params.push_back({owner + "." + param, std::move(shape), dtype_, true, leaf_.empty() ? owner : leaf_});
   }
   void weight(const std::string& module, std::vector<int64_t> shape) { add(module, "weight", std::move(shape)); }
   /// A matrix [out, in] with a bias [out].

@@ -17,7 +17,7 @@ ModelShapes model(int layers = kLayers, int64_t rows = 1024) {
   ModelShapes shapes;
   for (int i = 0; i < layers; ++i) {
     const std::string unit = "layers." + std::to_string(i);
-    shapes.params.push_back({unit + ".weight", {rows, 1024}, DType::kFloat32, true, false, unit});
+    shapes.params.push_back({unit + ".weight", {rows, 1024}, DType::kFloat32, true, unit});
   }
   return shapes;
 }
@@ -135,7 +135,7 @@ TEST(PlanBuilderTest, SmallBucketsHoldOneParameterAtLeast) {
 
 TEST(PlanBuilderTest, SmallParametersOfStage3StayWhole) {
   ModelShapes shapes = model();
-  shapes.params.push_back({"norm.weight", {65536}, DType::kFloat32, true, false, "norm"});
+  shapes.params.push_back({"norm.weight", {65536}, DType::kFloat32, true, "norm"});
   const MemoryPlan plan = plan_of(config(3), world_of(8), shapes);
   EXPECT_EQ(plan.bytes(PlannedState::kParameters), 2 * kModel / 8 + 2 * 65536);
   EXPECT_EQ(plan.bytes(PlannedState::kGradients), 2 * kModel / 8 + 2 * 65536 / 8);
