@@ -19,6 +19,7 @@ struct ParamShape {
   /// The module that gathers it: the one that owns it, or the leaf module above (zero_optimization.leaf_module). Empty:
   /// none, the parameter is never sharded.
   std::string unit;
+  bool tied = false;  ///< used in two places, so that autograd adds two gradients up
 
   [[nodiscard]] int64_t numel() const;
 };

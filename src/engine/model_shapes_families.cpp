@@ -72,10 +72,11 @@ class Family {
     weight(module, {width});
     if (bias) add(module, "bias", {width});
   }
-  /// The output layer, unless it is the embedding.
+  /// The output layer, unless it is the embedding, which comes first in all families.
   void head(const char* module, int64_t vocabulary, int64_t width, bool tied_by_default, bool bias = false) {
     enter("");
-    if (!flag("tie_word_embeddings", tied_by_default)) linear(module, vocabulary, width, bias);
+    shapes_.params.front().tied = flag("tie_word_embeddings", tied_by_default);
+    if (!shapes_.params.front().tied) linear(module, vocabulary, width, bias);
   }
 
  private:

@@ -72,8 +72,16 @@ TEST(ModelShapesTest, ParametersHaveNamesDtypesAndUnits) {
   EXPECT_EQ(shapes.params.front().name, "model.embed_tokens.weight");
   EXPECT_EQ(shapes.params.front().unit, "model.embed_tokens");
   EXPECT_EQ(shapes.params.front().dtype, DType::kFloat16);
+  EXPECT_FALSE(shapes.params.front().tied);
   EXPECT_EQ(shapes.params.back().name, "lm_head.weight");
   EXPECT_EQ(shapes.params.back().shape, (std::vector<int64_t>{32000, 4096}));
+}
+
+TEST(ModelShapesTest, ATiedEmbeddingIsListedOnceAndSaysSo) {
+  const ModelShapes shapes = shapes_from_config(
+      R"({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 8, "n_positions": 4, "vocab_size": 10})", "c");
+  EXPECT_TRUE(shapes.params.front().tied);
+  EXPECT_EQ(shapes.params.back().name, "transformer.ln_f.bias");
 }
 
 TEST(ModelShapesTest, ExpertsOfABlockAreOneUnit) {

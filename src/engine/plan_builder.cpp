@@ -231,7 +231,7 @@ class PlanBuilder {
       } else {
         add_whole_gradient(unit);
       }
-      largest_grad_ = std::max(largest_grad_, unit.largest_trained_numel * unit.element_size());
+      largest_grad_ = std::max(largest_grad_, unit.largest_autograd_numel * unit.element_size());
       largest_shard_numel_ = std::max(largest_shard_numel_, unit.trained_numel);
     }
     add_buckets(reducing);

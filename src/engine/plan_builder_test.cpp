@@ -229,6 +229,14 @@ TEST(PlanBuilderTest, ParametersInFilesLeaveWhatIsResidentAndBuffers) {
   EXPECT_EQ(plan.bytes(PlannedState::kParamBuffers), 3 * (2 * kMatrix + kBufferSlackBytes));
 }
 
+TEST(PlanBuilderTest, ATiedParameterHasTwoGradientsAndTheirSumForAMoment) {
+  ModelShapes shapes = model();
+  const int64_t once = plan_of(config(0), world_of(1), shapes).bytes(PlannedState::kReduce);
+  EXPECT_EQ(once, 2 * kMatrix);
+  shapes.params.front().tied = true;
+  EXPECT_EQ(plan_of(config(0), world_of(1), shapes).bytes(PlannedState::kReduce), 3 * once);
+}
+
 TEST(PlanBuilderTest, ProgramsCountWhenTheyAreAskedFor) {
   World world = world_of(2);
   const int64_t without = plan_of(config(2), world).rank_memory_bytes();

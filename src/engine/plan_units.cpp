@@ -89,7 +89,9 @@ class UnitPlanner {
       numels.push_back(numel);
       in_unit_[p] = true;
       if (!trains_ || !shapes_.params[p].trainable) continue;
-      unit.largest_trained_numel = std::max(unit.largest_trained_numel, numel);
+      // Two gradients of a tied parameter and their sum.
+      const int64_t gradients = shapes_.params[p].tied ? 3 : 1;
+      unit.largest_autograd_numel = std::max(unit.largest_autograd_numel, gradients * numel);
       trained += (numel + ShardLayout::kAlignment - 1) / ShardLayout::kAlignment * ShardLayout::kAlignment;
     }
     unit.layout = ShardLayout(std::move(numels), sizes.shards());

@@ -17,9 +17,9 @@ struct PlannedUnit {
   DType dtype = DType::kFloat32;
   ShardingSizes sizes;
   ShardLayout layout;
-  int64_t trained_numel = 0;          ///< of one shard, at most; multiples of ShardLayout::kAlignment
-  int64_t largest_trained_numel = 0;  ///< of its parameters
-  int position = 0;                   ///< in the model, of the parameter that orders it
+  int64_t trained_numel = 0;           ///< of one shard, at most; multiples of ShardLayout::kAlignment
+  int64_t largest_autograd_numel = 0;  ///< elements of gradients before they are taken over, for one of its parameters
+  int position = 0;                    ///< in the model, of the parameter that orders it
 
   [[nodiscard]] bool trains() const { return trained_numel > 0; }
   [[nodiscard]] int64_t element_size() const { return size_of(dtype); }

@@ -84,6 +84,37 @@ def test_classes_defined_inside_the_context_are_sharded_too():
     assert type(Own().weight) is nn.Parameter
 
 
+def test_a_decorator_of_a_class_that_is_defined_inside_the_context_stays():
+    # As libraries do that are imported while a model is built: the class comes into being with the patches in place.
+    import deepspeed
+
+    def remembering(cls):
+        construct = cls.__init__
+
+        def remember(module, size):
+            construct(module, size)
+            module.size = size
+
+        cls.__init__ = remember
+        return cls
+
+    with deepspeed.zero.Init():
+
+        @remembering
+        class Own(nn.Module):
+
+            def __init__(self, size):
+                super().__init__()
+                self.weight = nn.Parameter(torch.ones(size))
+
+        assert Own(4).size == 4
+    whole = Own(5)
+    assert whole.size == 5 and type(whole.weight) is nn.Parameter
+    with deepspeed.zero.Init():
+        again = Own(6)
+    assert again.size == 6 and again.weight.ds_numel == 6
+
+
 def test_dtype_of_the_configuration_with_values_still_auto():
     settings = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": True},
                 "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}}

@@ -119,7 +119,15 @@ def _wrap_init(cls: type) -> None:
         if outermost and _contexts and _undo:
             _contexts[-1].convert_own(module)
 
-    _set(cls, "__init__", construct)
+    setattr(cls, "__init__", construct)
+    _undo.append(lambda: _unwrap_init(cls, construct, original))
+
+
+def _unwrap_init(cls: type, construct: Callable, original: Callable) -> None:
+    """Who has wrapped __init__ since (a decorator of a class that was defined inside the context) keeps its wrapper: `construct` beneath
+    it does nothing outside of contexts."""
+    if vars(cls).get("__init__") is construct:
+        setattr(cls, "__init__", original)
 
 
 def _apply_with_whole_parameters(apply: Callable) -> Callable:
