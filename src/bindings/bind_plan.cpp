@@ -28,6 +28,8 @@ MachineLimits limits_beside(const Config& config, int64_t held_memory, int64_t h
   limits.memory.available_bytes += held_memory;
   for (MemoryLimit& group : limits.groups) group.used_bytes = std::max<int64_t>(0, group.used_bytes - held_memory);
   for (ProcessLimit& limit : limits.process) limit.used_bytes = std::max<int64_t>(0, limit.used_bytes - held_memory);
+  // A folder that cannot be used at all is named better by whoever opens a file there.
+  std::erase_if(limits.disks, [](const DiskLimit& disk) { return disk.available_bytes == 0; });
   for (DiskLimit& disk : limits.disks) disk.available_bytes += held_file;
   return limits;
 }

@@ -103,8 +103,17 @@ def test_what_the_system_refuses_changes_no_value_and_is_said_once(limit, said, 
 @linux_only
 def test_a_disk_that_is_too_small_is_an_error_before_training(tmp_path):
     run_limited(_TRAIN + """
+from deepspeed.runtime.memory_plan import MemoryPlanError
 torch.manual_seed(1)
 model = torch.nn.Linear(2000, 2000)
+try:
+    _engine(_zero(3, "disk", True), model)
+    raise SystemExit("no error")
+except MemoryPlanError as error:
+    text = str(error)
+    assert "disk of nvme_path disk" in text and "choose another nvme_path" in text and "missing" in text, text
+import os
+os.environ["DEEPSCALE_MEMORY_PLAN"] = "off"  # the file itself says so too
 try:
     _engine(_zero(3, "disk", True), model)
     raise SystemExit("no error")

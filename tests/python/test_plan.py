@@ -73,6 +73,8 @@ def test_totals_are_those_of_transformers(model: dict[str, Any], tmp_path: Path)
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     config = transformers.AutoConfig.for_model(**model)
+    if model.get("layer_norm_elementwise_affine") is False and transformers.__version__.startswith("4."):
+        pytest.skip("Transformers 4 cannot initialise norms without weights")
     with torch.device("meta"):
         whole = transformers.AutoModelForCausalLM.from_config(config)
     # As save_pretrained() writes it, and as a user's short file says it.
