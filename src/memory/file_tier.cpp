@@ -272,9 +272,8 @@ void TensorCore::end_store() {
     written = true;
   } catch (const IoError& error) {
     failure = fmt::format(
-        "{} could not be written to its file and is lost: {}; continue from a checkpoint, with a nvme_path on a disk "
-        "that "
-        "is sound and has room (this one is {})",
+        "{} could not be written to its file and is lost: {}; continue from a checkpoint, with a nvme_path on a "
+        "disk that is sound and has room (now: {})",
         name, error.what(), tier->options.folder);
   }
   transfer.reset();
