@@ -114,6 +114,12 @@ def make_model(folder: Path, quick: bool) -> int:
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
+def reason_of(error: Exception) -> str:
+    """One line: how the process ended, or the exception that it answered with."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if "exit status" in lines[0] else lines[-1]
+
+
 def start_side(name: str, kind: str, args: argparse.Namespace, folder: Path, bits: int, limit: int, python: str) -> harness.Side | None:
     files = args.folder / f"files-{kind}-{bits}"
     files.mkdir(parents=True, exist_ok=True)
@@ -124,7 +130,7 @@ def start_side(name: str, kind: str, args: argparse.Namespace, folder: Path, bit
         [limited] = side.call("limit", name=f"zi-{kind}-{bits}", limit_bytes=limit)
         [loaded] = side.call("load", kind=kind, folder=str(folder), files=str(files), bits=bits)
     except harness.SideFailed as error:
-        print(f"{name}: did not run: {str(error).strip().splitlines()[0]}", flush=True)
+        print(f"{name}: did not run: {reason_of(error)}", flush=True)
         side.close()
         return None
     print(f"{name}: memory limit {limit / 2**30:.2f} GiB ({limited}), loaded in {loaded['seconds']:.1f} s, "
@@ -148,7 +154,7 @@ def on_disk(args: argparse.Namespace, folder: Path, weights: int, limit: int) ->
                 try:
                     [run] = side.call("generate", tokens=3)
                 except harness.SideFailed as error:
-                    print(f"{side.name}: failed: {str(error).strip().splitlines()[0]}", flush=True)
+                    print(f"{side.name}: failed: {reason_of(error)}", flush=True)
                     sides.remove(side)
                     continue
                 run["bandwidth"] = (before + drive.measure()) / 2

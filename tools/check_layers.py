@@ -29,7 +29,7 @@ TORCH_FREE_FOLDERS = ("src/base/", "src/platform/", "src/config/", "src/launcher
 TORCH_FREE_FILES = re.compile(r"(^include/deepscale/(config|error|options\w*)\.h$)"
                               r"|(^src/checkpoint/(file_replace|pickle\w*|py_value|safetensors|state_layout|torch_archive|zip_file)"
                               r"(_test)?\.(h|cpp)$)"
-                              r"|(^src/memory/(io_calibration|io_handle|machine_limits|memory_plan|pinned_buffers|plan_text|residency)(_test)?\.(h|cpp)$)"
+                              r"|(^src/memory/(file_shares|io_calibration|io_handle|machine_limits|memory_plan|pinned_buffers|plan_text|residency)(_test)?\.(h|cpp)$)"
                               r"|(^src/engine/(model_shapes\w*|plan_\w+|file_pool_sizes)(_test)?\.(h|cpp)$)"
                               r"|(^src/zero/(shard_layout|sharding_plan|sharding_plan_sizes|loss_scaler)(_test)?\.(h|cpp)$)")
 STAGE_FILES = re.compile(r"^src/config/|/sharding_plan\w*\.|^include/deepscale/(config|options\w*)\.h$")

@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 #include "comm/communicator.h"
 #include "engine/plan_builder.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -51,6 +52,9 @@ py::dict plan_memory(const std::string& config_json, const std::vector<ShapeTupl
   const Config config = Config::parse(config_json, ranks.ranks, ParseMode::kZeroInit);
   MachineLimits limits = limits_beside(config, held_memory, held_file);
   limits.device_bytes = device;
+  const MemoryFacts memory = memory_facts();
+  ranks.memory_total_bytes = memory.total_bytes;
+  ranks.memory_available_bytes = memory.available_bytes + held_memory;
   const MemoryPlan plan = make_memory_plan(config, shapes, ranks);
   py::dict answer;
   answer["table"] = to_table(plan, limits);

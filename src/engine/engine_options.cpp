@@ -7,7 +7,9 @@
 #include "base/hash.h"
 #include "config/json_text.h"
 #include "engine/plan_sizes.h"
+#include "memory/file_shares.h"
 #include "memory/io_calibration.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -129,8 +131,10 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
   if (config->zero.optimizer_device() == OffloadDevice::kNvme) place_optimizer_in_file(config, options);
   options.param_file = param_file_options(config);
   if (options.param_file) {
-    options.param_resident_numel = config->zero.offload_param->max_in_cpu;
-    options.param_resident_adapts = options.param_resident_numel == OffloadParamOptions().max_in_cpu;
+    const int64_t wanted = config->zero.offload_param->max_in_cpu, usual = OffloadParamOptions().max_in_cpu;
+    const int64_t element = config->fp16.enabled || config->bf16.enabled ? 2 : 4;
+    options.param_resident_numel = resident_share_numel(wanted, usual, memory_facts().available_bytes, element);
+    options.param_resident_adapts = wanted == usual;
   }
   set_state_dtypes(config, options.optimizer);
   options.shared_settings = shared_settings(config);

@@ -12,6 +12,7 @@
 #include "engine/plan_sizes.h"
 #include "engine/plan_units.h"
 #include "kernels/cpu/spans.h"
+#include "memory/file_shares.h"
 
 namespace deepscale {
 namespace {
@@ -142,9 +143,11 @@ class PlanBuilder {
     plan_.param_path = o_.zero.offload_param->nvme_path.value_or("");
     int64_t resident = 0;
     for (size_t u = units_.units.size(); u-- > 0;) {
-      if (!units_.units[u].sizes.shards_params) continue;
-      resident += units_.units[u].layout.total_numel();
-      in_file_[u] = resident > o_.zero.offload_param->max_in_cpu;
+      const PlannedUnit& unit = units_.units[u];
+      if (!unit.sizes.shards_params) continue;
+      resident += unit.layout.total_numel();
+      in_file_[u] = resident > resident_share_numel(o_.zero.offload_param->max_in_cpu, OffloadParamOptions().max_in_cpu,
+                                                    world_.memory_available_bytes, unit.element_size());
     }
   }
 
@@ -202,7 +205,9 @@ class PlanBuilder {
     for (const PlannedUnit& unit : units_.units) {
       if (unit.sizes.shards_params) largest = std::max(largest, unit.layout.shard_numel() * unit.element_size());
     }
-    const int64_t pool = param_pool_bytes(offload.buffer_count * offload.buffer_size * kWidest, largest);
+    const int64_t pool = param_pool_bytes(
+        std::min(offload.buffer_count * offload.buffer_size * kWidest, pool_share_bytes(world_.memory_total_bytes)),
+        largest);
     // A single rank uses parameters in the pool's buffers themselves, and beyond the pool when more are kept.
     const int64_t used = live_bytes([&](size_t u) { return in_file_[u] && !gathers(u); });
     plan_.add(PlannedState::kParamBuffers, pool_place(offload.pin_memory),

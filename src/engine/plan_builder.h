@@ -33,6 +33,8 @@ struct World {
   bool shares_memory = true;                  ///< ranks of one host share memory where the whole run is on it (CPU)
   int64_t program_bytes = 0;                  ///< of each rank's program itself (Python, libraries), to be counted too
   bool trains = true;                         ///< false: no gradients and no optimizer
+  int64_t memory_total_bytes = 0;             ///< of each rank's process; parameters in files take shares of it
+  int64_t memory_available_bytes = 0;         ///< likewise; 0: not known, nothing is cut to it
   std::optional<PlannedOptimizer> optimizer;  ///< nothing: what the configuration names, else two states
 };
 

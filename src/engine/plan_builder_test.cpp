@@ -229,6 +229,16 @@ TEST(PlanBuilderTest, ParametersInFilesLeaveWhatIsResidentAndBuffers) {
   EXPECT_EQ(plan.bytes(PlannedState::kParamBuffers), 3 * (2 * kMatrix + kBufferSlackBytes));
 }
 
+TEST(PlanBuilderTest, SmallMachinesKeepLessOfWhatIsInFiles) {
+  const std::string zero = R"(, "stage3_max_live_parameters": 0, "offload_param": {"device": "nvme",
+    "nvme_path": "/nvme"})";
+  World world = world_of(1);
+  EXPECT_EQ(plan_of(config(3, zero), world, model()).bytes(PlannedState::kParameters, MemoryPlace::kFile), 0);
+  world.memory_available_bytes = 4 * 2 * 3 * kMatrix;  // a quarter holds three matrices
+  EXPECT_EQ(plan_of(config(3, zero), world, model()).bytes(PlannedState::kParameters, MemoryPlace::kHostPageable),
+            2 * 3 * kMatrix);
+}
+
 TEST(PlanBuilderTest, ATiedParameterHasTwoGradientsAndTheirSumForAMoment) {
   ModelShapes shapes = model();
   const int64_t once = plan_of(config(0), world_of(1), shapes).bytes(PlannedState::kReduce);

@@ -85,8 +85,14 @@ nlohmann::ordered_json advice_json(const std::optional<PlanAdvice>& advice) {
 int print_plan(const Request& request) {
   const Config config = Config::from_file(request.config, request.world, ParseMode::kZeroInit);
   const ModelShapes shapes = read_model_shapes(request.model);
-  const World world = world_of(request);
+  World world = world_of(request);
   const MachineLimits limits = limits_of(request, config);
+  world.memory_total_bytes = limits.memory.total_bytes;
+  world.memory_available_bytes = limits.memory.available_bytes;
+  for (const MemoryLimit& group : limits.groups) {
+    world.memory_total_bytes = std::min(world.memory_total_bytes, group.limit_bytes);
+    world.memory_available_bytes = std::min(world.memory_available_bytes, group.limit_bytes - group.used_bytes);
+  }
   const MemoryPlan plan = make_memory_plan(config, shapes, world);
   const bool fit = fits(plan, limits);
   if (request.json) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "memory/file_shares.h"
 #include "memory/io_calibration.h"
 #include "platform/files.h"
 #include "platform/private_memory.h"
@@ -320,7 +321,7 @@ TensorCore::~TensorCore() {
 using memory_internal::Residence;
 
 int64_t usual_pool_bytes() {
-  return std::clamp(memory_facts().total_bytes / 8, int64_t{256} << 20, int64_t{2} << 30);
+  return pool_share_bytes(memory_facts().total_bytes);
 }
 
 FileTier::FileTier(const FileTierOptions& options)

@@ -67,7 +67,7 @@ struct FileTierFacts {
   FileTierFacts& operator+=(const FileTierFacts& other);
 };
 
-/// What keeps a drive busy and is small beside this process's memory: an eighth of it, between 256 MiB and 2 GiB.
+/// pool_share_bytes() of this process's memory.
 int64_t usual_pool_bytes();
 
 /// A handle: copies are the same tier, which lives as long as the last of them and of its tensors.
