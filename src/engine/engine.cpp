@@ -59,7 +59,7 @@ void Engine::begin_forward_pass() {
   forward_order_->end_iteration();
   if (!residency_) return;
   // What is left is for activations, caches of keys and values, and whoever else runs here.
-  constexpr int64_t kLeast = int64_t{512} << 20;
+  constexpr int64_t kLeast = int64_t{128} << 20;
   constexpr int64_t kMost = int64_t{8} << 30;
   const MemoryFacts memory = memory_facts();
   residency_->adapt(memory.available_bytes, std::clamp(memory.total_bytes / 4, kLeast, kMost));
