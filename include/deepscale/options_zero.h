@@ -125,8 +125,9 @@ struct ZeroOptions {
 
 /// `aio`: asynchronous file input and output.
 struct AioOptions {
-  int64_t block_size = 1'048'576;  ///< bytes
-  int64_t queue_depth = 8;
+  /// Bytes. Neither this nor queue_depth given: what suits the disk; one of them given: 1 MiB, or a depth of 32.
+  std::optional<int64_t> block_size;
+  std::optional<int64_t> queue_depth;
   int64_t intra_op_parallelism = 1;
   bool single_submit = false;
   bool overlap_events = true;

@@ -73,6 +73,10 @@ class FileTier:
     """Files for parameters, where the section offload_param (device "nvme") of the resolved configuration wants them. Raises
     ConfigError without such a section, IoError naming the folder when it cannot be used."""
     def __init__(self, config_json: str) -> None: ...
+    def facts(self) -> dict[str, Any]:
+        """What it did so far: file_bytes (reserved), read_bytes, written_bytes, wait_seconds (spent waiting for them), pool_bytes,
+        peak_pool_bytes, beyond_pool_bytes (had to be taken beside the pool), resident_bytes (of what stays), pinned_bytes, pin_refusal (why buffers are not
+        pinned, or ""), queue_depth, block_size, direct (past the page cache), engine, engine_reason (why not io_uring, or "")."""
 
 class ParamUnit:
     """Parameters gathered and released together. Constructing is collective over `groups.data` (all ranks, same order,
@@ -150,6 +154,8 @@ class Engine:
     def load_scaler_state(self, state: dict[str, float]) -> None: ...
     def memory_bytes(self) -> dict[str, int]:
         """Bytes this rank holds: parameters, gradients, master, optimizer, buckets."""
+    def file_tier_facts(self) -> dict[str, dict[str, Any]]:
+        """FileTier.facts() of "optimizer" (with gradients of stages 2 and 3) and "parameters"; only of those that are in files."""
     def description(self) -> str:
         """One table: plan, groups, units, bytes."""
 
@@ -199,6 +205,65 @@ def cpu_target_name() -> str: ...
 def trim_heap() -> None:
     """Gives freed memory that malloc keeps back to the system."""
 
+# ---------------------------------------------------------------- tensors from and to files
+class aio_handle:
+    """Reads and writes contiguous tensors of any size and dtype, many at a time, past the page cache. Buffers of
+    new_cpu_locked_tensor are the fast ones; what is not page-aligned goes through the page cache, tensors on a device through
+    pinned memory of the host. `filename`: str, bytes, os.PathLike or a file descriptor (its position does not matter).
+    Raises OSError that names file and sizes: no such file, too short, no room on the disk, no permission; and RuntimeError
+    for tensors that are not contiguous. Buffers are kept until their operation is over. Any thread; the GIL is released.
+
+    A write makes the file and keeps what stands outside [file_offset, file_offset + bytes). `validate` compares file and
+    buffer afterwards. `intra_op_parallelism` multiplies queue_depth; single_submit and overlap_events change nothing."""
+    def __init__(self, block_size: int = 1048576, queue_depth: int = 128, single_submit: bool = False, overlap_events: bool = False,
+                 intra_op_parallelism: int = 1) -> None: ...
+    def get_block_size(self) -> int: ...
+    def get_queue_depth(self) -> int: ...
+    def get_single_submit(self) -> bool: ...
+    def get_overlap_events(self) -> bool: ...
+    def get_intra_op_parallelism(self) -> int: ...
+    def get_alignment(self) -> int:
+        """512 bytes per unit of parallelism, for programs that pad to it; nothing has to be padded."""
+    def read(self, buffer: Tensor, filename: Any, validate: bool, file_offset: int = 0) -> int:
+        """Everything behind file_offset, which must be as long as the buffer. Returns 0."""
+    def write(self, buffer: Tensor, filename: Any, validate: bool, file_offset: int = 0) -> int:
+        """Returns 0."""
+    def pread(self, buffer: Tensor, filename: Any, validate: bool, async_: bool, file_offset: int = 0) -> int:
+        """A part of the file. Returns 1, or 0 at once with `async` (the argument's name), which wait() ends."""
+    def pwrite(self, buffer: Tensor, filename: Any, validate: bool, async_: bool, file_offset: int = 0) -> int: ...
+    def sync_pread(self, buffer: Tensor, filename: Any, file_offset: int = 0) -> int: ...
+    def sync_pwrite(self, buffer: Tensor, filename: Any, file_offset: int = 0) -> int: ...
+    def async_pread(self, buffer: Tensor, filename: Any, file_offset: int = 0) -> int:
+        """The second argument may also be given as `fd`."""
+    def async_pwrite(self, buffer: Tensor, filename: Any, file_offset: int = 0) -> int: ...
+    def wait(self) -> int:
+        """Number of asynchronous operations that are over now: all of them, 0 when there were none. Raises the first failure."""
+    def new_cpu_locked_tensor(self, num_elem: int, example_tensor: Tensor) -> Tensor:
+        """[num_elem] zeros of the example's dtype in pinned memory, which lives as long as the tensor. Where the system refuses to
+        lock memory, the tensor is pageable (is_pinned: False) and a warning says why."""
+    def free_cpu_locked_tensor(self, tensor: Tensor) -> bool:
+        """Unlocks it; the tensor stays valid. False for tensors that are not pinned by a handle, or freed already."""
+    def is_pinned(self, buffer: Tensor) -> bool:
+        """Pinned by any handle of this process, or by torch."""
+
+class pin_handle:
+    """Pinned tensors without files; counted together with those of every aio_handle."""
+    def __init__(self) -> None: ...
+    def new_cpu_locked_tensor(self, num_elem: int, example_tensor: Tensor) -> Tensor: ...
+    def free_cpu_locked_tensor(self, locked_tensor: Tensor) -> bool: ...
+    def free_cpu_locked_tensor_by_ptr(self, address: int) -> bool: ...
+    def is_pinned(self, buffer: Tensor) -> bool: ...
+
+def aio_read(buffer: Tensor, filename: Any, block_size: int, queue_depth: int, single_submit: bool, overlap_events: bool, validate: bool) -> int: ...
+def aio_write(buffer: Tensor, filename: Any, block_size: int, queue_depth: int, single_submit: bool, overlap_events: bool, validate: bool) -> int: ...
+def aio_tuned_settings(folder: str) -> dict[str, Any]:
+    """What suits the disk of `folder` (docs/env.md: DEEPSCALE_IO_CALIBRATION): block_size, queue_depth, and what was measured:
+    read_bytes_per_s, write_bytes_per_s, remembered (from an earlier run), seconds (that measuring took now), reason (why these are
+    the default settings, or ""). At most a second."""
+def aio_engine() -> tuple[str, str]:
+    """"io_uring", "threads" or "completion_port", and why it is not io_uring (or "")."""
+def deepspeed_memcpy(dest: Tensor, src: Tensor) -> int:
+    """The bytes of `src`; both contiguous CPU tensors of the same number of bytes. Returns 0."""
 
 # ---- inference (src/inference/packed_weight.h)
 class PackedShape:

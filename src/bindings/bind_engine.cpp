@@ -62,6 +62,17 @@ at::Tensor unit_piece(ParamUnit& unit, int index) {
   return copy;
 }
 
+py::dict file_facts(const FileTierFacts& facts) {
+  using py::literals::operator""_a;
+  return py::dict("file_bytes"_a = facts.file_bytes, "read_bytes"_a = facts.read_bytes,
+                  "written_bytes"_a = facts.written_bytes, "wait_seconds"_a = facts.wait_seconds,
+                  "pool_bytes"_a = facts.pool_bytes, "peak_pool_bytes"_a = facts.peak_pool_bytes,
+                  "beyond_pool_bytes"_a = facts.beyond_pool_bytes, "resident_bytes"_a = facts.resident_bytes,
+                  "pinned_bytes"_a = facts.pinned_bytes, "pin_refusal"_a = facts.pin_refusal,
+                  "queue_depth"_a = facts.depth, "block_size"_a = facts.block_bytes, "direct"_a = facts.direct,
+                  "engine"_a = async_engine_name(facts.engine.engine), "engine_reason"_a = facts.engine.reason);
+}
+
 void register_unit(py::module_& m) {
   py::class_<PlanGroups>(m, "PlanGroups")
       .def(py::init([](const Communicator& data, std::optional<Communicator> shard, std::optional<Communicator> replica,
@@ -78,7 +89,8 @@ void register_unit(py::module_& m) {
              DS_CHECK_AS(ConfigError, options.has_value(), "zero_optimization.offload_param.device is not \"nvme\"");
              return std::make_shared<FileTier>(*options);
            }),
-           py::arg("config_json"));
+           py::arg("config_json"), ReleaseGil())
+      .def("facts", [](const FileTier& tier) { return file_facts(tier.facts()); });
   py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
       .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
            py::arg("dtype"))
@@ -127,6 +139,14 @@ void load_scaler_state(Engine& engine, const std::map<std::string, double>& stat
                              static_cast<int64_t>(state.at("hysteresis_left"))});
 }
 
+py::dict file_use(const Engine& engine) {
+  const Engine::FileUse use = engine.file_use();
+  py::dict found;
+  if (use.optimizer) found["optimizer"] = file_facts(*use.optimizer);
+  if (use.parameters) found["parameters"] = file_facts(*use.parameters);
+  return found;
+}
+
 std::map<std::string, int64_t> memory_map(const Engine& engine) {
   const Engine::Memory memory = engine.memory_bytes();
   return {{"parameters", memory.parameters},
@@ -160,6 +180,7 @@ void register_facts(py::class_<Engine>& engine) {
       .def("scaler_state", &scaler_state)
       .def("load_scaler_state", &load_scaler_state, py::arg("state"))
       .def("memory_bytes", &memory_map)
+      .def("file_tier_facts", &file_use)
       .def("description", &Engine::description)
       .def("get_step", &Engine::optimizer_steps)
       .def("reset_optimizer", &Engine::reset_optimizer)

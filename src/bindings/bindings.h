@@ -9,6 +9,7 @@ namespace deepscale {
 namespace py = pybind11;
 
 void register_errors(py::module_& m);  // first: the others may throw
+void register_aio(py::module_& m);
 void register_comm(py::module_& m);
 void register_config(py::module_& m);
 void register_engine(py::module_& m);

@@ -136,8 +136,10 @@ const config::Section& table_of(const AioOptions*) {
   using S = AioOptions;
   static const config::Section kTable =
       lenient_section<S>("Asynchronous file input and output.")
-          .option("block_size", &S::block_size, at_least(1), "Bytes of one request.")
-          .option("queue_depth", &S::queue_depth, at_least(1), "Requests under way at a time.")
+          .option("block_size", &S::block_size, at_least(1),
+                  "Bytes of one request. Without this and `queue_depth`: what suits the disk.")
+          .option("queue_depth", &S::queue_depth, at_least(1),
+                  "Requests under way at a time. Without this and `block_size`: what suits the disk.")
           .option("intra_op_parallelism", &S::intra_op_parallelism, at_least(1).alias("thread_count"),
                   "Threads that share one read or write.")
           .option("single_submit", &S::single_submit, any(), "Submits requests one by one.")

@@ -100,6 +100,13 @@ class Engine {
     int64_t parameters = 0, gradients = 0, master = 0, optimizer = 0, buckets = 0;
   };
   [[nodiscard]] Memory memory_bytes() const;
+  /// What the files of this rank did so far; nothing for states that are not in files. Parameters of zero.Init may be
+  /// in several tiers: these are sums then.
+  struct FileUse {
+    std::optional<FileTierFacts> optimizer;  ///< master copies, optimizer states, and gradients of stages 2 and 3
+    std::optional<FileTierFacts> parameters;
+  };
+  [[nodiscard]] FileUse file_use() const;
   [[nodiscard]] std::string description() const;
   [[nodiscard]] const std::vector<EngineParam>& params() const { return params_; }
 

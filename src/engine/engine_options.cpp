@@ -1,10 +1,12 @@
 #include "engine/engine_options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/hash.h"
 #include "config/json_text.h"
+#include "memory/io_calibration.h"
 #include "platform/resources.h"
 
 namespace deepscale {
@@ -64,8 +66,13 @@ FileTierOptions file_tier_options(const AioOptions& aio, const std::string& fold
   options.folder = folder;
   options.pin = pin;
   options.pool_bytes = 0;
-  options.queue.block_bytes = aio.block_size;
-  options.queue.depth = static_cast<int>(aio.queue_depth * aio.intra_op_parallelism);
+  options.queue.reset();
+  if (!aio.block_size && !aio.queue_depth) return options;
+  const AsyncFileOptions usual;
+  constexpr int64_t kMost = 1 << 20;  // of each factor, lest the product overflow
+  const int64_t depth = std::min(aio.queue_depth.value_or(usual.depth), kMost);
+  options.queue =
+      queue_options_near(depth * std::min(aio.intra_op_parallelism, kMost), aio.block_size.value_or(usual.block_bytes));
   return options;
 }
 

@@ -185,6 +185,7 @@ void Engine::move_parameters_to_file() {
   constexpr int64_t kUnits = 3;
   options.pool_bytes =
       std::max(std::min(options.pool_bytes, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
+  if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
   param_tier_ = std::make_unique<FileTier>(options);
   int64_t resident = 0;
   for (const auto& unit : units_) {
@@ -207,6 +208,7 @@ void Engine::make_file_tier() {
   options.pool_bytes =
       std::max(options.pool_bytes, kBlocks * bytes_per_element * std::min(largest, options_.optimizer_block_numel) +
                                        kBlocks * kBufferSlackBytes);
+  if (options_.groups.data.rank() == 0) options.log = log_;
   file_tier_ = std::make_unique<FileTier>(options);
 }
 

@@ -2,6 +2,8 @@
 #include <ATen/Functions.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "engine/engine.h"
 #include "zero/flat_ops.h"
@@ -127,6 +129,24 @@ Engine::Memory Engine::memory_bytes() const {
   memory.master = optimizer_->master_bytes();
   memory.optimizer = optimizer_->state_bytes();
   return memory;
+}
+
+Engine::FileUse Engine::file_use() const {
+  FileUse use;
+  if (file_tier_) use.optimizer = file_tier_->facts();
+  std::vector<FileTier> counted;
+  for (const auto& unit : units_) {
+    if (!unit->in_file()) continue;
+    const FileTier tier = unit->tier();
+    if (std::find(counted.begin(), counted.end(), tier) != counted.end()) continue;
+    if (use.parameters) {
+      *use.parameters += tier.facts();
+    } else {
+      use.parameters = tier.facts();
+    }
+    counted.push_back(tier);
+  }
+  return use;
 }
 
 std::string Engine::description() const {

@@ -22,7 +22,7 @@ constexpr int64_t kSample = 1 << 16;
 
 // In DeepSpeed's spelling.
 constexpr OperatorFacts kOperators[] = {
-    {"async_io", Needs::kLater},
+    {"async_io", Needs::kNothing},
     {"cpu_adam", Needs::kNothing},
     {"cpu_adagrad", Needs::kNothing},
     {"cpu_lion", Needs::kNothing},
@@ -31,7 +31,7 @@ constexpr OperatorFacts kOperators[] = {
     {"fused_lion", Needs::kNothing},
     {"deepspeed_shm_comm", Needs::kSharedMemory},
     {"utils", Needs::kNothing},
-    {"pin_memory", Needs::kLater},
+    {"pin_memory", Needs::kNothing},
     {"gds", Needs::kLater},
     {"deepspeed_ccl_comm", Needs::kLater},
     {"evoformer_attn", Needs::kLater},

@@ -4,6 +4,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -11,7 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "memory/swap_file.h"
+#include "memory/io_calibration.h"
 #include "platform/files.h"
 #include "platform/private_memory.h"
 
@@ -30,6 +31,11 @@ int64_t rounded_up(int64_t bytes, int64_t step) {
 /// What a tensor takes in the file and in memory: whole pages, because only those go past the page cache.
 int64_t place_bytes(int64_t bytes) {
   return rounded_up(std::max<int64_t>(bytes, 1), kPage);
+}
+
+AsyncFileOptions queue_options(const FileTierOptions& options) {
+  make_directories(options.folder);
+  return options.queue ? *options.queue : tuned_io(options.folder).settings.queue_options();
 }
 
 }  // namespace
@@ -68,9 +74,17 @@ struct TensorCore {
 };
 
 struct TierCore {
-  explicit TierCore(const FileTierOptions& wanted)
-      : options(wanted), queue(wanted.queue), file(open_swap_file(queue, wanted.folder)) {
+  TierCore(const FileTierOptions& wanted, const AsyncFileOptions& transfers)
+      : options(wanted), queue(transfers), file(queue.open_temporary(wanted.folder, FileCaching::kDirect)) {
+    facts.depth = transfers.depth;
+    facts.block_bytes = transfers.block_bytes;
     facts.direct = file.direct();
+    facts.engine = queue.engine();
+    const bool fell_back = facts.engine.engine == AsyncEngine::kThreads && !facts.engine.asked;
+    if (options.log && fell_back) {
+      options.log->warning("files in {} are read and written by threads, which is slower than io_uring: {}",
+                           options.folder, facts.engine.reason);
+    }
   }
 
   std::unique_ptr<Buffer> acquire(int64_t bytes, bool required);
@@ -79,6 +93,7 @@ struct TierCore {
   void reap();
   int64_t reserve(int64_t bytes, const std::string& name);
   void release(int64_t offset, int64_t bytes);
+  void wait(FileTransfer& transfer);
 
   FileTierOptions options;
   AsyncFileQueue queue;
@@ -126,6 +141,9 @@ std::unique_ptr<Buffer> TierCore::make_buffer(int64_t capacity, bool pooled) {
   } else {
     facts.pin_refusal = buffer->registration->reason();
     buffer->registration.reset();
+    if (options.log) {
+      options.log->warning("buffers for files in {} work, but are not pinned: {}", options.folder, facts.pin_refusal);
+    }
   }
   return buffer;
 }
@@ -218,6 +236,17 @@ void TierCore::release(int64_t offset, int64_t bytes) {
   holes.erase(entry);
 }
 
+/// Returns or throws as the transfer; the time counts.
+void TierCore::wait(FileTransfer& transfer) {
+  struct Watch {
+    double& seconds;
+    std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+    ~Watch() { seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+  };
+  const Watch watch{facts.wait_seconds};
+  transfer.wait();
+}
+
 void TensorCore::become_loaded() {
   at::StorageImpl* const storage = tensor.storage().unsafeGetStorageImpl();
   storage->set_data_ptr_noswap(at::DataPtr(buffer->memory.data(), at::Device(at::kCPU)));
@@ -238,10 +267,14 @@ void TensorCore::check_usable() const {
 /// Afterwards the tensor is absent, but its buffer still holds the values.
 void TensorCore::end_store() {
   try {
-    transfer->wait();
+    tier->wait(*transfer);
     written = true;
   } catch (const IoError& error) {
-    failure = fmt::format("{} could not be written to its file and is lost: {}", name, error.what());
+    failure = fmt::format(
+        "{} could not be written to its file and is lost: {}; continue from a checkpoint, with a nvme_path on a disk "
+        "that "
+        "is sound and has room (this one is {})",
+        name, error.what(), tier->options.folder);
   }
   transfer.reset();
   residence = Residence::kAbsent;
@@ -263,7 +296,7 @@ void TensorCore::start_read(std::unique_ptr<Buffer> into) {
 void TensorCore::finish_load() {
   residence = Residence::kAbsent;
   try {
-    transfer->wait();
+    tier->wait(*transfer);
   } catch (const IoError& error) {
     transfer.reset();
     tier->give_back(std::move(buffer));
@@ -286,9 +319,8 @@ TensorCore::~TensorCore() {
 
 using memory_internal::Residence;
 
-FileTier::FileTier(const FileTierOptions& options) : core_(std::make_shared<memory_internal::TierCore>(options)) {}
-
-FileTier::~FileTier() = default;
+FileTier::FileTier(const FileTierOptions& options)
+    : core_(std::make_shared<memory_internal::TierCore>(options, memory_internal::queue_options(options))) {}
 
 void FileTier::flush() {
   while (!core_->storing.empty()) {
@@ -302,8 +334,17 @@ FileTierFacts FileTier::facts() const {
   return core_->facts;
 }
 
-const AsyncEngineChoice& FileTier::engine() const {
-  return core_->queue.engine();
+FileTierFacts& FileTierFacts::operator+=(const FileTierFacts& other) {
+  file_bytes += other.file_bytes;
+  pool_bytes += other.pool_bytes;
+  peak_pool_bytes += other.peak_pool_bytes;
+  beyond_pool_bytes += other.beyond_pool_bytes;
+  resident_bytes += other.resident_bytes;
+  pinned_bytes += other.pinned_bytes;
+  read_bytes += other.read_bytes;
+  written_bytes += other.written_bytes;
+  wait_seconds += other.wait_seconds;
+  return *this;
 }
 
 FileTensor::FileTensor(const FileTier& tier, int64_t numel, at::ScalarType dtype, std::string name) {
@@ -324,6 +365,10 @@ FileTensor::FileTensor(const FileTier& tier, int64_t numel, at::ScalarType dtype
 FileTensor::FileTensor(FileTensor&&) noexcept = default;
 FileTensor& FileTensor::operator=(FileTensor&&) noexcept = default;
 FileTensor::~FileTensor() = default;
+
+FileTier FileTensor::tier() const {
+  return FileTier(core_->tier);
+}
 
 const at::Tensor& FileTensor::tensor() const {
   return core_->tensor;

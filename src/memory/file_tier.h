@@ -25,8 +25,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
+#include "base/log.h"
 #include "platform/async_file.h"
 
 namespace deepscale {
@@ -38,9 +41,11 @@ struct TensorCore;
 
 struct FileTierOptions {
   std::string folder;  ///< made when missing
-  AsyncFileOptions queue;
+  /// Nothing: depth and block size that suit the disk (io_calibration.h).
+  std::optional<AsyncFileOptions> queue = AsyncFileOptions();
   int64_t pool_bytes = 1 << 28;  ///< at most so much memory for tensors that are loaded, loading or being written
   bool pin = true;               ///< pin the pool's buffers for the queue, as far as the system allows
+  std::optional<Logger> log;     ///< is told, once each, that io_uring or pinning is refused; nothing: nobody is
 };
 
 struct FileTierFacts {
@@ -51,26 +56,31 @@ struct FileTierFacts {
   int64_t resident_bytes = 0;     ///< of tensors that stay (stay_loaded), which are outside of the pool
   int64_t pinned_bytes = 0;
   int64_t read_bytes = 0, written_bytes = 0;  ///< since the start
+  double wait_seconds = 0;                    ///< spent waiting for reads and writes, since the start
+  int depth = 0;                              ///< requests under way at once
+  int64_t block_bytes = 0;                    ///< of one request, at most
   bool direct = false;                        ///< past the page cache
   std::string pin_refusal;                    ///< why buffers are not pinned; empty when they are, or need not be
+  AsyncEngineChoice engine;
+
+  /// Of two tiers: amounts are added, all else is the first one's.
+  FileTierFacts& operator+=(const FileTierFacts& other);
 };
 
+/// A handle: copies are the same tier, which lives as long as the last of them and of its tensors.
 class FileTier {
  public:
-  /// Throws IoError naming the folder when it cannot be used.
+  /// Throws IoError naming the folder when it cannot be used. Takes up to a second when the disk has to be measured.
   explicit FileTier(const FileTierOptions& options);
-  FileTier(const FileTier&) = delete;
-  FileTier& operator=(const FileTier&) = delete;
-  /// Tensors may outlive the tier.
-  ~FileTier();
+  bool operator==(const FileTier&) const = default;
 
   /// Returns when everything that was stored is in the file. Throws the first write's error.
   void flush();
   [[nodiscard]] FileTierFacts facts() const;
-  [[nodiscard]] const AsyncEngineChoice& engine() const;
 
  private:
   friend class FileTensor;
+  explicit FileTier(std::shared_ptr<memory_internal::TierCore> core) : core_(std::move(core)) {}
   std::shared_ptr<memory_internal::TierCore> core_;
 };
 
@@ -86,6 +96,7 @@ class FileTensor {
   ~FileTensor();
 
   [[nodiscard]] bool defined() const { return core_ != nullptr; }
+  [[nodiscard]] FileTier tier() const;
   /// Always the same tensor. Its storage has no memory, and size 0, while the tensor is not loaded.
   [[nodiscard]] const at::Tensor& tensor() const;
   /// Elements [offset, offset + length), which follow tensor()'s memory. ATen makes views only of what has memory.

@@ -14,8 +14,7 @@ FileTierOptions options_of(const std::string& name, int64_t pool_bytes = 64 << 2
   FileTierOptions options;
   options.folder = ::testing::TempDir() + "file_tier_" + name;
   options.pool_bytes = pool_bytes;
-  options.queue.depth = 8;
-  options.queue.block_bytes = 1 << 18;
+  options.queue = AsyncFileOptions{.depth = 8, .block_bytes = 1 << 18};
   return options;
 }
 

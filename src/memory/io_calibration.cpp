@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "platform/disk_identity.h"
 #include "platform/disk_space.h"
+#include "platform/file_lock.h"
 #include "platform/files.h"
 #include "platform/private_memory.h"
 #include "platform/random.h"
@@ -217,6 +218,17 @@ bool remember(const std::string& cache_folder, const std::string& disk, const Io
   return false;
 }
 
+/// Nothing when the cache folder cannot have locks.
+std::optional<FileLock> lock_disk(const std::string& cache_folder, const std::string& disk) {
+  constexpr auto kPatience = std::chrono::seconds(5);  // several times what a measurement takes
+  try {
+    make_directories(cache_folder);
+  } catch (const IoError&) {
+    return std::nullopt;
+  }
+  return FileLock::acquire(cache_file(cache_folder, disk) + ".lock", kPatience);
+}
+
 Mode parse_mode(const std::string& text) {
   if (text == "on") return Mode::kOn;
   if (text == "off") return Mode::kOff;
@@ -236,6 +248,11 @@ IoCalibration tuned(const std::string& folder, Mode mode, const std::optional<st
   if (can_remember && mode == Mode::kOn) {
     if (const auto known = recall(*cache_folder, disk)) return *known;
   }
+  // Ranks that measure at the same time would measure each other: the first one does it for all.
+  const auto lock = can_remember ? lock_disk(*cache_folder, disk) : std::nullopt;
+  if (lock && mode == Mode::kOn) {
+    if (const auto known = recall(*cache_folder, disk)) return *known;
+  }
   try {
     calibration = measure_folder(folder);
   } catch (const IoError& error) {
@@ -247,6 +264,14 @@ IoCalibration tuned(const std::string& folder, Mode mode, const std::optional<st
 }
 
 }  // namespace io_calibration
+
+AsyncFileOptions queue_options_near(int64_t depth, int64_t block_bytes) {
+  constexpr int64_t kPage = 4096;
+  constexpr int64_t kMostDepth = 4096;
+  constexpr int64_t kMostBytes = int64_t{1} << 30;
+  return {.depth = static_cast<int>(std::clamp<int64_t>(depth, 1, kMostDepth)),
+          .block_bytes = (std::clamp<int64_t>(block_bytes, 1, kMostBytes) + kPage - 1) / kPage * kPage};
+}
 
 IoCalibration tuned_io(const std::string& folder) {
   const auto mode = io_calibration::parse_mode(environment("DEEPSCALE_IO_CALIBRATION").value_or("on"));

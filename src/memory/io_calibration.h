@@ -1,6 +1,6 @@
 // How many requests of which size a disk wants: found by measuring for less than a second, remembered per disk.
 //
-//   AsyncFileQueue queue(tuned_io(folder).queue_options());
+//   AsyncFileQueue queue(tuned_io(folder).settings.queue_options());
 //
 // [Note: what is measured] A temporary file of 64 MiB in the folder is written once, then every candidate reads and
 // writes it past the page cache for 40 ms each way; the best one is measured twice more against the default, because 40
@@ -9,8 +9,8 @@
 // <user_cache_folder()>/io_<hash of the disk>.json, with the version of this program that measured; a file that is
 // damaged, of another disk, or of another version counts for nothing and is replaced (as a whole, so that processes at
 // the same time read one or the other). DEEPSCALE_IO_CALIBRATION: off (the default settings, nothing is measured),
-// again (what is remembered counts for nothing); default: on. Threads: any. Of ranks on one machine, one should call
-// first, lest they measure each other.
+// again (what is remembered counts for nothing); default: on. Threads: any. Of processes that ask at the same time for
+// a disk that nobody knows, one measures and the others wait for its answer.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,10 @@ struct IoSettings {
   bool operator==(const IoSettings&) const = default;
   [[nodiscard]] AsyncFileOptions queue_options() const { return {.depth = depth, .block_bytes = block_bytes}; }
 };
+
+/// What a queue accepts that comes nearest to these numbers (both at least 1): blocks of whole pages up to 1 GiB, at
+/// most 4096 of them under way.
+AsyncFileOptions queue_options_near(int64_t depth, int64_t block_bytes);
 
 struct IoCalibration {
   IoSettings settings;

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "deepscale/error.h"
@@ -176,6 +177,28 @@ TEST_F(IoMemory, OneCallMeasuresAndTheNextOneRemembers) {
   EXPECT_FALSE(tuned(folder_, Mode::kOn, std::nullopt).remembered);
   for (const std::string& name : list_directory(cache)) remove_file(cache + "/" + name);
   remove_file(cache);
+}
+
+TEST_F(IoMemory, OfManyAtTheSameTimeOneMeasures) {
+  const std::string cache = folder_ + "/cache";
+  std::vector<IoCalibration> found(4);
+  std::vector<std::thread> ranks;
+  for (IoCalibration& mine : found) ranks.emplace_back([&] { mine = tuned(folder_, Mode::kOn, cache); });
+  for (std::thread& rank : ranks) rank.join();
+  EXPECT_EQ(std::ranges::count_if(found, [](const IoCalibration& one) { return one.remembered; }), 3);
+  for (const IoCalibration& one : found) EXPECT_EQ(one.settings, found[0].settings);
+  for (const std::string& name : list_directory(cache)) remove_file(cache + "/" + name);
+  remove_file(cache);
+}
+
+TEST(IoQueueOptions, AreTheNearestThatAQueueAccepts) {
+  EXPECT_EQ(queue_options_near(8, 1 << 20).depth, 8);
+  EXPECT_EQ(queue_options_near(8, 1 << 20).block_bytes, 1 << 20);
+  EXPECT_EQ(queue_options_near(1, 1).block_bytes, 4096);
+  EXPECT_EQ(queue_options_near(1, 4097).block_bytes, 8192);
+  EXPECT_EQ(queue_options_near(INT64_MAX, INT64_MAX).depth, 4096);
+  EXPECT_EQ(queue_options_near(INT64_MAX, INT64_MAX).block_bytes, 1 << 30);
+  const AsyncFileQueue queue(queue_options_near(INT64_MAX, INT64_MAX));
 }
 
 TEST_F(IoMemory, TheDefaultHoldsWhereNothingCanOrShallBeMeasured) {

@@ -6,11 +6,11 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "memory/io_calibration.h"
 
 namespace deepscale {
 namespace {
 
-constexpr int64_t kPage = 4096;
 constexpr int64_t kCompareBytes = 4 << 20;
 
 AsyncFileOptions queue_options(const IoHandleOptions& options) {
@@ -19,10 +19,9 @@ AsyncFileOptions queue_options(const IoHandleOptions& options) {
   DS_CHECK_AS(ConfigError, options.queue_depth >= 1, "queue_depth must be at least 1, found {}", options.queue_depth);
   DS_CHECK_AS(ConfigError, options.intra_op_parallelism >= 1, "intra_op_parallelism must be at least 1, found {}",
               options.intra_op_parallelism);
-  constexpr int64_t kMostDepth = 4096;
-  const int64_t per_unit = std::min(options.queue_depth, kMostDepth);
-  const int64_t depth = std::min(per_unit * std::min(options.intra_op_parallelism, kMostDepth), kMostDepth);
-  return {.depth = static_cast<int>(depth), .block_bytes = (options.block_bytes + kPage - 1) / kPage * kPage};
+  constexpr int64_t kMost = 1 << 20;  // of each factor, lest the product overflow
+  return queue_options_near(std::min(options.queue_depth, kMost) * std::min(options.intra_op_parallelism, kMost),
+                            options.block_bytes);
 }
 
 /// Throws IoError when the file has other bytes than the buffer.
@@ -51,11 +50,13 @@ struct IoHandle::Operation {
   void finish() {
     transfer.wait();
     if (validate) compare(file, buffer, file_offset);
+    if (buffer.arrived) buffer.arrived();
   }
 };
 
-IoHandle::IoHandle(const IoHandleOptions& options)
-    : queue_(std::make_shared<AsyncFileQueue>(queue_options(options))), buffers_(queue_) {}
+IoHandle::IoHandle(const IoHandleOptions& options, std::shared_ptr<PinnedBuffers> buffers)
+    : queue_(std::make_unique<AsyncFileQueue>(queue_options(options))),
+      buffers_(buffers ? std::move(buffers) : std::make_shared<PinnedBuffers>()) {}
 
 IoHandle::~IoHandle() {
   try {
@@ -65,43 +66,46 @@ IoHandle::~IoHandle() {
   }
 }
 
-AsyncFile IoHandle::open(bool writing, const IoRequest& request) const {
+AsyncFile IoHandle::open(const IoBuffer& buffer, const IoRequest& request, FileMode mode) const {
+  DS_CHECK_AS(IoError, request.file_offset >= 0 && request.file_offset <= INT64_MAX - buffer.bytes,
+              "file_offset must not be negative, found {} (buffer of {} bytes)", request.file_offset, buffer.bytes);
   if (const int* const descriptor = std::get_if<int>(&request.file)) {
     return queue_->open_descriptor(*descriptor, FileCaching::kDirect);
   }
-  const FileMode mode = writing ? FileMode::kReadWrite : FileMode::kRead;
   return queue_->open(std::get<std::string>(request.file), mode, FileCaching::kDirect);
 }
 
-IoHandle::Operation IoHandle::start(bool writing, IoBuffer buffer, const IoRequest& request) const {
+IoHandle::Operation IoHandle::reading(IoBuffer buffer, const IoRequest& request, IoLength wanted) const {
+  AsyncFile file = open(buffer, request, FileMode::kRead);
   const int64_t offset = request.file_offset;
-  DS_CHECK_AS(IoError, offset >= 0 && offset <= INT64_MAX - buffer.bytes,
-              "file_offset must not be negative, found {} (buffer of {} bytes)", offset, buffer.bytes);
-  AsyncFile file = open(writing, request);
-  const int64_t end = offset + buffer.bytes;
   const int64_t length = file.bytes();
-  if (writing && length < end) {
-    file.preallocate(end);
-  } else if (!writing) {
-    DS_CHECK_AS(IoError, length >= end,
-                "cannot read {} bytes at offset {} of {}: the file has {} bytes; give a buffer that fits it",
-                buffer.bytes, offset, file.path(), length);
-  }
-  FileTransfer transfer =
-      writing ? file.write(offset, buffer.data, buffer.bytes) : file.read(offset, buffer.data, buffer.bytes);
-  return {file, std::move(buffer), offset, request.validate, std::move(transfer)};
+  const bool fits = wanted == IoLength::kWhole ? length == offset + buffer.bytes : length >= offset + buffer.bytes;
+  DS_CHECK_AS(IoError, fits, "cannot read {} bytes at offset {} of {}: the file has {} bytes; give a buffer that {}",
+              buffer.bytes, offset, file.path(), length,
+              wanted == IoLength::kWhole ? "holds all of it (or use pread)" : "fits it");
+  FileTransfer transfer = file.read(offset, buffer.data, buffer.bytes);
+  return {std::move(file), std::move(buffer), offset, request.validate, std::move(transfer)};
+}
+
+IoHandle::Operation IoHandle::writing(IoBuffer buffer, const IoRequest& request) const {
+  AsyncFile file = open(buffer, request, FileMode::kReadWrite);
+  const int64_t end = request.file_offset + buffer.bytes;
+  if (file.bytes() < end) file.preallocate(end);
+  FileTransfer transfer = file.write(request.file_offset, buffer.data, buffer.bytes);
+  return {std::move(file), std::move(buffer), request.file_offset, request.validate, std::move(transfer)};
+}
+
+void IoHandle::add(Operation operation) {
+  const std::lock_guard guard(mutex_);
+  pending_.push_back(std::move(operation));
 }
 
 void IoHandle::start_read(IoBuffer buffer, const IoRequest& request) {
-  Operation operation = start(/*writing=*/false, std::move(buffer), request);
-  const std::lock_guard guard(mutex_);
-  pending_.push_back(std::move(operation));
+  add(reading(std::move(buffer), request, IoLength::kEnough));
 }
 
 void IoHandle::start_write(IoBuffer buffer, const IoRequest& request) {
-  Operation operation = start(/*writing=*/true, std::move(buffer), request);
-  const std::lock_guard guard(mutex_);
-  pending_.push_back(std::move(operation));
+  add(writing(std::move(buffer), request));
 }
 
 int64_t IoHandle::wait() {
@@ -115,7 +119,7 @@ int64_t IoHandle::wait() {
   for (Operation& operation : operations) {
     try {
       operation.finish();
-    } catch (const IoError& error) {
+    } catch (const std::exception& error) {
       if (first.empty()) {
         first = error.what();
       } else {
@@ -128,16 +132,12 @@ int64_t IoHandle::wait() {
   return std::ssize(operations);
 }
 
-void IoHandle::read(IoBuffer buffer, const IoRequest& request) {
-  start(/*writing=*/false, std::move(buffer), request).finish();
+void IoHandle::read(IoBuffer buffer, const IoRequest& request, IoLength length) {
+  reading(std::move(buffer), request, length).finish();
 }
 
 void IoHandle::write(IoBuffer buffer, const IoRequest& request) {
-  start(/*writing=*/true, std::move(buffer), request).finish();
-}
-
-int64_t IoHandle::alignment() {
-  return kPage;
+  writing(std::move(buffer), request).finish();
 }
 
 }  // namespace deepscale

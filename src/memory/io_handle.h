@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,7 +35,8 @@ struct IoHandleOptions {
 struct IoBuffer {
   char* data = nullptr;
   int64_t bytes = 0;
-  std::shared_ptr<void> owner;
+  std::shared_ptr<void> owner = nullptr;
+  std::function<void()> arrived = nullptr;  ///< called by who waits, when all went well: to copy on what was read
 };
 
 struct IoRequest {
@@ -43,10 +45,17 @@ struct IoRequest {
   bool validate = false;  ///< afterwards, compare buffer and file by an ordinary read
 };
 
+/// What a read wants of the file's length.
+enum class IoLength : uint8_t {
+  kEnough,  ///< all bytes asked for, and any number behind them
+  kWhole,   ///< the bytes asked for are the rest of the file
+};
+
 class IoHandle {
  public:
   /// Throws ConfigError for numbers out of range, IoError as AsyncFileQueue.
-  explicit IoHandle(const IoHandleOptions& options);
+  /// buffers: what allocate() keeps count with; several handles may share one. Null: the handle's own.
+  explicit IoHandle(const IoHandleOptions& options, std::shared_ptr<PinnedBuffers> buffers = nullptr);
   IoHandle(const IoHandle&) = delete;
   IoHandle& operator=(const IoHandle&) = delete;
   /// Waits for everything; failures that nobody waited for are errors in the log.
@@ -61,21 +70,23 @@ class IoHandle {
   int64_t wait();
 
   /// One operation from beginning to end; others are not waited for. Throws as start and wait.
-  void read(IoBuffer buffer, const IoRequest& request);
+  void read(IoBuffer buffer, const IoRequest& request, IoLength length = IoLength::kEnough);
   void write(IoBuffer buffer, const IoRequest& request);
 
-  /// What page-aligned transfers are multiples of.
-  [[nodiscard]] static int64_t alignment();
-  [[nodiscard]] PinnedBuffers& buffers() { return buffers_; }
+  /// A pinned buffer, registered with this handle's queue.
+  [[nodiscard]] std::shared_ptr<char> allocate(int64_t bytes) { return buffers_->allocate(bytes, queue_.get()); }
+  [[nodiscard]] PinnedBuffers& buffers() { return *buffers_; }
   [[nodiscard]] const AsyncEngineChoice& engine() const { return queue_->engine(); }
 
  private:
   struct Operation;
-  [[nodiscard]] Operation start(bool writing, IoBuffer buffer, const IoRequest& request) const;
-  [[nodiscard]] AsyncFile open(bool writing, const IoRequest& request) const;
+  [[nodiscard]] Operation reading(IoBuffer buffer, const IoRequest& request, IoLength wanted) const;
+  [[nodiscard]] Operation writing(IoBuffer buffer, const IoRequest& request) const;
+  void add(Operation operation);
+  [[nodiscard]] AsyncFile open(const IoBuffer& buffer, const IoRequest& request, FileMode mode) const;
 
-  std::shared_ptr<AsyncFileQueue> queue_;
-  PinnedBuffers buffers_;
+  std::unique_ptr<AsyncFileQueue> queue_;
+  std::shared_ptr<PinnedBuffers> buffers_;
   std::mutex mutex_;
   std::vector<Operation> pending_;  // belongs to the mutex
 };

@@ -37,7 +37,7 @@ class IoHandles : public ::testing::Test {
     return buffer;
   }
   IoBuffer empty(int64_t bytes) {
-    const auto memory = handle_.buffers().allocate(bytes);
+    const auto memory = handle_.allocate(bytes);
     return {memory.get(), bytes, memory};
   }
   template <typename Action>
@@ -144,6 +144,11 @@ TEST_F(IoHandles, ReadingMoreThanThereIsNamesFileAndSizes) {
   EXPECT_NE(failure_of([&] { handle_.start_read(empty(1), {.file = path(), .file_offset = -1}); }), "");
   EXPECT_NE(failure_of([&] { handle_.read(empty(1), {.file = path("none")}); }).find(path("none")), std::string::npos);
   EXPECT_EQ(handle_.wait(), 0);  // nothing of that is under way
+  handle_.read(empty(5'000), {.file = path()});
+  handle_.read(empty(10'000), {.file = path()}, IoLength::kWhole);
+  handle_.read(empty(5'000), {.file = path(), .file_offset = 5'000}, IoLength::kWhole);
+  const std::string longer = failure_of([&] { handle_.read(empty(5'000), {.file = path()}, IoLength::kWhole); });
+  EXPECT_NE(longer.find("the file has 10000 bytes"), std::string::npos) << longer;
 }
 
 TEST_F(IoHandles, AFullDiskIsAnErrorBeforeTheFirstByte) {
@@ -192,6 +197,33 @@ TEST_F(IoHandles, ManyThreadsShareAHandle) {
   }
 }
 
+TEST_F(IoHandles, BuffersAreSharedBetweenHandlesThatShallShareThem) {
+  const auto common = std::make_shared<PinnedBuffers>();
+  IoHandle first({}, common), second({}, common);
+  const auto memory = first.allocate(100);
+  EXPECT_EQ(second.buffers().is_pinned(memory.get(), 100), common->refusal().empty());
+  EXPECT_FALSE(handle_.buffers().is_pinned(memory.get(), 100));
+  EXPECT_TRUE(second.buffers().free(memory.get()));
+  EXPECT_FALSE(first.buffers().free(memory.get()));
+}
+
+TEST_F(IoHandles, WhoWaitsHearsOfArrivalsOfWhatWentWell) {
+  handle_.write(filled(5'000, 1), {.file = path()});
+  int arrivals = 0;
+  IoBuffer good = empty(5'000);
+  const IoBuffer expected = filled(5'000, 1);
+  good.arrived = [&, data = good.data] { arrivals += std::memcmp(data, expected.data, 5'000) == 0 ? 1 : 100; };
+  handle_.start_read(good, {.file = path()});
+  EXPECT_EQ(handle_.wait(), 1);
+  EXPECT_EQ(arrivals, 1);
+  handle_.read(good, {.file = path()});
+  EXPECT_EQ(arrivals, 2);
+  IoBuffer refused = empty(5'000);
+  refused.arrived = [] { throw Error("the device is gone"); };
+  handle_.start_read(refused, {.file = path()});
+  EXPECT_NE(failure_of([&] { handle_.wait(); }).find("the device is gone"), std::string::npos);
+}
+
 TEST_F(IoHandles, NumbersOutOfRangeAreRefusedAndOddOnesRounded) {
   EXPECT_THROW(IoHandle({.block_bytes = 0}), ConfigError);
   EXPECT_THROW(IoHandle({.block_bytes = int64_t{1} << 40}), ConfigError);
@@ -227,7 +259,7 @@ TEST(PinnedBuffers, OutliveTheirMaker) {
   std::shared_ptr<char> memory;
   {
     IoHandle handle({});
-    memory = handle.buffers().allocate(5'000'000);
+    memory = handle.allocate(5'000'000);
   }
   std::memset(memory.get(), 1, 5'000'000);
 }

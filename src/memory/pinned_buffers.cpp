@@ -8,14 +8,14 @@
 
 namespace deepscale {
 
-std::shared_ptr<char> PinnedBuffers::allocate(int64_t bytes) {
+std::shared_ptr<char> PinnedBuffers::allocate(int64_t bytes, const AsyncFileQueue* queue) {
   DS_CHECK_AS(IoError, bytes >= 0, "cannot take {} bytes of memory: a number that is not negative is needed", bytes);
   const auto buffer = std::make_shared<Buffer>(std::max<int64_t>(bytes, 1));
   char* const data = buffer->memory.data();
   std::string problem;
   try {
     buffer->lock.emplace(data, buffer->memory.bytes());
-    if (queue_) buffer->registration.emplace(queue_->register_buffer(data, buffer->memory.bytes()));
+    if (queue != nullptr) buffer->registration.emplace(queue->register_buffer(data, buffer->memory.bytes()));
   } catch (const IoError& error) {
     problem = error.what();
   }

@@ -19,13 +19,10 @@ namespace deepscale {
 
 class PinnedBuffers {
  public:
-  /// queue: registers buffers with it as well.
-  explicit PinnedBuffers(std::shared_ptr<AsyncFileQueue> queue = nullptr) : queue_(std::move(queue)) {}
-
   /// Zeroed memory of `bytes` >= 0 bytes that lives as long as its last user, whatever becomes of this object. It is
   /// usable also where the system refuses to lock it: is_pinned() tells, and the first refusal is a warning in the log.
-  /// Throws IoError when there is no memory.
-  [[nodiscard]] std::shared_ptr<char> allocate(int64_t bytes);
+  /// queue: registers the memory with it as well. Throws IoError when there is no memory.
+  [[nodiscard]] std::shared_ptr<char> allocate(int64_t bytes, const AsyncFileQueue* queue = nullptr);
   /// Unlocks the buffer that begins at `data` (its memory stays as long as it has users). False when allocate() has not
   /// made it, or it was freed or has no users any more.
   bool free(const void* data);
@@ -42,7 +39,6 @@ class PinnedBuffers {
     std::optional<BufferRegistration> registration;  // and belong to the mutex
   };
 
-  std::shared_ptr<AsyncFileQueue> queue_;
   mutable std::mutex mutex_;
   std::map<const char*, std::weak_ptr<Buffer>> buffers_;
   std::string refusal_;

@@ -53,6 +53,7 @@ const char* async_engine_name(AsyncEngine engine);
 struct AsyncEngineChoice {
   AsyncEngine engine = AsyncEngine::kAutomatic;  ///< never kAutomatic in an answer
   std::string reason;                            ///< why not io_uring; empty when it is, or on Windows
+  bool asked = false;                            ///< by name: nobody has to be told
 };
 /// What a queue would use. Throws ConfigError for an unknown name in DEEPSCALE_ASYNC_IO, and for an engine that was
 /// asked for by name and does not work here.
@@ -111,7 +112,8 @@ class AsyncFile {
   [[nodiscard]] FileTransfer write(int64_t offset, const void* data, int64_t bytes) const;
 
   /// Takes disk space for the first `bytes` bytes and makes the file at least that long. Throws IoError naming what is
-  /// missing when the disk is full. A file system that cannot reserve space only gets the length.
+  /// missing when the disk is full. A file system that cannot reserve space only gets the length, a device stays as it
+  /// is.
   void preallocate(int64_t bytes) const;
   /// Cuts or extends (with zeros, without disk space) to `bytes`. Requires: no transfer of the part cut off.
   void truncate(int64_t bytes) const;

@@ -184,6 +184,7 @@ void preallocate_file(const OpenFile& file, int64_t bytes) {
   struct stat before = {};
   DS_CHECK_AS(IoError, fstat(descriptor, &before) == 0, "cannot find out the length of {}: {}", file.path,
               std::strerror(errno));
+  if (!S_ISREG(before.st_mode)) return;
   const auto space = disk_space(file.path);
   // Not left to fallocate alone: until it fails, it takes what others on this disk need.
   const bool hopeless = space && bytes - int64_t{before.st_blocks} * 512 > space->available_bytes;
@@ -226,6 +227,8 @@ int64_t length_of_file(const OpenFile& file) {
   struct stat status = {};
   DS_CHECK_AS(IoError, fstat(static_cast<int>(file.buffered), &status) == 0, "cannot find out the length of {}: {}",
               file.path, std::strerror(errno));
+  // A disk's own file says so only in this way; nothing uses the position of our descriptors.
+  if (S_ISBLK(status.st_mode)) return std::max<int64_t>(0, lseek(static_cast<int>(file.buffered), 0, SEEK_END));
   return status.st_size;
 }
 
@@ -252,12 +255,12 @@ AsyncEngineChoice choose_async_engine(AsyncEngine wanted) {
   const auto [engine, source] = async_internal::asked_engine(wanted);
   DS_CHECK_AS(ConfigError, engine != AsyncEngine::kCompletionPort,
               "{}: completion ports exist on Windows only; use automatic, io_uring or threads", source);
-  if (engine == AsyncEngine::kThreads) return {AsyncEngine::kThreads, source + " asks for threads"};
+  if (engine == AsyncEngine::kThreads) return {AsyncEngine::kThreads, source + " asks for threads", /*asked=*/true};
   const std::string problem = async_internal::why_not_io_uring();
-  if (problem.empty()) return {AsyncEngine::kIoUring, ""};
+  if (problem.empty()) return {AsyncEngine::kIoUring, "", /*asked=*/engine == AsyncEngine::kIoUring};
   DS_CHECK_AS(ConfigError, engine == AsyncEngine::kAutomatic, "{}: io_uring cannot be used here: {}; use automatic",
               source, problem);
-  return {AsyncEngine::kThreads, problem};
+  return {AsyncEngine::kThreads, problem, /*asked=*/false};
 }
 
 }  // namespace deepscale

@@ -112,6 +112,7 @@ TEST(AsyncEngines, AFullDiskIsReportedByEveryEngine) {
     const AsyncFileQueue queue({.depth = 2, .block_bytes = 4096, .engine = wanted});
     const AsyncFile file = queue.open("/dev/full", FileMode::kReadWrite, FileCaching::kDirect);
     EXPECT_FALSE(file.direct());
+    file.preallocate(10'000);  // a device has the space that it has
     char data[10'000] = {};
     try {
       file.write(0, data, sizeof(data)).wait();

@@ -61,6 +61,8 @@ class ParamUnit {
   /// sharded and not gathered, on the CPU, before anybody has taken shard(); nothing happens to others. Throws
   /// ConfigError with a node group (hpZ), which would keep a second shard in memory.
   void move_to_file(const FileTier& tier);
+  /// Requires: in_file().
+  [[nodiscard]] FileTier tier() const { return stored_.tier(); }
 
   /// This rank's slice of the optimizer group's layout, in the model's dtype: [layout().shard_numel()]. In a file:
   /// without memory outside of a visit.

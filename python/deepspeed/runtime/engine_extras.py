@@ -104,6 +104,10 @@ class EngineExtras:
         """Bytes that this rank holds, by kind."""
         return self.live_core("memory_bytes").memory_bytes()
 
+    def file_tier_facts(self) -> dict[str, dict[str, Any]]:
+        """What the files of "optimizer" and "parameters" (as far as they are in files) did on this rank: bytes, seconds, settings."""
+        return self.live_core("file_tier_facts").file_tier_facts()
+
     # ---- timers
     def get_wall_clock_timers(self) -> dict[str, float]:
         """Milliseconds by timer of the last step that was timed."""

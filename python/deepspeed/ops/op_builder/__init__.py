@@ -14,9 +14,9 @@ _TABLE: dict[str, tuple[str, str | None]] = {
     "FusedLionBuilder": ("fused_lion", "deepspeed.ops.lion.lion"),
     "ShareMemCommBuilder": ("deepspeed_shm_comm", "deepspeed._C"),
     "UtilsBuilder": ("utils", "deepspeed.ops.op_builder.flatten"),
-    "AsyncIOBuilder": ("async_io", None),
+    "AsyncIOBuilder": ("async_io", "deepspeed.ops.aio.native"),
+    "PinMemoryBuilder": ("pin_memory", "deepspeed.ops.aio.pin_memory"),
     "GDSBuilder": ("gds", None),
-    "PinMemoryBuilder": ("pin_memory", None),
     "CCLCommBuilder": ("deepspeed_ccl_comm", None),
     "EvoformerAttnBuilder": ("evoformer_attn", None),
     "FPQuantizerBuilder": ("fp_quantizer", None),
@@ -34,8 +34,14 @@ _TABLE: dict[str, tuple[str, str | None]] = {
     "NotImplementedBuilder": ("deepspeed_not_implemented", None),
 }
 
+# What to do instead of an operator that does not exist.
+_INSTEAD = {
+    "gds": "GPUDirect Storage needs CUDA and is not built; the aio_handle of AsyncIOBuilder reads and writes tensors on a "
+           "GPU as well, through pinned memory of the host",
+}
+
 for _class_name, (_op, _module) in _TABLE.items():
-    globals()[_class_name] = make_builder(_class_name, _op, _module)
+    globals()[_class_name] = make_builder(_class_name, _op, _module, _INSTEAD.get(_op, ""))
 
 ALL_OPS = {globals()[name].NAME: globals()[name]() for name in _TABLE}
 __op_builders__ = list(ALL_OPS.values())

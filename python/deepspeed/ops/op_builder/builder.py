@@ -11,6 +11,7 @@ class OpBuilder:
     BUILD_VAR = ""
     NAME = ""
     MODULE: str | None = None
+    INSTEAD = ""
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or self.NAME
@@ -27,14 +28,14 @@ class OpBuilder:
 
     def load(self, verbose: bool = False) -> ModuleType:
         if self.MODULE is None:
-            raise NotImplementedError(f"operator {self.NAME!r} is not built yet")
+            raise NotImplementedError(f"operator {self.NAME!r}: {self.INSTEAD or 'not built yet'}")
         return importlib.import_module(self.MODULE)
 
     def jit_load(self, verbose: bool = False) -> ModuleType:
         return self.load(verbose)
 
 
-def make_builder(class_name: str, op_name: str, module: str | None) -> type[OpBuilder]:
-    attributes = {"NAME": op_name, "BUILD_VAR": f"DS_BUILD_{op_name.upper()}", "MODULE": module,
+def make_builder(class_name: str, op_name: str, module: str | None, instead: str = "") -> type[OpBuilder]:
+    attributes = {"NAME": op_name, "BUILD_VAR": f"DS_BUILD_{op_name.upper()}", "MODULE": module, "INSTEAD": instead,
                   "__module__": "deepspeed.ops.op_builder", "__doc__": f"Operator {op_name}."}
     return type(class_name, (OpBuilder,), attributes)

@@ -1,0 +1,242 @@
+"""Training with states in files where something is refused, missing, full or odd: the bits of training in memory, or an error that
+names the folder and says what to change; on every rank, and in time."""
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from common import run_ranks, single_rank
+from limits import in_own_mounts, linux_only, run_limited
+from models import config, full_weights, make_model, train
+from test_offload_files import _engine, _same, _zero
+
+
+class OddModel(torch.nn.Module):
+    """Parameters of no elements, of one, and of sizes beside every page and block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(n)) for n in (1, 0, 1023, 1024, 1025, 4097, 33333))
+        self.empty = torch.nn.Parameter(torch.empty(0, 7))
+        self.linear = torch.nn.Linear(5, 3)
+
+    def forward(self, step: int) -> torch.Tensor:
+        inputs = torch.full((2, 5), 0.1 * (step + 1))
+        return self.linear(inputs).square().mean() + sum(p.square().sum() for p in self.sizes) * 1e-3 + self.empty.sum()
+
+
+def _odd_losses(zero: dict) -> tuple[list[float], dict]:
+    torch.manual_seed(3)
+    engine = _engine(zero, OddModel())
+    losses = []
+    for step in range(3):
+        loss = engine(step)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    weights = full_weights(engine.module)
+    engine.destroy()
+    return losses, weights
+
+
+@pytest.mark.parametrize("stage, params", [(1, False), (2, False), (3, True)])
+def test_parameters_of_every_size_train_as_in_memory(stage, params, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    expected = _odd_losses({"stage": stage, "stage3_param_persistence_threshold": 10})
+    found = _odd_losses(_zero(stage, tmp_path, params))
+    assert found[0] == expected[0]
+    _same(found[1], expected[1])
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", "/sys/kernel"])
+@linux_only
+def test_a_folder_that_cannot_be_made_or_written_is_named(folder, monkeypatch):
+    single_rank(monkeypatch)
+    with pytest.raises(OSError, match=folder):
+        _engine(_zero(3, folder, False))
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = _engine(_zero(3, tmp_path / "a" / "b", True))
+    train(engine, 1)
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+_TRAIN = """
+from models import *
+import common, torch
+from test_offload_files import _engine, _zero, _same
+import pytest
+patch = pytest.MonkeyPatch()
+common.single_rank(patch)
+
+def trained(zero, steps=2):
+    engine = _engine(zero)
+    losses = train(engine, steps)
+    weights = full_weights(engine.module)
+    engine.destroy()
+    return losses, weights
+
+expected = trained({"stage": 3, "stage3_param_persistence_threshold": 10})
+"""
+_SAME = """
+found = trained(_zero(3, "swap", True))
+assert found[0] == expected[0]
+_same(found[1], expected[1])
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("limit, said", [("forbid_io_uring()", "slower than io_uring"), ("forbid_locking()", "are not pinned")])
+def test_what_the_system_refuses_changes_no_value_and_is_said_once(limit, said, tmp_path):
+    run = run_limited(limit + "\n" + _TRAIN + _SAME, tmp_path, DEEPSCALE_ASYNC_IO="")
+    assert run.stderr.count(said) == 1, run.stderr
+
+
+@linux_only
+def test_a_disk_that_is_too_small_is_an_error_before_training(tmp_path):
+    run_limited(_TRAIN + """
+torch.manual_seed(1)
+model = torch.nn.Linear(2000, 2000)
+try:
+    _engine(_zero(3, "disk", True), model)
+    raise SystemExit("no error")
+except OSError as error:
+    text = str(error)
+    assert "no room for" in text and "disk" in text and "choose another nvme_path" in text, text
+""" + _SAME, tmp_path, in_own_mounts("mkdir -p disk && mount -t tmpfs -o size=8m tmpfs disk", tmp_path))
+
+
+@linux_only
+def test_a_disk_that_is_read_only_is_an_error_before_training(tmp_path):
+    run_limited(_TRAIN + """
+try:
+    _engine(_zero(3, "disk", True))
+    raise SystemExit("no error")
+except OSError as error:
+    assert "disk" in str(error) and "Read-only file system" in str(error), error
+""", tmp_path, in_own_mounts("mkdir -p disk && mount -t tmpfs -o ro tmpfs disk", tmp_path))
+
+
+@linux_only
+@pytest.mark.parametrize("params", [False, True])
+def test_a_write_that_fails_in_mid_training_is_named_and_nothing_goes_on_with_old_values(params, tmp_path):
+    run_limited(_TRAIN + f"""
+engine = _engine(_zero(3, "swap", {params}))
+train(engine, 1)
+longest_file(4096)
+for attempt in range(2):
+    try:
+        train(engine, 4)
+        raise SystemExit("no error")
+    except OSError as error:
+        text = str(error)
+        assert "is lost" in text and "swap" in text and "nvme_path" in text and "File too large" in text, text
+""", tmp_path)
+
+
+def _rank_with_a_limit(folder: str, limited: tuple[int, ...]) -> None:
+    import resource
+    rank = int(os.environ["RANK"])
+    engine = _engine(_zero(3, folder, True))
+    train(engine, 1, rank=rank)
+    if rank in limited:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    begin = time.monotonic()
+    try:
+        train(engine, 6, rank=rank)
+    except OSError as error:
+        assert rank in limited and "nvme_path" in str(error), error
+        os._exit(0)  # as a program that ends by its exception
+    except RuntimeError as error:  # the other rank was first
+        assert f"rank {1 - rank}" in str(error), error
+        assert time.monotonic() - begin < 60
+        return
+    raise AssertionError(f"rank {rank}: no error")
+
+
+@linux_only
+@pytest.mark.parametrize("limited", [(0, 1), (1,)])
+def test_when_disks_fail_every_rank_ends_with_an_error(limited, tmp_path):
+    run_ranks(_rank_with_a_limit, 2, {"folder": str(tmp_path), "limited": limited}, may_leave=limited)
+
+
+@linux_only
+def test_shared_memory_that_is_too_small_changes_no_value(tmp_path):
+    """Two ranks whose /dev/shm has 64 KiB: they train, or say what is missing."""
+    program = """
+from common import run_ranks
+from test_offload_files import _ranks_train
+if __name__ == "__main__":
+    run_ranks(_ranks_train, 2, {"stage": 3, "params": True, "folder": "swap"})
+"""
+    run_limited(program, tmp_path, in_own_mounts("mount -t tmpfs -o size=64k tmpfs /dev/shm", tmp_path))
+
+
+@linux_only
+def test_nothing_is_left_of_a_process_that_is_killed(tmp_path):
+    program = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from models import *
+import common, pytest
+from test_offload_files import _engine, _zero
+common.single_rank(pytest.MonkeyPatch())
+engine = _engine(_zero(3, sys.argv[1], True))
+train(engine, 1)
+print("trained", flush=True)
+time.sleep(600)
+"""
+    folder = tmp_path / "swap"
+    here = str(pathlib.Path(__file__).parent)
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder), here], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "trained\n"
+        open_files = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd") if os.path.islink(entry.path)}
+        assert any(str(folder) in name and name.endswith("(deleted)") for name in open_files), open_files
+        assert not os.listdir(folder)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not os.listdir(folder)
+
+
+def test_facts_about_the_files(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = _engine(_zero(3, tmp_path, True), aio={"block_size": 12288, "queue_depth": 3, "intra_op_parallelism": 2})
+    assert set(engine.file_tier_facts()) == {"optimizer", "parameters"}
+    before = engine.file_tier_facts()
+    train(engine, 2)
+    for name, facts in engine.file_tier_facts().items():
+        assert facts["read_bytes"] > before[name]["read_bytes"] and facts["written_bytes"] > before[name]["written_bytes"]
+        assert facts["wait_seconds"] > 0 and facts["file_bytes"] > 0 and 0 < facts["pool_bytes"] <= facts["peak_pool_bytes"]
+        assert (facts["block_size"], facts["queue_depth"]) == (12288, 6)
+    memory = _engine({"stage": 3, "stage3_param_persistence_threshold": 10})
+    assert memory.file_tier_facts() == {}
+
+
+@pytest.mark.parametrize("aio, found", [({"queue_depth": 5}, (1 << 20, 5)), ({"block_size": 5000, "queue_depth": 2**40}, (8192, 4096)),
+                                        ({"block_size": 1 << 16, "queue_depth": "auto"}, (1 << 16, 32))])
+def test_given_settings_win_over_measured_ones(aio, found, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    monkeypatch.setenv("DEEPSCALE_CACHE_DIR", str(tmp_path / "cache"))
+    facts = _engine(_zero(3, tmp_path, False), aio=aio).file_tier_facts()["optimizer"]
+    assert (facts["block_size"], facts["queue_depth"]) == found and not (tmp_path / "cache").exists()
+
+
+def test_settings_that_are_not_given_are_measured_and_remembered(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    monkeypatch.setenv("DEEPSCALE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DEEPSCALE_IO_CALIBRATION", "on")
+    facts = _engine(_zero(3, pathlib.Path.cwd() / f"swap_{os.getpid()}", False)).file_tier_facts()["optimizer"]
+    os.rmdir(pathlib.Path.cwd() / f"swap_{os.getpid()}")
+    from deepspeed.ops.aio import tuned_settings
+    known = tuned_settings(os.getcwd())
+    assert known["remembered"] and (facts["block_size"], facts["queue_depth"]) == (known["block_size"], known["queue_depth"])
