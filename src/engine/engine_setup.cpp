@@ -195,19 +195,29 @@ void Engine::move_parameters_to_file() {
   }
 }
 
-/// Its pool has room for a block that is read, one that is updated and one that is written.
+/// Its pool has room for two blocks that are read, one that is updated and one that is written, and for the gradients
+/// of two units.
 void Engine::make_file_tier() {
-  constexpr int64_t kBlocks = 3;
+  constexpr int64_t kBlocks = 4;
+  constexpr int64_t kGradients = 2;
   const NativeOptimizerOptions& optimizer = options_.optimizer;
   const auto bytes_per_element =
       static_cast<int64_t>(c10::elementSize(optimizer.master_dtype) +
                            optimizer.state_names().size() * c10::elementSize(optimizer.state_dtype));
   int64_t largest = 0;
-  for (const auto& unit : units_) largest = std::max(largest, unit->layout().shard_numel());
+  int64_t largest_gradient_bytes = 0;
+  for (const auto& unit : units_) {
+    const int64_t numel = unit->layout().shard_numel();
+    largest = std::max(largest, numel);
+    if (!unit->plan().reduces_each_micro_batch()) continue;
+    const at::ScalarType dtype = options_.reduction.accumulation_dtype.value_or(unit->dtype());
+    largest_gradient_bytes = std::max(largest_gradient_bytes, numel * static_cast<int64_t>(c10::elementSize(dtype)));
+  }
   FileTierOptions options = *options_.optimizer_file;
+  const int64_t blocks_bytes =
+      kBlocks * (bytes_per_element * std::min(largest, options_.optimizer_block_numel) + kBufferSlackBytes);
   options.pool_bytes =
-      std::max(options.pool_bytes, kBlocks * bytes_per_element * std::min(largest, options_.optimizer_block_numel) +
-                                       kBlocks * kBufferSlackBytes);
+      std::max(options.pool_bytes, blocks_bytes + kGradients * (largest_gradient_bytes + kBufferSlackBytes));
   if (options_.groups.data.rank() == 0) options.log = log_;
   file_tier_ = std::make_unique<FileTier>(options);
 }

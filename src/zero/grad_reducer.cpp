@@ -112,7 +112,15 @@ void GradReducer::take_whole(UnitState& state, int index, const at::Tensor& para
 
 void GradReducer::open_bucket(UnitState& state) {
   if (state.bucket.defined()) return;
-  state.bucket = acquire(state);
+  state.in_place = state.unit->plan().grads.is_self() && !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
+  if (state.in_place) {
+    open_shard(state, /*keep_values=*/false);
+    state.bucket = state.shard;
+    flat::zero_padding(state.bucket, state.unit->layout());
+  } else {
+    state.bucket_memory = acquire(state);
+    state.bucket = flat::slice(state.bucket_memory, 0, state.unit->layout().total_numel());
+  }
   std::fill(state.written.begin(), state.written.end(), false);
   state.arrived = 0;
 }
@@ -156,7 +164,6 @@ at::Tensor GradReducer::acquire(const UnitState& state) {
     at::Tensor buffer = std::move(found->buffer);
     spares_.erase(found);
     if (buffer.numel() >= numel && buffer.scalar_type() == dtype) {
-      buffer = flat::slice(buffer, 0, numel);
       flat::zero_padding(buffer, state.unit->layout());
       return buffer;
     }
@@ -193,10 +200,12 @@ void GradReducer::send(UnitState& state) {
   }
   ParamUnit& unit = *state.unit;
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
-  if (direct) open_shard(state, /*keep_values=*/false);
+  if (direct && !state.in_place) open_shard(state, /*keep_values=*/false);
   state.scratch = direct ? at::Tensor() : acquire_scratch(state);
-  state.pending =
-      unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
+  if (!state.in_place) {
+    state.pending =
+        unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
+  }
   state.sent = true;
   in_flight_.push_back(static_cast<int>(&state - units_.data()));
   // In shared memory a reduction costs nothing until somebody waits, so it is always left in flight.
@@ -238,8 +247,8 @@ void GradReducer::set_shard_listener(std::function<void(int unit, const at::Tens
 void GradReducer::complete(UnitState& state) {
   state.pending.wait();
   store(state);
-  spares_.push_back({std::move(state.bucket), std::move(state.pending)});
-  state.bucket = at::Tensor();
+  if (!state.in_place) spares_.push_back({std::move(state.bucket_memory), std::move(state.pending)});
+  state.bucket = state.bucket_memory = at::Tensor();
   state.pending = Pending();
 }
 
@@ -441,6 +450,11 @@ at::Tensor GradReducer::settled(int unit) {
   return flat::slice(state.whole, state.unit->plan().shard_rank() * shard_numel, shard_numel);
 }
 
+bool GradReducer::read_ahead(int unit) {
+  UnitState& state = units_[unit];
+  return !state.stored.defined() || state.stored.start_load();
+}
+
 void GradReducer::release_settled(int unit, bool changed) {
   UnitState& state = units_[unit];
   if (!state.stored.defined()) return;
@@ -482,7 +496,7 @@ int64_t GradReducer::bucket_bytes() const {
   for (const auto& spare : spares_) bytes += static_cast<int64_t>(spare.buffer.nbytes());
   for (const auto& scratch : scratches_) bytes += static_cast<int64_t>(scratch.nbytes());
   for (const auto& state : units_) {
-    if (state.bucket.defined()) bytes += static_cast<int64_t>(state.bucket.nbytes());
+    if (state.bucket_memory.defined()) bytes += static_cast<int64_t>(state.bucket_memory.nbytes());
     if (state.scratch.defined() && !state.scratch.is_same(state.whole)) {
       bytes += static_cast<int64_t>(state.scratch.nbytes());
     }
