@@ -209,7 +209,7 @@ void Engine::make_file_tier() {
   for (const auto& unit : units_) {
     const int64_t numel = unit->layout().shard_numel();
     largest = std::max(largest, numel);
-    if (!unit->plan().reduces_each_micro_batch()) continue;
+    if (!unit->plan().shards_grads) continue;
     const at::ScalarType dtype = options_.reduction.accumulation_dtype.value_or(unit->dtype());
     largest_gradient_bytes = std::max(largest_gradient_bytes, numel * static_cast<int64_t>(c10::elementSize(dtype)));
   }

@@ -1,9 +1,9 @@
 // From autograd's gradients to each rank's averaged shard: the rules "reduce" and "settle" of the plan.
 //
 // [Note: gradient buffers]
-//  - plan.grads of one rank (the gradient is whole on every rank until the boundary): each unit has a flat gradient
-//    buffer; param.grad is a view of it, so later micro-batches accumulate in place. settle() reduces it once per
-//    boundary.
+//  - plan.grads of one rank, unless it is a sharded gradient that lives in a file: the gradient is whole on every rank
+//    until the boundary. Each unit has a flat gradient buffer; param.grad is a view of it, so later micro-batches
+//    accumulate in place. settle() reduces it once per boundary.
 //  - otherwise: gradients of a micro-batch are gathered in a bucket that peers can read; when the last one of the unit
 //    has arrived, the bucket is reduce-scattered and its result is stored in (or added to) the unit's gradient shard.
 //    Buckets come from a pool of few, so their memory does not grow with the model. In a group of one the shard itself
@@ -133,6 +133,8 @@ class GradReducer {
   void settle_unit(UnitState& state);
   void settle_whole(UnitState& state);
   void receive_settled(UnitState& state);
+  [[nodiscard]] bool reduces(const UnitState& state) const;
+  [[nodiscard]] bool lives_in_file(const UnitState& state) const;
   [[nodiscard]] bool aliases(const UnitState& state) const;
   void adopt_order();
   /// At least [total_numel].

@@ -13,8 +13,13 @@ ShardingPlan plan_for_stage(int stage, const PlanGroups& groups) {
               "zero_optimization.mics_shard_size so that it divides the number of ranks",
               shard.size(), groups.replica.size(), groups.data.size());
   if (stage == 0) return {groups.data, self, self, self, groups.data, self};
-  return {groups.data,    stage >= 3 ? shard : self,      stage >= 2 ? shard : self, shard,
-          groups.replica, stage >= 3 ? groups.node : self};
+  return {.data = groups.data,
+          .params = stage >= 3 ? shard : self,
+          .grads = stage >= 2 ? shard : self,
+          .optimizer = shard,
+          .replicas = groups.replica,
+          .node = stage >= 3 ? groups.node : self,
+          .shards_grads = stage >= 2};
 }
 
 ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups) {
