@@ -76,7 +76,7 @@ class FileTier:
     def __init__(self, config_json: str) -> None: ...
     def facts(self) -> dict[str, Any]:
         """What it did so far: file_bytes (reserved), read_bytes, written_bytes, wait_seconds (spent waiting for them), pool_bytes,
-        peak_pool_bytes, beyond_pool_bytes (had to be taken beside the pool), pinned_bytes, pin_refusal (why buffers are not
+        peak_pool_bytes, beyond_pool_bytes (had to be taken beside the pool), resident_bytes (of what stays), pinned_bytes, pin_refusal (why buffers are not
         pinned, or ""), queue_depth, block_size, direct (past the page cache), engine, engine_reason (why not io_uring, or "")."""
 
 class ParamUnit:

@@ -68,9 +68,9 @@ py::dict file_facts(const FileTierFacts& facts) {
   return py::dict("file_bytes"_a = facts.file_bytes, "read_bytes"_a = facts.read_bytes,
                   "written_bytes"_a = facts.written_bytes, "wait_seconds"_a = facts.wait_seconds,
                   "pool_bytes"_a = facts.pool_bytes, "peak_pool_bytes"_a = facts.peak_pool_bytes,
-                  "beyond_pool_bytes"_a = facts.beyond_pool_bytes, "pinned_bytes"_a = facts.pinned_bytes,
-                  "pin_refusal"_a = facts.pin_refusal, "queue_depth"_a = facts.depth,
-                  "block_size"_a = facts.block_bytes, "direct"_a = facts.direct,
+                  "beyond_pool_bytes"_a = facts.beyond_pool_bytes, "resident_bytes"_a = facts.resident_bytes,
+                  "pinned_bytes"_a = facts.pinned_bytes, "pin_refusal"_a = facts.pin_refusal,
+                  "queue_depth"_a = facts.depth, "block_size"_a = facts.block_bytes, "direct"_a = facts.direct,
                   "engine"_a = async_engine_name(facts.engine.engine), "engine_reason"_a = facts.engine.reason);
 }
 

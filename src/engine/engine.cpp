@@ -215,6 +215,7 @@ bool Engine::step(const std::vector<GroupHyper>& hyper) {
   if (apply) {
     const c10::NoGradGuard no_grad;
     std::vector<Pending> published;
+    optimizer_->begin_steps([this](int unit) { return reducer_->read_ahead(unit); });
     for (size_t u = 0; u < units_.size(); ++u) {
       if (uses_[u].trainable == 0) continue;
       const int unit = static_cast<int>(u);
@@ -222,6 +223,7 @@ bool Engine::step(const std::vector<GroupHyper>& hyper) {
       reducer_->release_settled(unit);
       published.push_back(units_[u]->publish());
     }
+    optimizer_->end_steps();
     finish_publish(published);
   }
   finish_step(apply);

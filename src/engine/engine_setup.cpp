@@ -190,10 +190,17 @@ void Engine::make_file_tier() {
       static_cast<int64_t>(c10::elementSize(optimizer.master_dtype) +
                            optimizer.state_names().size() * c10::elementSize(optimizer.state_dtype));
   int64_t largest = 0;
-  for (const auto& unit : units_) largest = std::max(largest, unit->layout().shard_numel());
+  int64_t largest_gradient_bytes = 0;
+  for (const auto& unit : units_) {
+    const int64_t numel = unit->layout().shard_numel();
+    largest = std::max(largest, numel);
+    if (!unit->plan().shards_grads) continue;
+    const at::ScalarType dtype = options_.reduction.accumulation_dtype.value_or(unit->dtype());
+    largest_gradient_bytes = std::max(largest_gradient_bytes, numel * static_cast<int64_t>(c10::elementSize(dtype)));
+  }
   FileTierOptions options = *options_.optimizer_file;
-  options.pool_bytes =
-      state_pool_bytes(options.pool_bytes, std::min(largest, options_.optimizer_block_numel), bytes_per_element);
+  options.pool_bytes = state_pool_bytes(options.pool_bytes, std::min(largest, options_.optimizer_block_numel),
+                                        bytes_per_element, largest_gradient_bytes);
   if (options_.groups.data.rank() == 0) options.log = log_;
   file_tier_ = std::make_unique<FileTier>(options);
 }

@@ -230,7 +230,9 @@ class PlanBuilder {
       const bool offloaded = o_.zero.optimizer_device() != OffloadDevice::kNone &&
                              static_cast<double>(placed) <= share * static_cast<double>(total);
       add_states(unit, offloaded, offloaded && in_files);
-      if (unit.sizes.reduces_each_micro_batch()) {
+      // As GradReducer does it: in a group of one nothing has to leave the rank, but what lives in a file leaves
+      // memory.
+      if (unit.sizes.reduces_each_micro_batch() || (unit.sizes.shards_grads && gradient_in_file(unit, in_files))) {
         reducing.push_back(u);
         add_gradient_shard(unit, in_files);
       } else {
@@ -261,9 +263,14 @@ class PlanBuilder {
     }
   }
 
+  [[nodiscard]] bool gradient_in_file(const PlannedUnit& unit, bool in_files) const {
+    const int64_t bytes = unit.layout.shard_numel() * size_of(sum_dtype(unit));
+    return in_files && on_host(unit) && unit.sizes.replicas == 1 && bytes >= kSmallestInFile;
+  }
+
   void add_gradient_shard(const PlannedUnit& unit, bool in_files) {
     const int64_t bytes = unit.layout.shard_numel() * size_of(sum_dtype(unit));
-    const bool to_file = in_files && on_host(unit) && unit.sizes.replicas == 1 && bytes >= kSmallestInFile;
+    const bool to_file = gradient_in_file(unit, in_files);
     plan_.add(PlannedState::kGradients, to_file ? MemoryPlace::kFile : private_place(!on_host(unit)),
               to_file ? round_up(bytes, kPage) : bytes, std::string(name_of(sum_dtype(unit))));
     if (!to_file) return;
@@ -352,8 +359,14 @@ class PlanBuilder {
   void add_state_buffers() {
     const OffloadOptimizerOptions& offload = *o_.zero.offload_optimizer;
     const int64_t block = std::min(kStateBlockNumel, o_.zero.sub_group_size);
-    const int64_t pool = state_pool_bytes(offload.buffer_count * block * int64_t{4},
-                                          std::min(largest_shard_numel_, block), states_.bytes_per_element());
+    int64_t largest_gradient = 0;
+    for (const PlannedUnit& unit : units_.units) {
+      if (!unit.sizes.shards_grads) continue;
+      largest_gradient = std::max(largest_gradient, unit.layout.shard_numel() * size_of(sum_dtype(unit)));
+    }
+    const int64_t pool =
+        state_pool_bytes(offload.buffer_count * block * int64_t{4}, std::min(largest_shard_numel_, block),
+                         states_.bytes_per_element(), largest_gradient);
     // Two gradients while one is received, or one beside two blocks of the step: beyond the pool if it must be.
     std::sort(file_gradients_.rbegin(), file_gradients_.rend());
     const int64_t first = file_gradients_.empty() ? 0 : file_gradients_[0];

@@ -29,11 +29,15 @@ constexpr int64_t param_pool_bytes(int64_t wanted, int64_t largest) {
   return std::max(std::min(wanted, 2 * kUnits * largest), kUnits * (largest + kBufferSlackBytes));
 }
 
-/// Pool of optimizer state in files: room for a block that is read, one that is updated and one that is written.
-/// largest_block_numel: of any unit's shard, at most a block; bytes_per_element: of master and states together.
-constexpr int64_t state_pool_bytes(int64_t wanted, int64_t largest_block_numel, int64_t bytes_per_element) {
-  constexpr int64_t kBlocks = 3;
-  return std::max(wanted, kBlocks * bytes_per_element * largest_block_numel + kBlocks * kBufferSlackBytes);
+/// Pool of optimizer state in files: room for two blocks that are read, one that is updated and one that is written,
+/// and for the gradients of two units. largest_block_numel: of any unit's shard, at most a block; bytes_per_element: of
+/// master and states together; largest_gradient_bytes: of any unit's shard, 0 when gradients are not in files.
+constexpr int64_t state_pool_bytes(int64_t wanted, int64_t largest_block_numel, int64_t bytes_per_element,
+                                   int64_t largest_gradient_bytes) {
+  constexpr int64_t kBlocks = 4;
+  constexpr int64_t kGradients = 2;
+  return std::max(wanted, kBlocks * (bytes_per_element * largest_block_numel + kBufferSlackBytes) +
+                              kGradients * (largest_gradient_bytes + kBufferSlackBytes));
 }
 
 }  // namespace deepscale

@@ -61,6 +61,7 @@ struct TensorCore {
   std::string name;
   Residence residence = Residence::kAbsent;
   bool written = false;  // the file holds values; before that they are zeros
+  bool kept = false;     // while storing: wanted again, so the buffer stays
   std::unique_ptr<Buffer> buffer;
   std::optional<FileTransfer> transfer;
   std::string failure;  // of a write: the values are lost
@@ -284,7 +285,11 @@ void TensorCore::end_store() {
 
 void TensorCore::finish_store() {
   end_store();
-  tier->give_back(std::move(buffer));
+  if (std::exchange(kept, false) && failure.empty()) {
+    residence = Residence::kLoading;  // and there already
+  } else {
+    tier->give_back(std::move(buffer));
+  }
 }
 
 void TensorCore::start_read(std::unique_ptr<Buffer> into) {
@@ -297,7 +302,7 @@ void TensorCore::start_read(std::unique_ptr<Buffer> into) {
 void TensorCore::finish_load() {
   residence = Residence::kAbsent;
   try {
-    tier->wait(*transfer);
+    if (transfer) tier->wait(*transfer);
   } catch (const IoError& error) {
     transfer.reset();
     tier->give_back(std::move(buffer));
@@ -401,6 +406,7 @@ bool FileTensor::start_load() {
   memory_internal::TensorCore& core = *core_;
   core.check_usable();
   // What is still in memory, or was never written, needs no reading.
+  core.kept = core.residence == Residence::kStoring;
   if (core.residence != Residence::kAbsent || !core.written) return true;
   auto buffer = core.tier->acquire(core.bytes, /*required=*/false);
   if (buffer == nullptr) return false;
@@ -433,6 +439,7 @@ void FileTensor::load_for_overwrite() {
       core.finish_load();
       return;
     case Residence::kStoring:
+      core.kept = false;
       core.end_store();  // its buffer still holds the values
       if (!core.failure.empty()) core.tier->give_back(std::move(core.buffer));
       core.check_usable();
@@ -463,6 +470,7 @@ void FileTensor::stay_loaded() {
 
 void FileTensor::drop() {
   memory_internal::TensorCore& core = *core_;
+  core.kept = false;
   if (core.residence == Residence::kStoring || core.residence == Residence::kAbsent) return;
   core.detach();
   core.transfer.reset();  // waits for blocks under way

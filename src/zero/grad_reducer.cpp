@@ -30,9 +30,22 @@ GradReducer::GradReducer(std::vector<ParamUnit*> units, std::vector<std::vector<
     state.trainable = std::move(trainable[u]);
     state.written.assign(state.trainable.size(), false);
     state.trainable_count = static_cast<int>(std::count(state.trainable.begin(), state.trainable.end(), true));
-    if (state.trainable_count > 0 && units[u]->plan().reduces_each_micro_batch()) order_.push_back(static_cast<int>(u));
+    if (state.trainable_count > 0 && reduces(state)) order_.push_back(static_cast<int>(u));
     units_.push_back(std::move(state));
   }
+}
+
+/// In a group of one nothing has to leave the rank, but what lives in a file has to leave memory.
+bool GradReducer::reduces(const UnitState& state) const {
+  const ShardingPlan& plan = state.unit->plan();
+  return plan.reduces_each_micro_batch() || (plan.shards_grads && lives_in_file(state));
+}
+
+bool GradReducer::lives_in_file(const UnitState& state) const {
+  const int64_t bytes = state.unit->layout().shard_numel() * static_cast<int64_t>(c10::elementSize(sum_dtype(state)));
+  // MiCS reduces the shards of all groups once more at the boundary, in memory.
+  return options_.file != nullptr && state.unit->device().is_cpu() && state.unit->plan().replicas.is_self() &&
+         bytes >= options_.smallest_in_file_bytes;
 }
 
 at::ScalarType GradReducer::bucket_dtype(const UnitState& state) const {
@@ -76,7 +89,7 @@ void GradReducer::take(int unit, int index) {
       param.name, fmt::join(grad.sizes(), ", "), fmt::join(state.unit->shape(index), ", "));
   reopen();
   begin_backward();
-  if (!state.unit->plan().reduces_each_micro_batch()) {
+  if (!reduces(state)) {
     take_whole(state, index, param.tensor);
   } else if (state.sent) {
     take_late(state, index, param.tensor);
@@ -112,7 +125,16 @@ void GradReducer::take_whole(UnitState& state, int index, const at::Tensor& para
 
 void GradReducer::open_bucket(UnitState& state) {
   if (state.bucket.defined()) return;
-  state.bucket = acquire(state);
+  state.in_place = state.unit->plan().grads.is_self() && !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
+  if (state.in_place) {
+    open_shard(state, /*keep_values=*/false);
+    state.bucket = state.shard;
+    flat::zero_padding(state.bucket, state.unit->layout());
+  } else {
+    if (state.shard_valid && state.stored.defined()) state.stored.start_load();  // it will be added to
+    state.bucket_memory = acquire(state);
+    state.bucket = flat::slice(state.bucket_memory, 0, state.unit->layout().total_numel());
+  }
   std::fill(state.written.begin(), state.written.end(), false);
   state.arrived = 0;
 }
@@ -156,7 +178,6 @@ at::Tensor GradReducer::acquire(const UnitState& state) {
     at::Tensor buffer = std::move(found->buffer);
     spares_.erase(found);
     if (buffer.numel() >= numel && buffer.scalar_type() == dtype) {
-      buffer = flat::slice(buffer, 0, numel);
       flat::zero_padding(buffer, state.unit->layout());
       return buffer;
     }
@@ -193,10 +214,12 @@ void GradReducer::send(UnitState& state) {
   }
   ParamUnit& unit = *state.unit;
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
-  if (direct) open_shard(state, /*keep_values=*/false);
+  if (direct && !state.in_place) open_shard(state, /*keep_values=*/false);
   state.scratch = direct ? at::Tensor() : acquire_scratch(state);
-  state.pending =
-      unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
+  if (!state.in_place) {
+    state.pending =
+        unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());
+  }
   state.sent = true;
   in_flight_.push_back(static_cast<int>(&state - units_.data()));
   // In shared memory a reduction costs nothing until somebody waits, so it is always left in flight.
@@ -207,11 +230,8 @@ void GradReducer::send(UnitState& state) {
 /// Gives the shard memory. keep_values: with what it holds.
 void GradReducer::open_shard(UnitState& state, bool keep_values) {
   const int64_t numel = state.unit->layout().shard_numel();
-  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(sum_dtype(state)));
   if (!state.shard.defined()) {
-    // MiCS reduces the shards of all groups once more at the boundary, in memory.
-    const bool to_file = options_.file != nullptr && state.unit->device().is_cpu() &&
-                         state.unit->plan().replicas.is_self() && bytes >= options_.smallest_in_file_bytes;
+    const bool to_file = lives_in_file(state);
     if (to_file)
       state.stored = FileTensor(*options_.file, numel, sum_dtype(state), "gradients of " + state.unit->name());
     state.shard =
@@ -238,8 +258,8 @@ void GradReducer::set_shard_listener(std::function<void(int unit, const at::Tens
 void GradReducer::complete(UnitState& state) {
   state.pending.wait();
   store(state);
-  spares_.push_back({std::move(state.bucket), std::move(state.pending)});
-  state.bucket = at::Tensor();
+  if (!state.in_place) spares_.push_back({std::move(state.bucket_memory), std::move(state.pending)});
+  state.bucket = state.bucket_memory = at::Tensor();
   state.pending = Pending();
 }
 
@@ -341,7 +361,7 @@ void GradReducer::settle() {
 
 void GradReducer::settle_unit(UnitState& state) {
   const ShardingPlan& plan = state.unit->plan();
-  if (!plan.reduces_each_micro_batch()) {
+  if (!reduces(state)) {
     settle_whole(state);
     return;
   }
@@ -395,7 +415,7 @@ void GradReducer::wait_settled(int unit) {
 void GradReducer::receive_settled(UnitState& state) {
   const ShardingPlan& plan = state.unit->plan();
   state.pending.wait();
-  if (plan.reduces_each_micro_batch()) {
+  if (reduces(state)) {
     state.pending.wait_released();
     state.pending = Pending();
     return;
@@ -422,7 +442,7 @@ void GradReducer::reopen() {
   for (size_t u = 0; u < units_.size(); ++u) {
     UnitState& state = units_[u];
     if (state.trainable_count == 0) continue;
-    if (!state.unit->plan().reduces_each_micro_batch()) {
+    if (!reduces(state)) {
       state.carry = settled(static_cast<int>(u)).clone();
       std::fill(state.written.begin(), state.written.end(), false);
     } else if (!state.unit->plan().replicas.is_self()) {
@@ -436,9 +456,14 @@ void GradReducer::reopen() {
 at::Tensor GradReducer::settled(int unit) {
   UnitState& state = units_[unit];
   if (state.stored.defined()) state.stored.load();
-  if (state.unit->plan().reduces_each_micro_batch()) return state.shard;
+  if (reduces(state)) return state.shard;
   const int64_t shard_numel = state.unit->layout().shard_numel();
   return flat::slice(state.whole, state.unit->plan().shard_rank() * shard_numel, shard_numel);
+}
+
+bool GradReducer::read_ahead(int unit) {
+  UnitState& state = units_[unit];
+  return !state.stored.defined() || state.stored.start_load();
 }
 
 void GradReducer::release_settled(int unit, bool changed) {
@@ -482,7 +507,7 @@ int64_t GradReducer::bucket_bytes() const {
   for (const auto& spare : spares_) bytes += static_cast<int64_t>(spare.buffer.nbytes());
   for (const auto& scratch : scratches_) bytes += static_cast<int64_t>(scratch.nbytes());
   for (const auto& state : units_) {
-    if (state.bucket.defined()) bytes += static_cast<int64_t>(state.bucket.nbytes());
+    if (state.bucket_memory.defined()) bytes += static_cast<int64_t>(state.bucket_memory.nbytes());
     if (state.scratch.defined() && !state.scratch.is_same(state.whole)) {
       bytes += static_cast<int64_t>(state.scratch.nbytes());
     }

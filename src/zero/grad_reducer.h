@@ -1,12 +1,13 @@
 // From autograd's gradients to each rank's averaged shard: the rules "reduce" and "settle" of the plan.
 //
 // [Note: gradient buffers]
-//  - plan.grads of one rank (the gradient is whole on every rank until the boundary): each unit has a flat gradient
-//    buffer; param.grad is a view of it, so later micro-batches accumulate in place. settle() reduces it once per
-//    boundary.
+//  - plan.grads of one rank, unless it is a sharded gradient that lives in a file: the gradient is whole on every rank
+//    until the boundary. Each unit has a flat gradient buffer; param.grad is a view of it, so later micro-batches
+//    accumulate in place. settle() reduces it once per boundary.
 //  - otherwise: gradients of a micro-batch are gathered in a bucket that peers can read; when the last one of the unit
 //    has arrived, the bucket is reduce-scattered and its result is stored in (or added to) the unit's gradient shard.
-//    Buckets come from a pool of few, so their memory does not grow with the model.
+//    Buckets come from a pool of few, so their memory does not grow with the model. In a group of one the shard itself
+//    is the bucket, unless it must be added to or has another dtype.
 //
 // [Note: launch order] Reductions start in one fixed order on all ranks, whichever order gradients arrive in, because
 // collectives must match: a finished unit waits for the ones before it, and keeps its bucket meanwhile. The first
@@ -70,6 +71,8 @@ class GradReducer {
   /// This rank's averaged gradient, [shard_numel], in the accumulation dtype; after wait_settled(). What lives in a
   /// file is loaded, until release_settled().
   [[nodiscard]] at::Tensor settled(int unit);
+  /// Begins to read what settled() will need; false when the file's buffers have no room for it now.
+  bool read_ahead(int unit);
   /// `changed`: somebody wrote it.
   void release_settled(int unit, bool changed = false);
   /// Whether the shard lives in a file; it was then shown to the listener.
@@ -96,9 +99,11 @@ class GradReducer {
     std::vector<bool> written;  ///< slots that hold a gradient of the window (whole) or of the micro-batch (bucket)
     int trainable_count = 0;
     int arrived = 0;
-    bool sent = false;   ///< in this backward
-    at::Tensor whole;    ///< [total_numel], plans that reduce at the boundary
-    at::Tensor bucket;   ///< [total_numel], plans that reduce each micro-batch, while gradients arrive
+    bool sent = false;      ///< in this backward
+    at::Tensor whole;       ///< [total_numel], plans that reduce at the boundary
+    at::Tensor bucket;      ///< [total_numel], plans that reduce each micro-batch, while gradients arrive
+    bool in_place = false;  ///< the bucket is the shard; otherwise it lies in
+    at::Tensor bucket_memory;
     at::Tensor late;     ///< [total_numel], what arrived after the bucket was sent
     at::Tensor scratch;  ///< result of a reduction that must still be added or converted
     at::Tensor shard;    ///< [shard_numel], plans that reduce each micro-batch
@@ -128,8 +133,11 @@ class GradReducer {
   void settle_unit(UnitState& state);
   void settle_whole(UnitState& state);
   void receive_settled(UnitState& state);
+  [[nodiscard]] bool reduces(const UnitState& state) const;
+  [[nodiscard]] bool lives_in_file(const UnitState& state) const;
   [[nodiscard]] bool aliases(const UnitState& state) const;
   void adopt_order();
+  /// At least [total_numel].
   at::Tensor acquire(const UnitState& state);
   at::Tensor acquire_scratch(const UnitState& state);
   [[nodiscard]] at::Tensor slot(const UnitState& state, const at::Tensor& buffer, int index) const;

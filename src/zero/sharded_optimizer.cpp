@@ -119,8 +119,9 @@ void ShardedOptimizer::allocate(UnitState& state) const {
   }
 }
 
-void ShardedOptimizer::Block::start_load() {
-  for (FileTensor& tensor : in_file) tensor.start_load();
+/// False when there was no room for all of it.
+bool ShardedOptimizer::Block::start_load() {
+  return std::all_of(in_file.begin(), in_file.end(), [](FileTensor& tensor) { return tensor.start_load(); });
 }
 
 void ShardedOptimizer::Block::load() {
@@ -151,11 +152,23 @@ void ShardedOptimizer::check_hyper(const std::vector<GroupHyper>& hyper) const {
   }
 }
 
-ShardedOptimizer::Block* ShardedOptimizer::block_after(size_t unit, size_t block) {
-  for (++block; unit < units_.size(); ++unit, block = 0) {
-    if (block < units_[unit].blocks.size()) return &units_[unit].blocks[block];
+void ShardedOptimizer::begin_steps(std::function<bool(int unit)> gradient) {
+  read_gradient_ = std::move(gradient);
+  ahead_unit_ = ahead_block_ = 0;
+  read_ahead();
+}
+
+/// What is stepped first is read first, so it never waits for memory that what comes later has taken.
+void ShardedOptimizer::read_ahead() {
+  if (read_gradient_ == nullptr) return;
+  for (; ahead_unit_ < units_.size(); ++ahead_unit_, ahead_block_ = 0) {
+    UnitState& state = units_[ahead_unit_];
+    if (state.blocks.empty()) continue;
+    if (ahead_block_ == 0 && !read_gradient_(static_cast<int>(ahead_unit_))) return;
+    for (; ahead_block_ < state.blocks.size(); ++ahead_block_) {
+      if (!state.blocks[ahead_block_].start_load()) return;
+    }
   }
-  return nullptr;
 }
 
 void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper,
@@ -169,8 +182,8 @@ void ShardedOptimizer::step_unit(int unit, const at::Tensor& gradient, const std
   } else {
     state.unit->visit(overwrites_shard(state));
     for (size_t b = 0; b < state.blocks.size(); ++b) {
-      if (Block* const next = block_after(static_cast<size_t>(unit), b)) next->start_load();
       state.blocks[b].load();
+      read_ahead();
       step_block(state, state.blocks[b], placed, hyper, step, grad_scale);
       state.blocks[b].store();
     }

@@ -5,12 +5,14 @@
 // frozen parameters cost nothing. Where the model has the master's dtype and device, the master IS the shard.
 //
 // [Note: blocks] Master and states of a unit stand in blocks that are in memory one at a time when they live in files:
-// a step reads block i+1 and writes block i-1 while it updates block i, over the boundaries of units. On device and
-// host a unit has one block. Updates are elementwise, so where blocks begin changes no bit.
+// a step reads the blocks that follow and writes those that went before while it updates one, over the boundaries of
+// units, as far ahead as the tier's buffers have room. On device and host a unit has one block. Updates are
+// elementwise, so where blocks begin changes no bit.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -55,6 +57,10 @@ class ShardedOptimizer {
   /// Throws when `hyper` has too few groups or asks for states that do not exist. The same on all ranks.
   void check_hyper(const std::vector<GroupHyper>& hyper) const;
 
+  /// From now until end_steps(), step_unit() of units in their order reads ahead; gradients by `gradient`, which says
+  /// whether there was room.
+  void begin_steps(std::function<bool(int unit)> gradient);
+  void end_steps() { read_gradient_ = nullptr; }
   /// Updates one unit from its settled gradient; writes the unit's shard. step is 1-based.
   void step_unit(int unit, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper, int64_t step,
                  double grad_scale);
@@ -97,7 +103,7 @@ class ShardedOptimizer {
     std::vector<FileTensor> in_file;  ///< what master and states live in, when that is a file
 
     [[nodiscard]] int64_t numel() const { return runs.empty() ? 0 : runs.back().compact_begin + runs.back().length; }
-    void start_load();
+    bool start_load();
     void load();
     void store();
     void drop();
@@ -125,7 +131,7 @@ class ShardedOptimizer {
                   int64_t step, double grad_scale) const;
   void copy_to_master(UnitState& state, int index);
   [[nodiscard]] static bool overwrites_shard(const UnitState& state);
-  [[nodiscard]] Block* block_after(size_t unit, size_t block);
+  void read_ahead();
   [[nodiscard]] static std::vector<Stretch> stretches(UnitState& state, const ShardLayout::Piece& piece);
   [[nodiscard]] at::Tensor values_of(const Stretch& stretch, const std::string& key) const;
   void step_lamb(UnitState& state, const at::Tensor& gradient, const std::vector<GroupHyper>& hyper, int64_t step,
@@ -138,6 +144,9 @@ class ShardedOptimizer {
   std::vector<UnitState> units_;
   NativeOptimizerOptions options_;
   int last_group_ = -1;
+  std::function<bool(int unit)> read_gradient_;  ///< between begin_steps() and end_steps()
+  size_t ahead_unit_ = 0;                        ///< the next block to read ahead
+  size_t ahead_block_ = 0;
 };
 
 /// Full fp32 tensor of which every rank of `group` holds one piece (exact: bits are combined as integers). Collective.

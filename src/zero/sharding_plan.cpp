@@ -14,8 +14,13 @@ ShardingPlan plan_for_stage(int stage, const PlanGroups& groups) {
               "zero_optimization.mics_shard_size so that it divides the number of ranks",
               shard.size(), groups.replica.size(), groups.data.size());
   if (!states.optimizer) return {groups.data, self, self, self, groups.data, self};
-  return {groups.data,    states.params ? shard : self,      states.grads ? shard : self, shard,
-          groups.replica, states.params ? groups.node : self};
+  return {.data = groups.data,
+          .params = states.params ? shard : self,
+          .grads = states.grads ? shard : self,
+          .optimizer = shard,
+          .replicas = groups.replica,
+          .node = states.params ? groups.node : self,
+          .shards_grads = states.grads};
 }
 
 ShardingPlan plan_for_sharded_parameters(const PlanGroups& groups) {

@@ -37,6 +37,8 @@ struct ShardingPlan {
   Communicator replicas;   ///< settle, second half: all-reduce
   Communicator node;       ///< hpZ
   bool releases = false;   ///< released between uses even by a single rank: param.data then looks as it does on many
+  /// Gradients are sharded, if only over one rank: where they live elsewhere than in memory, they leave it.
+  bool shards_grads = false;
 
   /// Gradients leave the rank in every micro-batch (a sharded gradient) instead of once per boundary.
   [[nodiscard]] bool reduces_each_micro_batch() const { return !grads.is_self(); }

@@ -19,9 +19,14 @@ ShardingSizes sizes_for(int64_t stage, const ZeroOptions& zero, int ranks) {
               "divisor",
               node, shard);
   if (!states.optimizer) return {ranks, 1, 1, 1, ranks, 1, false};
-  return {
-      ranks,        states.params ? shard : 1, states.grads ? shard : 1, shard, ranks / shard, states.params ? node : 1,
-      states.params};
+  return {.data = ranks,
+          .params = states.params ? shard : 1,
+          .grads = states.grads ? shard : 1,
+          .optimizer = shard,
+          .replicas = ranks / shard,
+          .node = states.params ? node : 1,
+          .shards_params = states.params,
+          .shards_grads = states.grads};
 }
 
 }  // namespace

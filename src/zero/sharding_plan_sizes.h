@@ -16,6 +16,8 @@ struct ShardingSizes {
   int node = 1;
   /// Parameters are in units that are gathered around their use, even if there is one rank.
   bool shards_params = false;
+  /// Gradients are sharded, if only over one rank.
+  bool shards_grads = false;
 
   [[nodiscard]] bool reduces_each_micro_batch() const { return grads > 1; }
   [[nodiscard]] int shards() const { return optimizer; }

@@ -42,6 +42,18 @@ def test_training_is_the_same_as_in_memory(stage, params, more, tmp_path, monkey
     assert not os.listdir(tmp_path), "the file has no name that could be left behind"
 
 
+@pytest.mark.parametrize("stage, params", [(2, False), (3, True)])
+def test_gradients_of_a_single_rank_leave_memory(stage, params, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = _engine(_zero(stage, tmp_path, params), torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Linear(256, 256)))
+    for _ in range(2):
+        engine.backward(engine(torch.ones(1, 256)).sum())
+    gradients = 2 * 256 * 256 * 4
+    assert engine._core.memory_bytes()["gradients"] < gradients / 8
+    engine.step()
+    assert engine.file_tier_facts()["optimizer"]["written_bytes"] > gradients
+
+
 def _ranks_train(stage: int, params: bool, folder: str) -> None:
     reference = _engine({"stage": stage, "stage3_param_persistence_threshold": 10})
     rank = int(os.environ["RANK"])
