@@ -123,7 +123,7 @@ TEST(PlanAdviceTest, MoreRanksAreAsFewAsPossible) {
   MachineLimits limits = machine(2);
   const auto advice = nearest_fit(config, model(), world_of(1, false), limits, "/nvme");
   ASSERT_TRUE(advice.has_value());
-  EXPECT_EQ(advice->ranks, 2);
+  EXPECT_EQ(advice->ranks, 4);
   EXPECT_NE(advice->change.find("offload_param.device = \"nvme\""), std::string::npos);
   EXPECT_TRUE(fits(advice->plan, limits));
 }
