@@ -441,7 +441,7 @@ def measure(args: argparse.Namespace, size: dict, folder: str, rounds: int) -> t
     compute = None
     try:
         compute = Compute(size, args.threads)
-        drive = Drive(drive_side, folder, 2 * amount, amount)
+        drive = Drive(drive_side, folder, amount, amount)
         found = train(size, folder, rounds, limit, ours, drive, compute, args.more)
         print(f"files: {json.dumps(found['facts'])}")
         theirs = reference(args, size, folder, max(rounds // 2, 1), limit, drive, compute) if args.reference else None
