@@ -143,6 +143,7 @@ class Engine {
   void check_params();
   void collect_units();
   void make_buckets();
+  /// model_position: of the first of its parameters, whose gradient comes last.
   void add_unit(std::shared_ptr<ParamUnit> unit, int model_position);
   void order_units();
   void broadcast_loose_parameters();

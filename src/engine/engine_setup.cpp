@@ -78,11 +78,7 @@ void Engine::collect_units() {
   for (size_t p = 0; p < params_.size(); ++p) {
     if (params_[p].unit == nullptr) continue;
     const auto known = std::find(units_.begin(), units_.end(), params_[p].unit);
-    if (known == units_.end()) {
-      add_unit(params_[p].unit, static_cast<int>(p));
-    } else {
-      unit_positions_[known - units_.begin()] = static_cast<int>(p);
-    }
+    if (known == units_.end()) add_unit(params_[p].unit, static_cast<int>(p));
   }
 }
 
@@ -112,7 +108,7 @@ void Engine::make_buckets() {
                                          bucket.front().tensor.scalar_type() == param.tensor.scalar_type() &&
                                          bucket.front().tensor.device() == param.tensor.device());
     if (!fits) close();
-    if (bucket.empty()) position = p;
+    position = p;
     bucket.push_back({param.name, param.tensor});
     numel += param.tensor.numel();
   }

@@ -30,7 +30,10 @@ GradReducer::GradReducer(std::vector<ParamUnit*> units, std::vector<std::vector<
     state.trainable = std::move(trainable[u]);
     state.written.assign(state.trainable.size(), false);
     state.trainable_count = static_cast<int>(std::count(state.trainable.begin(), state.trainable.end(), true));
-    if (state.trainable_count > 0 && reduces(state)) order_.push_back(static_cast<int>(u));
+    if (state.trainable_count > 0 && reduces(state)) {
+      order_.push_back(static_cast<int>(u));
+      if (lives_in_file(state)) place_in_file(state);
+    }
     units_.push_back(std::move(state));
   }
 }
@@ -46,6 +49,13 @@ bool GradReducer::lives_in_file(const UnitState& state) const {
   // MiCS reduces the shards of all groups once more at the boundary, in memory.
   return options_.file != nullptr && state.unit->device().is_cpu() && state.unit->plan().replicas.is_self() &&
          bytes >= options_.smallest_in_file_bytes;
+}
+
+/// Done ahead of training, so that a disk without room is an error then.
+void GradReducer::place_in_file(UnitState& state) const {
+  state.stored = FileTensor(*options_.file, state.unit->layout().shard_numel(), sum_dtype(state),
+                            "gradients of " + state.unit->name());
+  state.shard = state.stored.tensor();
 }
 
 at::ScalarType GradReducer::bucket_dtype(const UnitState& state) const {
@@ -152,7 +162,11 @@ void GradReducer::take_in_bucket(UnitState& state, int index, const at::Tensor& 
   state.written[index] = true;
   if (++state.arrived != state.trainable_count) return;
   if (!order_observed_) completed_.push_back(static_cast<int>(&state - units_.data()));
-  send_ready();
+  if (state.unit->plan().grads.is_self()) {
+    send(state);
+  } else {
+    send_ready();
+  }
 }
 
 void GradReducer::take_late(UnitState& state, int index, const at::Tensor& param) {
@@ -199,11 +213,11 @@ at::Tensor GradReducer::acquire_scratch(const UnitState& state) {
 }
 
 void GradReducer::send_ready() {
-  while (next_ < order_.size()) {
+  for (; next_ < order_.size(); ++next_) {
     UnitState& state = units_[order_[next_]];
+    if (state.sent) continue;
     if (!state.bucket.defined() || state.arrived != state.trainable_count) return;
     send(state);
-    ++next_;
   }
 }
 
@@ -229,13 +243,9 @@ void GradReducer::send(UnitState& state) {
 
 /// Gives the shard memory. keep_values: with what it holds.
 void GradReducer::open_shard(UnitState& state, bool keep_values) {
-  const int64_t numel = state.unit->layout().shard_numel();
   if (!state.shard.defined()) {
-    const bool to_file = lives_in_file(state);
-    if (to_file)
-      state.stored = FileTensor(*options_.file, numel, sum_dtype(state), "gradients of " + state.unit->name());
     state.shard =
-        to_file ? state.stored.tensor() : Communicator::self().allocate(numel, sum_dtype(state), state.unit->device());
+        Communicator::self().allocate(state.unit->layout().shard_numel(), sum_dtype(state), state.unit->device());
   }
   if (!state.stored.defined()) return;
   if (keep_values) {
@@ -309,7 +319,9 @@ void GradReducer::finish_backward() {
   if (!open_) return;
   open_ = false;
   const c10::NoGradGuard no_grad;
-  for (; next_ < order_.size(); ++next_) send(units_[order_[next_]]);
+  for (; next_ < order_.size(); ++next_) {
+    if (!units_[order_[next_]].sent) send(units_[order_[next_]]);
+  }
   complete_all_but(0);
   for (const int unit : order_) units_[unit].sent = false;
   next_ = 0;

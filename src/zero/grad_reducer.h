@@ -12,8 +12,8 @@
 // [Note: launch order] Reductions start in one fixed order on all ranks, whichever order gradients arrive in, because
 // collectives must match: a finished unit waits for the ones before it, and keeps its bucket meanwhile. The first
 // backward takes the reverse of the order of registration; from then on the order is the one in which units were
-// complete on rank 0 in that backward. finish_backward() sends what is left, gradients that never came as zeros:
-// parameters that one rank did not use cannot stall the others.
+// complete on rank 0 in that backward. A group of one need not wait for anybody. finish_backward() sends what is left,
+// gradients that never came as zeros: parameters that one rank did not use cannot stall the others.
 //
 // [Note: late gradients] A gradient may arrive after its unit was sent in the same backward (a parameter used by
 // several reentrant checkpoint segments). It waits in a buffer of its own until the boundary, where the ranks agree
@@ -135,6 +135,7 @@ class GradReducer {
   void receive_settled(UnitState& state);
   [[nodiscard]] bool reduces(const UnitState& state) const;
   [[nodiscard]] bool lives_in_file(const UnitState& state) const;
+  void place_in_file(UnitState& state) const;
   [[nodiscard]] bool aliases(const UnitState& state) const;
   void adopt_order();
   /// At least [total_numel].

@@ -54,6 +54,19 @@ def test_gradients_of_a_single_rank_leave_memory(stage, params, tmp_path, monkey
     assert engine.file_tier_facts()["optimizer"]["written_bytes"] > gradients
 
 
+def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
+    """The small normalisation weights share one unit, which is complete only when backward is over: nothing may wait for it."""
+    single_rank(monkeypatch)
+    width, layers = 512, 64
+    parts = [part for _ in range(layers) for part in (torch.nn.LayerNorm(width, bias=False), torch.nn.Linear(width, width, bias=False))]
+    engine = _engine({**_zero(3, tmp_path, True), "stage3_param_persistence_threshold": width}, torch.nn.Sequential(*parts))
+    for _ in range(2):
+        engine.backward(engine(torch.ones(1, width)).sum())
+        engine.step()
+    facts = engine.file_tier_facts()["optimizer"]
+    assert facts["peak_pool_bytes"] < layers * width * width * 4 and facts["beyond_pool_bytes"] == 0
+
+
 def _ranks_train(stage: int, params: bool, folder: str) -> None:
     reference = _engine({"stage": stage, "stage3_param_persistence_threshold": 10})
     rank = int(os.environ["RANK"])
