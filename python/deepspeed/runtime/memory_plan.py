@@ -27,7 +27,7 @@ def _shapes(module: nn.Module) -> list[tuple[str, list[int], torch.dtype, bool, 
     for name, param in module.named_parameters():
         if param.dtype.is_floating_point:
             shape = getattr(param, "ds_shape", param.shape) if is_sharded(param) else param.shape
-            found.append((name, list(shape), param.dtype, param.requires_grad, name.rpartition(".")[0]))
+            found.append((name, list(shape), param.dtype, param.requires_grad, name.rpartition(".")[0] or type(module).__name__))
     return found
 
 
