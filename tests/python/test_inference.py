@@ -234,6 +234,21 @@ def test_initialisers_of_others_are_respected(tmp_path, monkeypatch):
         assert (model.head.weight == 3).all() and (model.embed.weight == 3).all() and (model.blocks[0]["up"].bias == 3).all()
 
 
+def test_an_engine_is_made_without_reading_the_files(tmp_path, monkeypatch):
+    import deepspeed
+    from deepspeed.runtime.zero import partition_parameters
+    single_rank(monkeypatch)
+    config = _config(_zero(tmp_path, max_in_cpu=0))
+    context = partition_parameters.Init(config_dict_or_path=config)
+    with context:
+        model = Tower(width=512)
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        pass  # waits for what is still being written
+    before = context._file_tier.facts()["read_bytes"]
+    _engine(model, config)
+    assert context._file_tier.facts()["read_bytes"] - before < 10000, "small persistent parameters only"
+
+
 # ---- init_inference
 def test_init_inference_with_zero_is_the_model(tmp_path, monkeypatch):
     import deepspeed

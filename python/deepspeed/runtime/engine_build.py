@@ -76,7 +76,7 @@ def _dissolve_misfits(module: nn.Module, config: DeepSpeedConfig, persistent: se
     in_leaf = {id(p) for m in module.modules() if z3_leaf_module(m) for p in m.parameters()}
     for members in members_of_units(module.parameters()).values():
         whole_unit = len(members) == len(slot_of(members[0]).unit.params)
-        dtype = slot_of(members[0]).unit.shard(0).dtype
+        dtype = members[0].dtype  # the unit's; asking for its shard would read the file
         wrong_dtype = (config.fp16.enabled or config.bf16.enabled) and dtype != config.model_dtype
         if wrong_dtype or not whole_unit or any(id(p) in persistent or id(p) in in_leaf for p in members):
             dissolve(members)
