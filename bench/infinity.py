@@ -26,6 +26,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -431,7 +432,7 @@ def reference(args: argparse.Namespace, size: dict, folder: str, rounds: int, li
     zero = {
         "sub_group_size": 3 * largest // 2,
         "offload_param": {**nvme, "max_in_cpu": 0, "buffer_size": 3 * largest // 2},
-        "offload_optimizer": {**nvme, "pipeline_read": True, "pipeline_write": True},
+        "offload_optimizer": {**nvme, "pipeline_read": True, "pipeline_write": True, "buffer_count": 12},
     }
     generous = MemoryLimit(available_bytes() * 6 // 10, "generous")
     try:
@@ -492,6 +493,7 @@ def main() -> None:
     if not harness.have_ours():
         harness.result("infinity", ours=None, opponent=None, ratio=None, limit_share=None, met=None)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # files, groups and workers are cleared away then, too
     folder = tempfile.mkdtemp(prefix="deepscale_infinity_", dir=args.folder)
     try:
         equal = same_bits(folder)
