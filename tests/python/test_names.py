@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import subprocess
 import sys
 
@@ -154,3 +155,11 @@ def test_import_is_quick_quiet_and_loads_little():
         assert run.stdout.splitlines()[-1].startswith("seconds") and len(run.stdout.splitlines()) == 1, run.stdout
         seconds.append(float(run.stdout.split()[-1]))
     assert min(seconds) < 0.1
+
+
+def test_the_package_is_known_as_a_distribution():
+    """Transformers and Accelerate call the package only where importlib.metadata finds it, in a build's folder as when installed."""
+    import deepspeed
+    distribution = importlib.metadata.distribution("deepspeed")
+    assert distribution.version == deepspeed.__version__
+    assert distribution.locate_file("deepspeed/__init__.py").samefile(deepspeed.__file__)
