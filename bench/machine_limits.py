@@ -17,6 +17,12 @@ MIB = 2**20
 HUGE_PAGE = 2 * MIB
 
 
+def private_bytes(pid: int | str = "self") -> int:
+    """Private and shared memory of a process now, without files."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+)", status))
+
+
 class MemoryLimit:
     """A memory limit for this process and its children: a control group (version 1 or 2), or RLIMIT_DATA where none can be made.
 
@@ -38,14 +44,9 @@ class MemoryLimit:
             return
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
-    def used_bytes(self) -> int:
-        """Private and shared memory of the process now, without files."""
-        status = Path("/proc/self/status").read_text()
-        return sum(int(re.search(rf"{key}:\s+(\d+)", status)[1]) * 1024 for key in ("RssAnon", "RssShmem"))
-
 
 class PeakMemory:
-    """Largest used_bytes() since the start, sampled by a thread."""
+    """Largest private_bytes() since the start, sampled by a thread."""
 
     def __init__(self, interval_s: float = 0.02) -> None:
         self.peak = 0
@@ -54,8 +55,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            status = Path("/proc/self/status").read_text()
-            self.peak = max(self.peak, sum(int(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+)", status)))
+            self.peak = max(self.peak, private_bytes())
             time.sleep(self._interval)
 
 

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "memory/file_shares.h"
 #include "platform/resources.h"
 #include "zero/flat_ops.h"
 
@@ -58,11 +59,8 @@ void Engine::leave_use(int unit) {
 void Engine::begin_forward_pass() {
   forward_order_->end_iteration();
   if (!residency_) return;
-  // What is left is for activations, caches of keys and values, and whoever else runs here.
-  constexpr int64_t kLeast = int64_t{128} << 20;
-  constexpr int64_t kMost = int64_t{8} << 30;
   const MemoryFacts memory = memory_facts();
-  residency_->adapt(memory.available_bytes, std::clamp(memory.total_bytes / 4, kLeast, kMost));
+  residency_->adapt(memory.available_bytes, residency_reserve_bytes(memory.total_bytes));
 }
 
 /// A unit becomes resident, or stops to be, when it is in memory anyway.

@@ -104,6 +104,7 @@ class PlanBuilder {
     add_gather_buffers();
     if (world_.trains) add_training();
     add_others();
+    add_residents();
     return std::move(plan_);
   }
 
@@ -390,6 +391,23 @@ class PlanBuilder {
     if (shares_) plan_.add(PlannedState::kOther, MemoryPlace::kShared, kCommunicator, "communication");
     plan_.add(PlannedState::kOther, MemoryPlace::kHostPageable, world_.program_bytes, "program");
     plan_.notes.push_back("activations are not included");
+  }
+
+  /// Engine::begin_forward_pass: what fits stays in memory from pass to pass. Last, because it takes what the rest
+  /// leaves.
+  void add_residents() {
+    const bool adapts = largest_file_param_ > 0 && !world_.trains && world_.memory_available_bytes > 0 &&
+                        o_.zero.offload_param->max_in_cpu == OffloadParamOptions().max_in_cpu;
+    if (!adapts) return;
+    int64_t could = 0;
+    for (size_t u = 0; u < units_.units.size(); ++u) {
+      const PlannedUnit& unit = units_.units[u];
+      if (in_file_[u] && unit.sizes.params == 1) could += unit.layout.total_numel() * unit.element_size();
+    }
+    const int64_t left =
+        world_.memory_available_bytes - residency_reserve_bytes(world_.memory_total_bytes) - plan_.rank_memory_bytes();
+    plan_.add(PlannedState::kResident, MemoryPlace::kHostPageable, std::clamp<int64_t>(left, 0, could),
+              "what fits, from pass to pass");
   }
 
   const Options& o_;

@@ -5,6 +5,7 @@
 
 #include "engine/plan_sizes.h"
 #include "engine/plan_units.h"
+#include "memory/file_shares.h"
 
 namespace deepscale {
 namespace {
@@ -237,6 +238,25 @@ TEST(PlanBuilderTest, SmallMachinesKeepLessOfWhatIsInFiles) {
   world.memory_available_bytes = 4 * 2 * 3 * kMatrix;  // a quarter holds three matrices
   EXPECT_EQ(plan_of(config(3, zero), world, model()).bytes(PlannedState::kParameters, MemoryPlace::kHostPageable),
             2 * 3 * kMatrix);
+}
+
+TEST(PlanBuilderTest, WithoutAnOptimizerWhatFitsStays) {
+  const std::string zero = R"(, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0,
+    "stage3_max_reuse_distance": 0, "offload_param": {"device": "nvme", "nvme_path": "/nvme"})";
+  const ModelShapes shapes = model(64, 8192);
+  const int64_t total = 64 * 8 * 2 * kMatrix;
+  World world = world_of(1);
+  world.trains = false;
+  world.memory_total_bytes = world.memory_available_bytes = total;
+  const auto residents = [&] { return plan_of(config(3, zero), world, shapes).bytes(PlannedState::kResident); };
+  EXPECT_GT(residents(), 0);
+  // All that is available but the reserve is used, and never more.
+  const MemoryPlan plan = plan_of(config(3, zero), world, shapes);
+  EXPECT_EQ(plan.rank_memory_bytes(), total - residency_reserve_bytes(total));
+  world.memory_total_bytes = world.memory_available_bytes = 3 * total;  // three quarters are no files at all
+  EXPECT_EQ(residents(), plan_of(config(3, zero), world, shapes).bytes(PlannedState::kParameters, MemoryPlace::kFile));
+  world.trains = true;
+  EXPECT_EQ(residents(), 0);
 }
 
 TEST(PlanBuilderTest, ATiedParameterHasTwoGradientsAndTheirSumForAMoment) {

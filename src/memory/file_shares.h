@@ -22,4 +22,10 @@ constexpr int64_t resident_share_numel(int64_t wanted, int64_t usual, int64_t av
   return std::min(wanted, available_memory / 4 / element_bytes);
 }
 
+/// What an engine without an optimizer leaves free when it keeps parameters from files in memory between passes: for
+/// activations, caches of keys and values, and whoever else runs here.
+constexpr int64_t residency_reserve_bytes(int64_t total_memory) {
+  return std::clamp(total_memory / 4, int64_t{128} << 20, int64_t{8} << 30);
+}
+
 }  // namespace deepscale

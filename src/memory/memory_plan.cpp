@@ -35,6 +35,8 @@ std::string_view name_of(PlannedState state) {
       return "gather buffers";
     case PlannedState::kReduce:
       return "reduce buckets";
+    case PlannedState::kResident:
+      return "residents";
     case PlannedState::kParamBuffers:
       return "file buffers, parameters";
     case PlannedState::kOptimizerBuffers:

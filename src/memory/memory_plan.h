@@ -34,6 +34,7 @@ enum class PlannedState : uint8_t {
   kOptimizer,         ///< its moments
   kGather,            ///< sharded parameters that are whole around their use
   kReduce,            ///< buckets in which gradients wait for their reduction
+  kResident,          ///< parameters from files that stay in memory as long as there is room
   kParamBuffers,      ///< memory in which parameters from files are used
   kOptimizerBuffers,  ///< memory in which states from files are updated
   kOther,             ///< norms, communication, and the programs themselves where they were asked for

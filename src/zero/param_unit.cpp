@@ -372,8 +372,9 @@ void ParamUnit::write_full(int index, const at::Tensor& value, int root) {
 void ParamUnit::store_gathered() {
   DS_CHECK(writable_in_place(), "unit {} cannot be written where it is", name_);
   const c10::NoGradGuard no_grad;
-  stored_.start_store();
-  if (gather_count_ > 1) stored_.load();  // somebody else needs the values; otherwise release() is all that may follow
+  if (in_file()) stored_.start_store();
+  if (in_file() && gather_count_ > 1)
+    stored_.load();  // somebody else needs the values; otherwise release() is all that may follow
   if (!write_listener_) return;
   for (int i = 0; i < layout_.tensors(); ++i) write_listener_(i);
 }

@@ -126,9 +126,12 @@ class ParamUnit {
   /// Collective over plan.data. Then calls the listener.
   void write_full(int index, const at::Tensor& value, int root);
   /// Whether the gathered values may be written where they are and stored by store_gathered(): nobody else has a copy.
-  [[nodiscard]] bool writable_in_place() const { return alone_in_file() && plan_.data.is_self() && gathered_; }
+  [[nodiscard]] bool writable_in_place() const {
+    return gathered_ && plan_.params.is_self() && plan_.data.is_self() && (mapped_ || in_file());
+  }
   /// Stores what the gathered parameters hold now, in the background. Requires: writable_in_place(). Calls the listener
-  /// for each. The caller's release() must follow: until then the parameters have no memory, unless others hold them.
+  /// for each. The caller's release() must follow: until then parameters from a file have no memory, unless others hold
+  /// them.
   void store_gathered();
   /// One listener at a time; the owner's name is what drop_write_listener() goes by, since another may have followed.
   void set_write_listener(const void* owner, std::function<void(int index)> listener);

@@ -67,6 +67,18 @@ def test_it_can_be_left_out(monkeypatch, caplog):
     assert "memory plan" not in _logged(caplog)
 
 
+def test_an_engine_keeps_its_plan(monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    model = make_model()
+    engine = deepspeed.initialize(model=model, config=config(3))[0]
+    plan = engine.memory_plan()
+    assert plan["parameters"] == sum(param.ds_numel for param in model.parameters())
+    assert plan["rank_bytes"]["pageable"] > 0 and plan["fits"]
+    monkeypatch.setenv("DEEPSCALE_MEMORY_PLAN", "off")
+    assert deepspeed.initialize(model=make_model(), config=config(3))[0].memory_plan() is None
+
+
 def test_unknown_modes_are_named(monkeypatch):
     import deepspeed
     single_rank(monkeypatch)

@@ -47,6 +47,22 @@ def test_the_modifier_ranks_values_win_on_all_ranks():
 
 
 @ranks(2)
+def test_changes_of_a_block_that_failed_are_not_stored():
+    import deepspeed
+    deepspeed.init_distributed()
+    with deepspeed.zero.Init():
+        layer = nn.Linear(8, 8)
+    expected = full_weights(layer)["weight"]
+    try:
+        with deepspeed.zero.GatheredParameters(layer.weight, modifier_rank=0):
+            layer.weight.data.fill_(3.0)
+            raise KeyError
+    except KeyError:
+        pass
+    assert torch.equal(full_weights(layer)["weight"], expected)
+
+
+@ranks(2)
 def test_persistent_parameters_follow_their_modifier_in_an_engine():
     import deepspeed
     import torch.distributed as dist

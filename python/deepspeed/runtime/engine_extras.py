@@ -104,6 +104,10 @@ class EngineExtras:
         """Bytes that this rank holds, by kind."""
         return self.live_core("memory_bytes").memory_bytes()
 
+    def memory_plan(self) -> dict[str, Any] | None:
+        """What was planned before anything was allocated: the keys of `ds_plan --json`. None with DEEPSCALE_MEMORY_PLAN=off."""
+        return self._memory_plan
+
     def file_tier_facts(self) -> dict[str, dict[str, Any]]:
         """What the files of "optimizer" and "parameters" (as far as they are in files) did on this rank: bytes, seconds, settings."""
         return self.live_core("file_tier_facts").file_tier_facts()

@@ -4,6 +4,7 @@ DEEPSCALE_MEMORY_PLAN=warn makes the error a warning, =off leaves the plan out.
 """
 from __future__ import annotations
 
+import json
 import logging
 import os
 from typing import Any
@@ -57,13 +58,14 @@ def _states(optimizer: Any) -> tuple[int | None, bool]:
     return (None, False) if native_recipe(optimizer) else (2, True)
 
 
-def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains: bool, ranks: int) -> None:
-    """Plans, logs, and raises MemoryPlanError when something that the run cannot do without is short."""
+def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains: bool, ranks: int) -> dict[str, Any] | None:
+    """Plans, logs, and raises MemoryPlanError when something that the run cannot do without is short. Returns the plan (keys as `ds_plan
+    --json` prints them), None when it was left out."""
     mode = os.environ.get("DEEPSCALE_MEMORY_PLAN", "error")
     if mode not in ("error", "warn", "off"):
         raise ValueError(f"DEEPSCALE_MEMORY_PLAN is {mode!r}: error, warn or off is expected")
     if mode == "off":
-        return
+        return None
     accelerator = get_accelerator()
     on_device = accelerator.device_name() != "cpu"
     states, external = _states(optimizer)
@@ -74,11 +76,11 @@ def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains:
              "device_bytes": accelerator.available_memory() + device if on_device else None}
     plan = _C.plan_memory(config.resolved_json, _shapes(module), world)
     log_dist("memory plan\n" + plan["table"].rstrip(), ranks=[0])
-    if not plan["misfit"]:
-        return
-    if mode == "error":
+    if plan["misfit"] and mode == "error":
         raise MemoryPlanError(plan["misfit"].rstrip() + "\nDEEPSCALE_MEMORY_PLAN=warn starts nevertheless.")
-    log_dist(plan["misfit"].rstrip(), ranks=[0], level=logging.WARNING)
+    if plan["misfit"]:
+        log_dist(plan["misfit"].rstrip(), ranks=[0], level=logging.WARNING)
+    return json.loads(plan["json"])
 
 
 __all__ = ["MemoryPlanError", "announce"]

@@ -202,7 +202,9 @@ class GatheredParameters:
 
     Args:
         params: a parameter, a module's parameters, any iterable; None entries, buffers and ordinary parameters are left alone.
-        modifier_rank: changes that this rank of the group made are stored on all ranks at exit. None: changes are lost.
+        modifier_rank: changes that this rank of the group made are stored on all ranks at exit. None: changes are lost. A single rank's
+            changes are made where the parameter lives, without a copy; only on several ranks, or in files, does an exception in the
+            block discard them.
         fwd_module: registers the parameters as external parameters of this module.
         enabled: False makes the context a no-op.
     """
@@ -265,7 +267,7 @@ class GatheredParameters:
                 self._store_whole()
 
     def _leave_in_place(self, unit: Any, members: list, store: bool) -> None:
-        """Ends the use of a unit whose memory was written directly. Without `store` what is in the file stays."""
+        """Ends the use of a unit whose memory was written directly. Without `store` what is in a file stays."""
         addresses = [self._in_place.pop(param.ds_id) for param in members]
         replaced = [(slot_of(p).index, p.data) for p, address in zip(members, addresses) if p.data_ptr() != address]
         if store:
