@@ -96,6 +96,7 @@ class ParamUnit:
     def gather(self) -> None:
         """param.data = full tensors, whatever the engine does meanwhile. Calls nest: each gather() needs its release()."""
     def release(self) -> None: ...
+    tier: FileTier | None
     writable_in_place: bool
     def store_gathered(self) -> None:
         """Stores what the gathered parameters hold now; only where writable_in_place."""

@@ -91,6 +91,7 @@ void register_unit(py::module_& m) {
              return std::make_shared<FileTier>(*options);
            }),
            py::arg("config_json"), ReleaseGil())
+      .def("__eq__", [](const FileTier& tier, const FileTier& other) { return tier == other; })
       .def("facts", [](const FileTier& tier) { return file_facts(tier.facts()); });
   py::class_<ParamUnit, std::shared_ptr<ParamUnit>>(m, "ParamUnit")
       .def(py::init(&make_unit), py::arg("name"), py::arg("names"), py::arg("params"), py::arg("groups"),
@@ -105,6 +106,9 @@ void register_unit(py::module_& m) {
                              })
       .def("move_to_file", &ParamUnit::move_to_file, py::arg("tier"), ReleaseGil())
       .def_property_readonly("in_file", &ParamUnit::in_file)
+      .def_property_readonly(
+          "tier",
+          [](const ParamUnit& unit) { return unit.in_file() ? std::make_shared<FileTier>(unit.tier()) : nullptr; })
       .def("gather", &ParamUnit::hold, ReleaseGil())
       .def("release", &ParamUnit::unhold, ReleaseGil())
       .def_property_readonly("writable_in_place", &ParamUnit::writable_in_place)

@@ -51,6 +51,14 @@ int64_t rows_per_thread(int64_t bytes_per_row) {
   return std::max<int64_t>(32, kBytesPerThread / std::max<int64_t>(1, bytes_per_row));
 }
 
+/// Rows that a thread multiplies before it looks for more: small enough that threads end together, and a multiple of
+/// what the kernels keep sums of.
+int64_t rows_per_piece(int64_t bytes_per_row) {
+  constexpr int64_t kBytesPerPiece = 512 << 10, kMultiple = 64;
+  const int64_t rows = kBytesPerPiece / std::max<int64_t>(1, bytes_per_row);
+  return std::max(kMultiple, rows / kMultiple * kMultiple);
+}
+
 bool floating(const at::Tensor& tensor) {
   const at::ScalarType dtype = tensor.scalar_type();
   return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
@@ -143,10 +151,10 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, const Pa
     const at::Tensor weight = unpack_weight(packed, shape);
     return at::linear(x, weight.to(x.scalar_type()), bias);
   }
-  parallel_items(shape.rows, rows_per_thread(kernels::row_bytes(shape.cols, matrix.format)),
-                 [&](int64_t begin, int64_t end) {
-                   kernels::quantized_matmul(matrix, product.args, {begin, end});
-                 });
+  share_items(shape.rows, rows_per_piece(kernels::row_bytes(shape.cols, matrix.format)),
+              [&](int64_t begin, int64_t end) {
+                kernels::quantized_matmul(matrix, product.args, {begin, end});
+              });
   return product.y;
 }
 
@@ -185,7 +193,7 @@ at::Tensor few_rows_linear(const at::Tensor& x, const at::Tensor& weight, const 
   const c10::NoGradGuard no_grad;
   const Product product(x, n, k, bias);
   const auto element = static_cast<int64_t>(weight.element_size());
-  parallel_items(n, rows_per_thread(k * element), [&](int64_t begin, int64_t end) {
+  share_items(n, rows_per_piece(k * element), [&](int64_t begin, int64_t end) {
     kernels::matmul_transposed(weight.const_data_ptr(), to_dtype(weight.scalar_type()), n, k, product.args,
                                {begin, end});
   });

@@ -60,14 +60,16 @@ std::optional<std::string> group_path(const TextReader& read, std::string_view c
   return std::nullopt;
 }
 
-/// Memory of the group's page cache that would be given back.
-int64_t reclaimable(const TextReader& read, const std::string& folder, std::string_view key) {
+/// Memory of the group's page cache, which is given back before anybody is refused memory: all of it, as the kernel
+/// counts for MemAvailable. (Pages of a tmpfs are on other lists.) prefix: of the keys that count groups below, too.
+int64_t reclaimable(const TextReader& read, const std::string& folder, const std::string& prefix) {
   std::istringstream lines(read(folder + "/memory.stat").value_or(""));
   std::string name;
+  int64_t sum = 0;
   for (int64_t value = 0; lines >> name >> value;) {
-    if (name == key) return value;
+    if (name == prefix + "inactive_file" || name == prefix + "active_file") sum += value;
   }
-  return 0;
+  return sum;
 }
 
 }  // namespace
@@ -94,18 +96,18 @@ std::vector<std::string> cgroup_folders(const TextReader& read, std::string_view
 
 std::vector<MemoryLimit> cgroup_memory_limits(const TextReader& read) {
   std::vector<MemoryLimit> limits;
-  const auto add = [&](const std::string& folder, const char* name, const char* used, const char* cache) {
+  const auto add = [&](const std::string& folder, const char* name, const char* used, const char* prefix) {
     const auto limit = first_number(read(folder + "/" + name));
     if (!limit) return;
-    const int64_t in_use = first_number(read(folder + "/" + used)).value_or(0) - reclaimable(read, folder, cache);
+    const int64_t in_use = first_number(read(folder + "/" + used)).value_or(0) - reclaimable(read, folder, prefix);
     limits.push_back({*limit, std::max<int64_t>(0, in_use), std::string(name) + " of " + folder});
   };
   for (const std::string& folder : cgroup_folders(read, "")) {
-    add(folder, "memory.max", "memory.current", "inactive_file");
-    add(folder, "memory.high", "memory.current", "inactive_file");
+    add(folder, "memory.max", "memory.current", "");
+    add(folder, "memory.high", "memory.current", "");
   }
   for (const std::string& folder : cgroup_folders(read, "memory")) {
-    add(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file");
+    add(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_");
   }
   return limits;
 }

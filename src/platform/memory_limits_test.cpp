@@ -33,7 +33,7 @@ Files nested_version_2() {
       {"/proc/self/mountinfo", "23 1 0:21 / /sys rw - sysfs sysfs rw\n" + std::string(kUnified)},
       {"/sys/fs/cgroup/user.slice/memory.max", "17179869184\n"},
       {"/sys/fs/cgroup/user.slice/memory.current", "12884901888\n"},
-      {"/sys/fs/cgroup/user.slice/memory.stat", "anon 100\nfile 200\ninactive_file 1073741824\nactive_file 5\n"},
+      {"/sys/fs/cgroup/user.slice/memory.stat", "anon 100\nfile 200\ninactive_file 805306368\nactive_file 268435456\n"},
       {"/sys/fs/cgroup/user.slice/cpu.max", "350000 100000\n"},
       {"/sys/fs/cgroup/user.slice/user-1000.slice/memory.max", "max\n"},
       {"/sys/fs/cgroup/user.slice/user-1000.slice/memory.high", "max\n"},
@@ -109,7 +109,8 @@ TEST(Cgroups, BothVersionsAtOnceAreRead) {
        "cgroup rw,memory\n30 20 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"},
       {"/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "4294967296\n"},
       {"/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "3221225472\n"},
-      {"/sys/fs/cgroup/memory/job/memory.stat", "cache 5\ntotal_inactive_file 1073741824\n"},
+      {"/sys/fs/cgroup/memory/job/memory.stat",
+       "cache 5\ninactive_file 7\ntotal_inactive_file 536870912\ntotal_active_file 536870912\n"},
       {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"},
       {"/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"}};
   const auto limits = cgroup_memory_limits(reader(files));

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 
 namespace deepscale {
 namespace {
@@ -21,6 +22,18 @@ void parallel_ranges(int64_t numel, const std::function<void(int64_t begin, int6
 
 void parallel_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body) {
   at::parallel_for(0, count, grain, body);
+}
+
+void share_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body) {
+  const int64_t pieces = (count + grain - 1) / grain;
+  const int64_t threads = std::min<int64_t>(pieces, at::in_parallel_region() ? 1 : at::get_num_threads());
+  if (threads <= 1) return body(0, count);
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t piece = next++; piece < pieces; piece = next++) {
+      body(piece * grain, std::min(count, (piece + 1) * grain));
+    }
+  });
 }
 
 }  // namespace deepscale

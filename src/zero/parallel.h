@@ -21,6 +21,11 @@ void parallel_ranges(int64_t numel, const std::function<void(int64_t begin, int6
 /// fewer), like parallel_ranges().
 void parallel_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body);
 
+/// body(begin, end) over pieces of `grain` items that cover [0, count); a thread takes the next piece when it is
+/// through with its last one, so that one which is slower (or interrupted) does not make the others wait. One piece
+/// where there is one thread.
+void share_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body);
+
 /// An optimizer kernel over a span, by several threads.
 template <typename Args>
 void over_threads(void (*kernel)(const Args&, const kernels::OptimizerSpan&), const Args& args,

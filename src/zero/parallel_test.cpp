@@ -24,9 +24,21 @@ TEST(Parallel, EveryElementIsVisitedOnceInAlignedPieces) {
   }
 }
 
+TEST(Parallel, SharedItemsAreTakenOnceInWholePieces) {
+  for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{64}, int64_t{1000}}) {
+    std::vector<std::atomic<int>> visits(count);
+    share_items(count, 64, [&](int64_t begin, int64_t end) {
+      EXPECT_EQ(begin % 64, 0);
+      for (int64_t i = begin; i < end; ++i) ++visits[i];
+    });
+    for (int64_t i = 0; i < count; ++i) ASSERT_EQ(visits[i], 1) << i << " of " << count;
+  }
+}
+
 TEST(Parallel, AnExceptionOfAPieceReachesTheCaller) {
   const auto fail = [](int64_t, int64_t) { throw std::runtime_error("piece"); };
   EXPECT_THROW(parallel_ranges(1'000'000, fail), std::runtime_error);
+  EXPECT_THROW(share_items(1'000, 10, fail), std::runtime_error);
 }
 
 }  // namespace

@@ -33,21 +33,25 @@ def _shapes(module: nn.Module) -> list[tuple[str, list[int], torch.dtype, bool, 
 
 
 def _held(module: nn.Module) -> tuple[int, int, int]:
-    """Bytes of the model's parameters that are there already: in host memory, in files, and on a device."""
+    """Bytes that are taken for the model's parameters already: in host memory (pools of files too), in files, and on a device."""
     memory = files = device = 0
+    tiers: list[Any] = []
     for param in module.parameters():
         if is_sharded(param):
             slot = slot_of(param)
             size = slot.shape.numel() // max(1, slot.communicator.size) * param.element_size()
             if slot.unit.in_file:
                 files += size
+                tier = slot.unit.tier
+                if tier not in tiers:
+                    tiers.append(tier)
             else:
                 memory += size
         elif param.device.type == "cpu":
             memory += param.numel() * param.element_size()
         elif param.device.type != "meta":
             device += param.numel() * param.element_size()
-    return memory, files, device
+    return memory + sum(tier.facts()["pool_bytes"] for tier in tiers), files, device
 
 
 def _states(optimizer: Any) -> tuple[int | None, bool]:
