@@ -1,11 +1,11 @@
 # Where the libraries come from whose headers alone are needed: nlohmann_json::nlohmann_json, CLI11::CLI11,
-# deepscale_fmt (fmt and spdlog, both header-only) and deepscale_highway; and GoogleTest.
+# deepscale_fmt (fmt and spdlog, both header-only), deepscale_highway and deepscale_xxhash; and GoogleTest.
 # - Native builds take the installed packages.
 # - Cross builds take the same headers, through a folder of links that holds nothing else of /usr/include, and compile
 #   GoogleTest from its sources.
 # - DEEPSCALE_FETCH_DEPENDENCIES=ON (the windows-msvc preset): downloaded, in the versions that Debian 12 has.
 option(DEEPSCALE_FETCH_DEPENDENCIES "Download header-only libraries and GoogleTest instead of using installed ones" OFF)
-set(DEEPSCALE_HEADERS_FROM /usr/include CACHE PATH "cross builds: the folder with nlohmann, CLI, fmt, spdlog and hwy")
+set(DEEPSCALE_HEADERS_FROM /usr/include CACHE PATH "cross builds: the folder with nlohmann, CLI, fmt, spdlog, hwy and xxhash.h")
 set(DEEPSCALE_GTEST_SOURCE /usr/src/googletest CACHE PATH "cross builds: GoogleTest's sources")
 
 function(deepscale_header_target name folder)
@@ -22,7 +22,8 @@ function(deepscale_fetch_dependencies)
       "cli11|https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.1.2.tar.gz|include"
       "fmt|https://github.com/fmtlib/fmt/archive/refs/tags/9.1.0.tar.gz|include"
       "spdlog|https://github.com/gabime/spdlog/archive/refs/tags/v1.10.0.tar.gz|include"
-      "highway|https://github.com/google/highway/archive/refs/tags/1.0.3.tar.gz|.")
+      "highway|https://github.com/google/highway/archive/refs/tags/1.0.3.tar.gz|."
+      "xxhash|https://github.com/Cyan4973/xxHash/archive/refs/tags/v0.8.1.tar.gz|.")
     string(REPLACE "|" ";" entry "${entry}")
     list(GET entry 0 name)
     list(GET entry 1 url)
@@ -37,6 +38,7 @@ function(deepscale_fetch_dependencies)
   deepscale_header_target(deepscale_fmt "${fmt_headers}")
   target_include_directories(deepscale_fmt SYSTEM INTERFACE "${spdlog_headers}")
   deepscale_header_target(deepscale_highway "${highway_headers}")
+  deepscale_header_target(deepscale_xxhash "${xxhash_headers}")
   if(DEEPSCALE_BUILD_TESTS)
     set(gtest_force_shared_crt ON CACHE BOOL "" FORCE)
     FetchContent_Declare(googletest URL https://github.com/google/googletest/archive/refs/tags/release-1.12.1.tar.gz)
@@ -48,14 +50,14 @@ endfunction()
 function(deepscale_link_headers)
   set(links "${PROJECT_BINARY_DIR}/dependencies/include")
   file(MAKE_DIRECTORY "${links}")
-  foreach(folder nlohmann CLI fmt spdlog hwy)
+  foreach(folder nlohmann CLI fmt spdlog hwy xxhash.h)
     if(NOT EXISTS "${DEEPSCALE_HEADERS_FROM}/${folder}")
       message(FATAL_ERROR "${DEEPSCALE_HEADERS_FROM}/${folder} is missing; install nlohmann-json3-dev, libcli11-dev, "
-        "libfmt-dev, libspdlog-dev and libhwy-dev, or set DEEPSCALE_HEADERS_FROM")
+        "libfmt-dev, libspdlog-dev, libhwy-dev and libxxhash-dev, or set DEEPSCALE_HEADERS_FROM")
     endif()
     file(CREATE_LINK "${DEEPSCALE_HEADERS_FROM}/${folder}" "${links}/${folder}" COPY_ON_ERROR SYMBOLIC)
   endforeach()
-  foreach(name nlohmann_json::nlohmann_json CLI11::CLI11 deepscale_fmt deepscale_highway)
+  foreach(name nlohmann_json::nlohmann_json CLI11::CLI11 deepscale_fmt deepscale_highway deepscale_xxhash)
     deepscale_header_target(${name} "${links}")
   endforeach()
   if(DEEPSCALE_BUILD_TESTS)
@@ -81,8 +83,10 @@ else()
   find_package(CLI11 REQUIRED)
   find_path(DEEPSCALE_HIGHWAY_HEADERS hwy/highway.h REQUIRED)
   find_path(DEEPSCALE_FMT_HEADERS fmt/core.h REQUIRED)
+  find_path(DEEPSCALE_XXHASH_HEADERS xxhash.h REQUIRED)
   find_path(DEEPSCALE_SPDLOG_HEADERS spdlog/spdlog.h REQUIRED)
   deepscale_header_target(deepscale_highway "${DEEPSCALE_HIGHWAY_HEADERS}")
+  deepscale_header_target(deepscale_xxhash "${DEEPSCALE_XXHASH_HEADERS}")
   deepscale_header_target(deepscale_fmt "${DEEPSCALE_FMT_HEADERS}")
   target_include_directories(deepscale_fmt SYSTEM INTERFACE "${DEEPSCALE_SPDLOG_HEADERS}")
   if(DEEPSCALE_BUILD_TESTS)
@@ -90,3 +94,4 @@ else()
   endif()
 endif()
 target_compile_definitions(deepscale_fmt INTERFACE FMT_HEADER_ONLY SPDLOG_HEADER_ONLY SPDLOG_FMT_EXTERNAL)
+target_compile_definitions(deepscale_xxhash INTERFACE XXH_INLINE_ALL)

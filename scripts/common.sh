@@ -89,6 +89,7 @@ libfmt-dev|has_header fmt/core.h|messages
 libspdlog-dev|has_header spdlog/spdlog.h|log
 liburing-dev|has_header liburing.h|asynchronous files
 libhwy-dev|has_header hwy/highway.h|SIMD kernels
+libxxhash-dev|has_header xxhash.h|checksums of checkpoints
 libgtest-dev|has_header gtest/gtest.h|C++ tests
 libgmock-dev|has_header gmock/gmock.h|C++ tests
 NEEDS

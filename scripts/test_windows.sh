@@ -16,7 +16,7 @@ wine_program() {
   return 1
 }
 windows_needs() {
-  system_needs | grep -E '^(g\+\+|cmake|ninja-build|nlohmann-json3-dev|libcli11-dev|libfmt-dev|libspdlog-dev|libhwy-dev|libgtest-dev|libgmock-dev|liburing-dev)\|'
+  system_needs | grep -E '^(g\+\+|cmake|ninja-build|nlohmann-json3-dev|libcli11-dev|libfmt-dev|libspdlog-dev|libhwy-dev|libxxhash-dev|libgtest-dev|libgmock-dev|liburing-dev)\|'
   cat <<'NEEDS'
 g++-mingw-w64-x86-64-posix|has_mingw|compiler for Windows programs
 googletest|test -f /usr/src/googletest/CMakeLists.txt|C++ tests, as sources

@@ -178,27 +178,39 @@ void SafetensorsFile::read(const SafetensorsEntry& entry, int64_t offset, int64_
               entry.name, path_);
 }
 
-void write_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
-                       const std::map<std::string, std::string>& metadata) {
+namespace {
+
+int64_t bytes_of(const SafetensorsItem& item) {
+  int64_t bytes = size_of(item.dtype);
+  for (const int64_t size : item.shape) bytes *= size;
+  return bytes;
+}
+
+}  // namespace
+
+std::string safetensors_header_text(const std::vector<SafetensorsItem>& items,
+                                    const std::map<std::string, std::string>& metadata) {
   Json json = Json::object();
   for (const auto& [key, text] : metadata) json["__metadata__"][key] = text;
   int64_t position = 0;
-  std::vector<int64_t> sizes;
   for (const auto& item : items) {
-    int64_t bytes = size_of(item.dtype);
-    for (const int64_t size : item.shape) bytes *= size;
-    sizes.push_back(bytes);
+    const int64_t bytes = bytes_of(item);
     json[item.name] = {
         {"dtype", format_name(item.dtype)}, {"shape", item.shape}, {"data_offsets", {position, position + bytes}}};
     position += bytes;
   }
   std::string text = json.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
+  const auto length = static_cast<uint64_t>(text.size());
+  return std::string(reinterpret_cast<const char*>(&length), kPrefixBytes) + text;
+}
+
+void write_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
+                       const std::map<std::string, std::string>& metadata) {
+  const std::string header = safetensors_header_text(items, metadata);
   replace_file(path, [&](std::ostream& out) {
-    const auto length = static_cast<uint64_t>(text.size());
-    out.write(reinterpret_cast<const char*>(&length), kPrefixBytes);
-    out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    for (size_t i = 0; i < items.size(); ++i) out.write(static_cast<const char*>(items[i].data), sizes[i]);
+    out.write(header.data(), static_cast<std::streamsize>(header.size()));
+    for (const auto& item : items) out.write(static_cast<const char*>(item.data), bytes_of(item));
   });
 }
 

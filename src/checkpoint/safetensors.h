@@ -65,6 +65,10 @@ struct SafetensorsItem {
   const void* data = nullptr;
 };
 
+/// The length and the header of a file with these tensors, whose bytes follow one after the other; `data` is not read.
+std::string safetensors_header_text(const std::vector<SafetensorsItem>& items,
+                                    const std::map<std::string, std::string>& metadata);
+
 /// Writes beside the path and renames, so a reader never sees half a file. Throws IoError.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
                        const std::map<std::string, std::string>& metadata = {});

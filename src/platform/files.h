@@ -32,4 +32,19 @@ bool remove_file(const std::string& path);
 /// Names inside a folder, sorted, without "." and ".."; empty when there is no such folder.
 [[nodiscard]] std::vector<std::string> list_directory(const std::string& path);
 
+[[nodiscard]] bool is_directory(const std::string& path);
+/// Removes a folder with all that is in it, without following links; does nothing when there is none. Throws IoError
+/// naming what cannot be removed.
+void remove_directories(const std::string& path);
+/// Returns when a file's bytes are on the disk. Throws IoError.
+void sync_file(const std::string& path);
+/// The same for the names in a folder: files made, renamed and removed. Nothing on systems where renaming is durable by
+/// itself (Windows).
+void sync_directory(const std::string& path);
+/// Exchanges the names of two files or folders at once, so that at every moment both names exist. False, and nothing
+/// changed, where the file system cannot do that.
+[[nodiscard]] bool exchange_names(const std::string& a, const std::string& b);
+/// Seconds since 1970 of a file's or folder's last change; nothing when there is none.
+[[nodiscard]] std::optional<double> changed_at(const std::string& path);
+
 }  // namespace deepscale

@@ -1,4 +1,5 @@
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,6 +64,53 @@ std::vector<std::string> list_directory(const std::string& path) {
   }
   std::sort(names.begin(), names.end());
   return names;
+}
+
+bool is_directory(const std::string& path) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+void remove_directories(const std::string& path) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) return;
+  if (S_ISDIR(status.st_mode)) {
+    for (const std::string& name : list_directory(path)) remove_directories(path + "/" + name);
+  }
+  const bool removed = std::remove(path.c_str()) == 0;
+  DS_CHECK_AS(IoError, removed || errno == ENOENT, "cannot remove {}: {}", path, std::strerror(errno));
+}
+
+namespace {
+
+void sync_path(const std::string& path, int flags) {
+  const int descriptor = ::open(path.c_str(), flags | O_CLOEXEC);
+  const bool synced = descriptor >= 0 && ::fsync(descriptor) == 0;
+  const int reason = errno;
+  if (descriptor >= 0) ::close(descriptor);
+  // Some file systems have nothing to synchronise for folders.
+  DS_CHECK_AS(IoError, synced || reason == EINVAL || reason == ENOTSUP, "cannot bring {} to the disk: {}", path,
+              std::strerror(reason));
+}
+
+}  // namespace
+
+void sync_file(const std::string& path) {
+  sync_path(path, O_RDONLY);
+}
+
+void sync_directory(const std::string& path) {
+  sync_path(path, O_RDONLY | O_DIRECTORY);
+}
+
+bool exchange_names(const std::string& a, const std::string& b) {
+  return ::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0;
+}
+
+std::optional<double> changed_at(const std::string& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) return std::nullopt;
+  return static_cast<double>(status.st_mtim.tv_sec) + static_cast<double>(status.st_mtim.tv_nsec) * 1e-9;
 }
 
 }  // namespace deepscale

@@ -104,4 +104,43 @@ std::vector<std::string> list_directory(const std::string& path) {
   return names;
 }
 
+bool is_directory(const std::string& path) {
+  return is_folder(wide_path(path));
+}
+
+void remove_directories(const std::string& path) {
+  const std::wstring wide = wide_path(path);
+  const DWORD kind = GetFileAttributesW(wide.c_str());
+  if (kind == INVALID_FILE_ATTRIBUTES) return;
+  const bool folder = (kind & FILE_ATTRIBUTE_DIRECTORY) != 0;
+  if (folder && (kind & FILE_ATTRIBUTE_REPARSE_POINT) == 0) {
+    for (const std::string& name : list_directory(path)) remove_directories(path + "/" + name);
+  }
+  const bool removed =
+      with_retries([&] { return (folder ? RemoveDirectoryW(wide.c_str()) : DeleteFileW(wide.c_str())) != 0; });
+  DS_CHECK_AS(IoError, removed, "cannot remove {}: {}", path, error_text());
+}
+
+void sync_file(const std::string& path) {
+  HANDLE const file = CreateFileW(wide_path(path).c_str(), GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_WRITE, nullptr,
+                                  OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  const bool synced = file != INVALID_HANDLE_VALUE && FlushFileBuffers(file) != 0;
+  const std::string reason = synced ? "" : error_text();
+  if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
+  DS_CHECK_AS(IoError, synced, "cannot bring {} to the disk: {}", path, reason);
+}
+
+void sync_directory(const std::string&) {}
+
+bool exchange_names(const std::string&, const std::string&) {
+  return false;
+}
+
+std::optional<double> changed_at(const std::string& path) {
+  WIN32_FILE_ATTRIBUTE_DATA facts = {};
+  if (!GetFileAttributesExW(wide_path(path).c_str(), GetFileExInfoStandard, &facts)) return std::nullopt;
+  const uint64_t ticks = uint64_t{facts.ftLastWriteTime.dwHighDateTime} << 32 | facts.ftLastWriteTime.dwLowDateTime;
+  return static_cast<double>(ticks) * 1e-7 - 11644473600.0;  // ticks of 100 ns since 1601
+}
+
 }  // namespace deepscale

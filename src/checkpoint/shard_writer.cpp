@@ -1,0 +1,174 @@
+#include "checkpoint/shard_writer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <optional>
+#include <thread>
+
+#include "base/error.h"
+#include "checkpoint/safetensors.h"
+#include "platform/async_file.h"
+#include "platform/files.h"
+
+namespace deepscale {
+namespace {
+
+constexpr int64_t kPage = 4096;
+constexpr int64_t kBuffers = 4;  // of a block each: two being filled or waiting while others are on their way
+
+int64_t bytes_of(const ShardItem& item) {
+  int64_t bytes = size_of(item.dtype);
+  for (const int64_t size : item.shape) bytes *= size;
+  return bytes;
+}
+
+std::string header_of(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata) {
+  std::vector<SafetensorsItem> listed;
+  for (const ShardItem& item : items) listed.push_back({item.key, item.dtype, item.shape, nullptr});
+  return safetensors_header_text(listed, metadata);
+}
+
+/// The file, and the transfers under way.
+class Output {
+ public:
+  Output(const std::string& path, int64_t bytes, const ShardWriteOptions& options)
+      : options_(options),
+        queue_({.depth = 8, .block_bytes = int64_t{1} << 20}),
+        file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {
+    file_.preallocate(bytes);
+  }
+
+  /// The memory must stay until the transfer is done: at the latest when `wait_until` lets it go.
+  void write(int64_t offset, const char* data, int64_t bytes) {
+    DS_CHECK_AS(IoError, options_.cancelled == nullptr || !*options_.cancelled, "writing {} was cancelled",
+                file_.path());
+    transfers_.push_back(file_.write(offset, data, bytes));
+    ends_.push_back(offset + bytes);
+  }
+  /// Waits until at most `left` transfers are under way.
+  void wait_until(size_t left) {
+    while (transfers_.size() > left) {
+      transfers_.front().wait();
+      transfers_.pop_front();
+      if (options_.progress) options_.progress(ends_.front());
+      ends_.pop_front();
+    }
+  }
+  void finish() {
+    wait_until(0);
+    file_.sync();
+  }
+
+ private:
+  const ShardWriteOptions& options_;
+  AsyncFileQueue queue_;
+  AsyncFile file_;
+  std::deque<FileTransfer> transfers_;
+  std::deque<int64_t> ends_;
+};
+
+}  // namespace
+
+ShardStream::ShardStream(std::vector<ShardItem> items, const std::map<std::string, std::string>& metadata)
+    : header_(header_of(items, metadata)), items_(std::move(items)) {
+  bytes_ = static_cast<int64_t>(header_.size());
+  for (const ShardItem& item : items_) {
+    begins_.push_back(bytes_);
+    bytes_ += bytes_of(item);
+  }
+}
+
+void ShardStream::copy(int64_t offset, int64_t bytes, char* destination) {
+  const int64_t end = offset + bytes;
+  const auto header_bytes = static_cast<int64_t>(header_.size());
+  if (offset < header_bytes) {
+    const int64_t part = std::min(end, header_bytes) - offset;
+    std::memcpy(destination, header_.data() + offset, static_cast<size_t>(part));
+    destination += part;
+    offset += part;
+  }
+  int item = static_cast<int>(std::upper_bound(begins_.begin(), begins_.end(), offset) - begins_.begin()) - 1;
+  for (; offset < end; ++item) {
+    const int64_t part = std::min(end, begins_[item] + bytes_of(items_[item])) - offset;
+    if (part <= 0) continue;
+    if (loaded_ != item) {
+      data_.reset();
+      data_ = items_[item].data();
+      loaded_ = item;
+    }
+    std::memcpy(destination, static_cast<const char*>(data_.get()) + (offset - begins_[item]),
+                static_cast<size_t>(part));
+    destination += part;
+    offset += part;
+  }
+  if (offset == bytes_) data_.reset();
+}
+
+FileChecksums write_shard(const std::string& path, ShardStream& stream, const ShardWriteOptions& options) {
+  FileChecksums sums{stream.bytes(), {}};
+  const PrivateMemory memory(kBuffers * kChecksumBlock);
+  Output out(path, sums.bytes, options);
+  for (int64_t offset = 0, block = 0; offset < sums.bytes; offset += kChecksumBlock, ++block) {
+    const int64_t bytes = std::min(kChecksumBlock, sums.bytes - offset);
+    out.wait_until(kBuffers - 1);
+    char* const buffer = memory.data() + block % kBuffers * kChecksumBlock;
+    stream.copy(offset, bytes, buffer);
+    sums.blocks.push_back(checksum_of(buffer, bytes));
+    out.write(offset, buffer, bytes);
+  }
+  out.finish();
+  return sums;
+}
+
+void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata,
+                      int threads) {
+  ShardStream stream(items, metadata);
+  bytes_ = stream.bytes();
+  const int64_t needed = (bytes_ + kPage - 1) / kPage * kPage;
+  if (capacity() < needed) {
+    memory_.reset();
+    memory_ = std::make_unique<PrivateMemory>(needed);
+  }
+  begins_.clear();
+  for (size_t i = 0; i < items.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
+  const int64_t pieces = std::clamp<int64_t>(threads, 1, 64);
+  const int64_t each = (needed / pieces + kPage - 1) / kPage * kPage;
+  std::vector<std::exception_ptr> errors(pieces);
+  std::vector<std::thread> team;
+  const auto copy = [&](int64_t piece, ShardStream& source) {
+    const int64_t begin = std::min(bytes_, piece * each), end = std::min(bytes_, begin + each);
+    try {
+      if (begin < end) source.copy(begin, end - begin, memory_->data() + begin);
+    } catch (...) {
+      errors[piece] = std::current_exception();
+    }
+  };
+  for (int64_t piece = 1; piece < pieces; ++piece) {
+    team.emplace_back([&, piece] {
+      ShardStream own(items, metadata);
+      copy(piece, own);
+    });
+  }
+  copy(0, stream);
+  for (std::thread& thread : team) thread.join();
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
+FileChecksums ShardImage::write(const std::string& path, const ShardWriteOptions& options) const {
+  FileChecksums sums{bytes_, {}};
+  Output out(path, bytes_, options);
+  for (int64_t offset = 0; offset < bytes_; offset += kChecksumBlock) {
+    const int64_t bytes = std::min(kChecksumBlock, bytes_ - offset);
+    out.wait_until(kBuffers - 1);
+    out.write(offset, memory_->data() + offset, bytes);
+    sums.blocks.push_back(checksum_of(memory_->data() + offset, bytes));
+  }
+  out.finish();
+  return sums;
+}
+
+}  // namespace deepscale

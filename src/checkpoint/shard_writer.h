@@ -1,0 +1,76 @@
+// Writes one rank's tensors as one safetensors file, with checksums taken from the memory that was meant to be written.
+// The bytes go through a few page-aligned buffers past the page cache (platform/async_file.h), so that writing is as
+// fast as the disk and takes little memory. Or through an image: a copy of the whole file in memory, made at once, from
+// which the file is written while the tensors change again. Torch-free.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "checkpoint/block_checksums.h"
+#include "platform/private_memory.h"
+
+namespace deepscale {
+
+struct ShardItem {
+  std::string key;
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;
+  /// The tensor's bytes, row-major; called when the writer gets there, which keeps what it returns until it has passed.
+  /// Bytes that stand in memory anyway: a pointer without ownership.
+  std::function<std::shared_ptr<const void>()> data;
+};
+
+/// The bytes of a safetensors file.
+class ShardStream {
+ public:
+  ShardStream(std::vector<ShardItem> items, const std::map<std::string, std::string>& metadata);
+
+  [[nodiscard]] int64_t bytes() const { return bytes_; }
+  /// Where item i begins in the file.
+  [[nodiscard]] int64_t begin_of(int item) const { return begins_[item]; }
+  /// Bytes [offset, offset + bytes) to destination. Offsets in ascending order where items are loaded on demand: each
+  /// is loaded once. Threads: one at a time.
+  void copy(int64_t offset, int64_t bytes, char* destination);
+
+ private:
+  std::string header_;
+  std::vector<ShardItem> items_;
+  std::vector<int64_t> begins_;
+  int64_t bytes_ = 0;
+  int loaded_ = -1;
+  std::shared_ptr<const void> data_;
+};
+
+struct ShardWriteOptions {
+  const std::atomic<bool>* cancelled = nullptr;  ///< when it becomes true, the writer throws
+  std::function<void(int64_t bytes)> progress;   ///< called with what has been written so far
+};
+
+/// Writes, brings it to the disk, and returns the checksums of what was meant. Throws IoError naming the file and what
+/// the system says; a file that was begun stays.
+FileChecksums write_shard(const std::string& path, ShardStream& stream, const ShardWriteOptions& options = {});
+
+/// A copy of a stream, page-aligned. Its memory can be used again for the next one.
+class ShardImage {
+ public:
+  /// Copies by `threads` threads what stands in memory. Makes memory when there is none or too little.
+  void take(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata, int threads);
+  [[nodiscard]] int64_t bytes() const { return bytes_; }
+  [[nodiscard]] int64_t begin_of(int item) const { return begins_[item]; }
+  [[nodiscard]] int64_t capacity() const { return memory_ ? memory_->bytes() : 0; }
+  FileChecksums write(const std::string& path, const ShardWriteOptions& options = {}) const;
+
+ private:
+  std::unique_ptr<PrivateMemory> memory_;
+  int64_t bytes_ = 0;
+  std::vector<int64_t> begins_;
+};
+
+}  // namespace deepscale

@@ -1,0 +1,236 @@
+#include "checkpoint/tag_folder.h"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "base/error.h"
+#include "checkpoint/file_replace.h"
+#include "checkpoint/verified_file.h"
+#include "config/json_text.h"
+#include "platform/files.h"
+
+namespace deepscale {
+namespace {
+
+using config::Json;
+
+constexpr char kPartPrefix[] = "part_";
+constexpr char kFailedPrefix[] = "failed_";
+
+std::string part_name(const char* prefix, int rank) {
+  return prefix + std::to_string(rank);
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  replace_file(path, [&](std::ostream& out) { out << text; });
+  sync_file(path);
+}
+
+std::string read_text(const std::string& path) {
+  std::ifstream in(native_path(path).c_str(), std::ios::binary);
+  DS_CHECK_AS(IoError, in.good(), "cannot read {}", path);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+/// Ranks whose part is missing; throws when one has failed.
+std::vector<int> missing_ranks(const std::string& folder, int ranks) {
+  std::vector<int> missing;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const std::string failed = folder + "/" + part_name(kFailedPrefix, rank);
+    DS_CHECK_AS(CheckpointError, !file_size(failed), "rank {} could not write its part: {}", rank, read_text(failed));
+    if (!file_size(folder + "/" + part_name(kPartPrefix, rank))) missing.push_back(rank);
+  }
+  return missing;
+}
+
+void wait_for_parts(const std::string& folder, const CommitOptions& options) {
+  const auto deadline = std::chrono::steady_clock::now() + options.patience;
+  for (auto pause = std::chrono::milliseconds(1);; pause = std::min(2 * pause, std::chrono::milliseconds(100))) {
+    const std::vector<int> missing = missing_ranks(folder, options.ranks);
+    if (missing.empty()) return;
+    DS_CHECK_AS(CheckpointError, options.cancelled == nullptr || !*options.cancelled, "saving {} was cancelled",
+                folder);
+    DS_CHECK_AS(CheckpointError, std::chrono::steady_clock::now() < deadline,
+                "rank {} has not written its part of {} after {} s; is its machine's view of the folder the same?",
+                missing.front(), folder, std::chrono::duration_cast<std::chrono::seconds>(options.patience).count());
+    std::this_thread::sleep_for(pause);
+  }
+}
+
+Manifest read_parts(const std::string& folder, const CommitOptions& options) {
+  std::vector<Manifest> parts;
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    const std::string path = folder + "/" + part_name(kPartPrefix, rank);
+    parts.push_back(parse_manifest(read_text(path), path, /*is_part=*/true));
+  }
+  Manifest whole = join_manifests(parts);
+  whole.info = options.info;
+  return whole;
+}
+
+/// What somebody else put into a checkpoint's folder stays in it when the checkpoint is saved anew.
+void keep_foreign_files(const std::string& old_folder, const std::string& new_folder) {
+  const auto is_state = [](const std::string& name) {
+    return name.ends_with("_model_states.pt") || name.ends_with("_optim_states.pt");
+  };
+  std::vector<std::string> own;
+  try {
+    for (const ManifestFile& file : read_manifest(old_folder).files) own.push_back(file.name);
+  } catch (const CheckpointError&) {
+    // An older program's folder, or a damaged one.
+  }
+  for (const std::string& name : list_directory(old_folder)) {
+    const bool ours = name == kManifestName || is_state(name) || std::find(own.begin(), own.end(), name) != own.end();
+    const std::string target = new_folder + "/" + name;
+    if (!ours && !file_size(target) && !is_directory(target)) rename_file(old_folder + "/" + name, target);
+  }
+}
+
+/// The folder under its name. Whatever had the name before is removed afterwards.
+void put_in_place(const std::string& save_dir, const std::string& tag, const std::string& folder) {
+  const std::string target = save_dir + "/" + tag;
+  if (!is_directory(target)) {
+    rename_file(folder, target);
+    sync_directory(save_dir);
+    return;
+  }
+  std::string old = folder;
+  if (!exchange_names(folder, target)) {
+    // For a moment only the names with dots exist; both are whole then, and list_tags() knows the old one.
+    old = save_dir + "/." + tag + ".replaced";
+    remove_directories(old);
+    rename_file(target, old);
+    rename_file(folder, target);
+  }
+  sync_directory(save_dir);
+  keep_foreign_files(old, target);
+  remove_directories(old);
+  sync_directory(save_dir);
+}
+
+double saved_at(const Manifest& manifest, const std::string& folder) {
+  const Json info = config::parse_json_text(manifest.info);
+  if (info.contains("saved_at") && info["saved_at"].is_number()) return info["saved_at"].get<double>();
+  return changed_at(folder + "/" + kManifestName).value_or(0.0);
+}
+
+/// Never the one that was saved last, nor what is not known to be a checkpoint.
+void remove_older(const std::string& save_dir, const std::string& newest, int keep_last) {
+  int kept = 1;
+  for (const TagFacts& facts : list_tags(save_dir)) {
+    if (facts.tag == newest || !facts.problem.empty()) continue;
+    if (++kept <= keep_last) continue;
+    // Renamed first, so that a removal that is cut short leaves no half checkpoint under its name.
+    const std::string away = save_dir + "/." + facts.tag + ".removed";
+    remove_directories(away);
+    rename_file(save_dir + "/" + facts.tag, away);
+    remove_directories(away);
+  }
+}
+
+}  // namespace
+
+void check_tag_name(const std::string& tag) {
+  DS_CHECK_AS(ConfigError,
+              !tag.empty() && tag.front() != '.' && tag.find_first_of("/\\:") == std::string::npos &&
+                  tag.find('\0') == std::string::npos,
+              "a checkpoint's tag is the name of a folder, without path and without a dot in front; got \"{}\"", tag);
+}
+
+std::string saving_folder(const std::string& save_dir, const std::string& tag) {
+  return save_dir + "/." + tag + ".saving";
+}
+
+std::string begin_save(const std::string& save_dir, const std::string& tag) {
+  check_tag_name(tag);
+  const std::string folder = saving_folder(save_dir, tag);
+  remove_directories(folder);
+  make_directories(folder);
+  return folder;
+}
+
+void finish_part(const std::string& folder, int rank, const Manifest& part) {
+  write_text(folder + "/" + part_name(kPartPrefix, rank), manifest_text(part));
+}
+
+void fail_part(const std::string& folder, int rank, const std::string& reason) noexcept {
+  try {
+    write_text(folder + "/" + part_name(kFailedPrefix, rank), reason);
+  } catch (...) {
+    // A full disk may refuse this as well: the other rank then runs out of patience, or learns it by other means.
+  }
+}
+
+void commit_save(const std::string& save_dir, const std::string& tag, const CommitOptions& options) {
+  const std::string folder = saving_folder(save_dir, tag);
+  wait_for_parts(folder, options);
+  const Manifest manifest = read_parts(folder, options);
+  for (const ManifestFile& file : manifest.files) {
+    const auto bytes = file_size(folder + "/" + file.name);
+    DS_CHECK_AS(CheckpointError, bytes == file.checksums.bytes,
+                "{}/{} has {} bytes right after it was written, expected {}", folder, file.name, bytes.value_or(0),
+                file.checksums.bytes);
+  }
+  for (int rank = 0; rank < options.ranks; ++rank) remove_file(folder + "/" + part_name(kPartPrefix, rank));
+  sync_directory(folder);
+  write_text(folder + "/" + kManifestName, manifest_text(manifest));
+  sync_directory(folder);
+  put_in_place(save_dir, tag, folder);
+  if (options.write_latest) write_latest(save_dir, tag);
+  if (options.keep_last > 0) remove_older(save_dir, tag, options.keep_last);
+}
+
+void write_latest(const std::string& save_dir, const std::string& tag) {
+  const std::string path = save_dir + "/latest", work = save_dir + "/.latest.new";
+  write_text(work, tag);
+  rename_file(work, path);
+  sync_directory(save_dir);
+}
+
+std::vector<TagFacts> list_tags(const std::string& save_dir) {
+  std::vector<TagFacts> found;
+  for (const std::string& name : list_directory(save_dir)) {
+    const std::string folder = save_dir + "/" + name;
+    if (name.front() == '.' || !file_size(folder + "/" + kManifestName)) continue;
+    TagFacts facts;
+    facts.tag = name;
+    facts.saved_at = changed_at(folder + "/" + kManifestName).value_or(0.0);
+    try {
+      facts.manifest = read_manifest(folder);
+      facts.saved_at = saved_at(facts.manifest, folder);
+      const auto problems = verify_tag(folder, /*deep=*/false);
+      if (!problems.empty()) facts.problem = problems.front();
+    } catch (const Error& error) {
+      facts.problem = error.what();
+    }
+    found.push_back(std::move(facts));
+  }
+  std::stable_sort(found.begin(), found.end(),
+                   [](const TagFacts& a, const TagFacts& b) { return a.saved_at > b.saved_at; });
+  return found;
+}
+
+std::vector<std::string> verify_tag(const std::string& folder, bool deep) {
+  std::vector<std::string> problems;
+  try {
+    const Manifest manifest = read_manifest(folder);
+    for (const ManifestFile& file : manifest.files) {
+      const auto bytes = file_size(folder + "/" + file.name);
+      if (deep) {
+        for (std::string& problem : verify_file(folder, file)) problems.push_back(std::move(problem));
+      } else if (!bytes) {
+        problems.push_back(fmt::format("checkpoint {}: the file {} is missing", folder, file.name));
+      } else if (*bytes != file.checksums.bytes) {
+        problems.push_back(fmt::format("checkpoint {}: the file {} has {} bytes, expected {}", folder, file.name,
+                                       *bytes, file.checksums.bytes));
+      }
+    }
+  } catch (const Error& error) {
+    problems.emplace_back(error.what());
+  }
+  return problems;
+}
+
+}  // namespace deepscale

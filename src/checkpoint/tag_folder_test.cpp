@@ -1,0 +1,252 @@
+#include "checkpoint/tag_folder.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <fstream>
+#include <numeric>
+
+#include "base/error.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/shard_writer.h"
+#include "checkpoint/verified_file.h"
+#include "platform/files.h"
+#include "platform/resources.h"
+
+namespace deepscale {
+namespace {
+
+class TagFolderTest : public ::testing::Test {
+ protected:
+  TagFolderTest() : root_(::testing::TempDir() + "tag_folder_" + std::to_string(this_process_id())) {
+    remove_directories(root_);
+  }
+  ~TagFolderTest() override { remove_directories(root_); }
+
+  static ShardItem item_of(const std::string& key, const std::vector<float>& values) {
+    return {key, DType::kFloat32, {static_cast<int64_t>(values.size())}, [&values] {
+              return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data());
+            }};
+  }
+
+  /// "weight" of `numel` elements that are 0, 1, ..., in equal slices of the ranks.
+  void save(const std::string& tag, int ranks, int64_t numel, CommitOptions options = {}) {
+    const std::string folder = begin_save(root_, tag);
+    for (int rank = 0; rank < ranks; ++rank) {
+      const int64_t begin = numel * rank / ranks, end = numel * (rank + 1) / ranks;
+      std::vector<float> values(end - begin);
+      std::iota(values.begin(), values.end(), static_cast<float>(begin));
+      ShardStream stream({item_of("weight", values)}, {});
+      const std::string name = "rank_" + std::to_string(rank) + ".safetensors";
+      Manifest part;
+      part.tag = tag;
+      part.files.push_back({name, write_shard(folder + "/" + name, stream)});
+      part.tensors.push_back({"weight", DType::kFloat32, {numel}, {{0, stream.begin_of(0), begin, end - begin}}});
+      finish_part(folder, rank, part);
+    }
+    options.ranks = ranks;
+    commit_save(root_, tag, options);
+  }
+
+  [[nodiscard]] std::vector<float> read(const std::string& tag, int64_t offset, int64_t numel) const {
+    std::vector<float> values(numel, -1.0f);
+    CheckpointTensors(root_ + "/" + tag).read({{"weight", offset, numel, values.data()}});
+    return values;
+  }
+
+  /// One bit of a file becomes another one.
+  void damage(const std::string& path, int64_t position) const {
+    std::fstream file(root_ + "/" + path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(position);
+    const char byte = static_cast<char>(file.get() ^ 4);
+    file.seekp(position);
+    file.put(byte);
+  }
+
+  [[nodiscard]] std::string failure(const std::string& tag, int64_t offset, int64_t numel) const {
+    try {
+      (void)read(tag, offset, numel);
+      return "";
+    } catch (const CheckpointError& error) {
+      return error.what();
+    }
+  }
+
+  std::string root_;
+};
+
+TEST_F(TagFolderTest, AnyRangeIsReadFromSlicesOfAnyNumberOfRanks) {
+  constexpr int64_t kNumel = 2'500'000;  // more than a block for two ranks
+  for (const int ranks : {1, 2, 3}) {
+    save("step1", ranks, kNumel);
+    for (const auto& [offset, numel] :
+         {std::pair<int64_t, int64_t>{0, kNumel}, {kNumel / 2 - 7, 1'200'000}, {5, 0}, {kNumel - 1, 1}}) {
+      const std::vector<float> values = read("step1", offset, numel);
+      for (int64_t i = 0; i < numel; ++i) ASSERT_EQ(values[i], static_cast<float>(offset + i));
+    }
+  }
+  EXPECT_TRUE(verify_tag(root_ + "/step1", true).empty());
+}
+
+TEST_F(TagFolderTest, FilesAreOrdinarySafetensors) {
+  save("step1", 2, 1000);
+  SafetensorsFile file = SafetensorsFile::open(root_ + "/step1/rank_1.safetensors");
+  const SafetensorsEntry* entry = file.find("weight");
+  ASSERT_NE(entry, nullptr);
+  std::vector<float> values(500);
+  file.read(*entry, values.data());
+  EXPECT_EQ(values.front(), 500.0f);
+}
+
+TEST_F(TagFolderTest, ADamagedBitIsFoundAndNamedWhereItIsNeeded) {
+  constexpr int64_t kNumel = 4'000'000;
+  save("step1", 1, kNumel);
+  const int64_t bytes = file_size(root_ + "/step1/rank_0.safetensors").value();
+  damage("step1/rank_0.safetensors", bytes - 10);
+  EXPECT_EQ(failure("step1", 0, 1000), "");  // in another block
+  const std::string message = failure("step1", 0, kNumel);
+  EXPECT_NE(message.find("rank_0.safetensors"), std::string::npos) << message;
+  EXPECT_NE(message.find("damaged between byte"), std::string::npos) << message;
+  EXPECT_EQ(verify_tag(root_ + "/step1", true).size(), 1u);
+  EXPECT_TRUE(verify_tag(root_ + "/step1", false).empty());
+}
+
+TEST_F(TagFolderTest, MissingAndCutFilesAreNamedBeforeAnythingIsRead) {
+  save("step1", 2, 1000);
+  std::ofstream(root_ + "/step1/rank_1.safetensors") << "short";
+  EXPECT_NE(failure("step1", 0, 1).find("rank_1.safetensors has 5 bytes"), std::string::npos);
+  remove_file(root_ + "/step1/rank_1.safetensors");
+  EXPECT_NE(failure("step1", 0, 1).find("rank_1.safetensors is missing"), std::string::npos);
+  EXPECT_NE(list_tags(root_).at(0).problem.find("missing"), std::string::npos);
+}
+
+TEST_F(TagFolderTest, EveryChangedByteOfAManifestIsNoticed) {
+  save("step1", 2, 1000);
+  const Manifest manifest = read_manifest(root_ + "/step1");
+  const std::string text = manifest_text(manifest);
+  EXPECT_EQ(manifest_text(parse_manifest(text, "m")), text);
+  for (size_t i = 0; i < text.size(); ++i) {
+    std::string changed = text;
+    changed[i] = static_cast<char>(changed[i] ^ 1);
+    EXPECT_THROW((void)parse_manifest(changed, "m"), CheckpointError) << i << ": " << changed.substr(i, 20);
+    EXPECT_THROW((void)parse_manifest(text.substr(0, i), "m"), CheckpointError) << i;
+  }
+}
+
+TEST_F(TagFolderTest, ManifestsThatLieAreRefused) {
+  save("step1", 2, 1000);
+  const Manifest good = read_manifest(root_ + "/step1");
+  const auto refused = [&](const std::function<void(Manifest&)>& change) {
+    Manifest bad = good;
+    change(bad);
+    try {
+      (void)parse_manifest(manifest_text(bad), "m");
+      return std::string();
+    } catch (const CheckpointError& error) {
+      return std::string(error.what());
+    }
+  };
+  EXPECT_EQ(refused([](Manifest&) {}), "");
+  for (const char* name : {"../secret", "/etc/passwd", "..", "", "a\\b", "manifest.json"}) {
+    EXPECT_NE(refused([&](Manifest& m) { m.files[0].name = name; }).find("not the name of a file"), std::string::npos);
+  }
+  EXPECT_NE(refused([](Manifest& m) { m.files[0].name = m.files[1].name; }).find("twice"), std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) { m.tensors[0].slices[1].offset -= 1; }).find("two places"), std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) { m.tensors[0].slices[1].offset += 1; }).find("missing"), std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) { m.tensors[0].slices.pop_back(); }).find("500 elements are stored of 1000"),
+            std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) { m.tensors[0].slices[0].begin = int64_t{1} << 61; }).find("not inside"),
+            std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) { m.tensors[0].slices[0].file = 7; }).find("no file 7"), std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) {
+              m.tensors[0].shape = {int64_t{1} << 40, int64_t{1} << 40};
+            }).find("impossible"),
+            std::string::npos);
+  EXPECT_NE(refused([](Manifest& m) { m.files[0].checksums.bytes = int64_t{1} << 50; }).find("checksums"),
+            std::string::npos);
+}
+
+TEST_F(TagFolderTest, NothingIsSeenBeforeAllPartsAreThere) {
+  save("step1", 1, 10);
+  const std::string folder = begin_save(root_, "step2");
+  CommitOptions options;
+  options.patience = std::chrono::milliseconds(50);
+  EXPECT_THROW(commit_save(root_, "step2", options), CheckpointError);
+  fail_part(folder, 0, "the disk is full");
+  try {
+    commit_save(root_, "step2", options);
+    FAIL();
+  } catch (const CheckpointError& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 0 could not write its part: the disk is full"), std::string::npos);
+  }
+  const auto tags = list_tags(root_);
+  ASSERT_EQ(tags.size(), 1u);
+  EXPECT_EQ(tags[0].tag, "step1");
+  save("step2", 1, 10);  // what the other left is no hindrance
+  EXPECT_EQ(list_tags(root_).size(), 2u);
+}
+
+TEST_F(TagFolderTest, ATagIsReplacedAsAWholeAndForeignFilesStay) {
+  save("step1", 3, 900);
+  std::ofstream(root_ + "/step1/notes.txt") << "mine";
+  std::ofstream(root_ + "/step1/mp_rank_00_model_states.pt") << "of an older program";
+  save("step1", 1, 700);
+  EXPECT_EQ(list_directory(root_ + "/step1"),
+            (std::vector<std::string>{"manifest.json", "notes.txt", "rank_0.safetensors"}));
+  EXPECT_EQ(read("step1", 699, 1)[0], 699.0f);
+  EXPECT_EQ(list_directory(root_), (std::vector<std::string>{"latest", "step1"}));
+}
+
+TEST_F(TagFolderTest, OldCheckpointsGoWhenSoManyAreKept) {
+  const auto at = [](double time, int keep) {
+    CommitOptions options;
+    options.info = fmt::format("{{\"saved_at\": {}}}", time);
+    options.keep_last = keep;
+    return options;
+  };
+  for (int step = 1; step <= 4; ++step) save("step" + std::to_string(step), 1, 10, at(step, 0));
+  make_directories(root_ + "/other");
+  save("step5", 1, 10, at(5, 2));
+  EXPECT_EQ(list_directory(root_), (std::vector<std::string>{"latest", "other", "step4", "step5"}));
+  std::string latest;
+  std::ifstream(root_ + "/latest") >> latest;
+  EXPECT_EQ(latest, "step5");
+}
+
+TEST_F(TagFolderTest, TagsAreNamesOfFolders) {
+  for (const char* tag : {"", ".", "..", "a/b", ".hidden", "c:\\x"})
+    EXPECT_THROW(check_tag_name(tag), ConfigError) << tag;
+  EXPECT_NO_THROW(check_tag_name("global_step10"));
+}
+
+TEST_F(TagFolderTest, AnImageHoldsWhatItCopiedWhateverHappensToTheTensors) {
+  std::vector<float> values(3'000'000, 1.0f), more(5, 2.0f);
+  const std::vector<ShardItem> items = {item_of("a", values), item_of("b", more)};
+  ShardImage image;
+  image.take(items, {{"kind", "test"}}, 3);
+  std::fill(values.begin(), values.end(), 9.0f);
+  make_directories(root_);
+  const FileChecksums sums = image.write(root_ + "/image.safetensors");
+  EXPECT_TRUE(verify_file(root_, {"image.safetensors", sums}).empty());
+  SafetensorsFile file = SafetensorsFile::open(root_ + "/image.safetensors");
+  std::vector<float> found(values.size());
+  file.read(*file.find("a"), found.data());
+  EXPECT_EQ(found, std::vector<float>(values.size(), 1.0f));
+  const int64_t capacity = image.capacity();
+  image.take(items, {}, 1);
+  EXPECT_EQ(image.capacity(), capacity);  // the memory is used again
+}
+
+TEST_F(TagFolderTest, AnErrorOfATensorThatIsLoadedReachesTheCaller) {
+  make_directories(root_);
+  const std::vector<ShardItem> items = {{"a", DType::kFloat32, {4}, []() -> std::shared_ptr<const void> {
+                                           throw IoError("the file behind it is gone");
+                                         }}};
+  ShardStream stream(items, {});
+  EXPECT_THROW(write_shard(root_ + "/x", stream), IoError);
+  ShardImage image;
+  EXPECT_THROW(image.take(items, {}, 2), IoError);
+}
+
+}  // namespace
+}  // namespace deepscale

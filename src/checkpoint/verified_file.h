@@ -1,0 +1,53 @@
+// Reads parts of a checkpoint's files and checks every block that it touches, so that a value that is returned is the
+// one that was saved. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "checkpoint/manifest.h"
+
+namespace deepscale {
+
+/// Bytes [begin, begin + bytes) of a file.
+struct FilePart {
+  int64_t begin = 0;
+  int64_t bytes = 0;
+  void* destination = nullptr;
+};
+
+/// Reads the parts of one file in the order of the file, a few blocks ahead. Throws CheckpointError that names file and
+/// bytes when the file is missing, has another size, or a block's checksum is wrong; IoError when it cannot be read.
+void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts);
+
+/// Reads everything and returns what is wrong, a line each; empty when the file is as it was meant.
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file);
+
+/// The tensors of one checkpoint. Threads: read() from several at once.
+class CheckpointTensors {
+ public:
+  /// Throws CheckpointError: no manifest, damaged, files missing or of another size (their bytes are not read yet).
+  explicit CheckpointTensors(std::string folder);
+
+  struct Request {
+    std::string name;
+    int64_t offset = 0;  ///< of the flattened tensor
+    int64_t numel = 0;
+    void* destination = nullptr;  ///< in the tensor's own dtype
+  };
+  /// All of them, each file once. Throws as read_verified, and CheckpointError for unknown names or ranges.
+  void read(const std::vector<Request>& requests) const;
+
+  [[nodiscard]] const Manifest& manifest() const { return manifest_; }
+  [[nodiscard]] const std::string& folder() const { return folder_; }
+  [[nodiscard]] const ManifestTensor* find(const std::string& name) const;
+
+ private:
+  std::string folder_;
+  Manifest manifest_;
+  std::map<std::string, int> places_;
+};
+
+}  // namespace deepscale
