@@ -110,6 +110,9 @@ struct CheckpointOptions {
   ParallelWriteOptions parallel_write;
   bool checkpoint_serialization = true;
   std::optional<CheckpointWriterOptions> writer;
+  std::string format = "deepspeed";  ///< or "native"
+  bool async_save = false;
+  int64_t keep_last = 0;  ///< 0: all
 };
 
 /// `comms_logger`.

@@ -47,7 +47,10 @@ bool is_pinned(const PinnedBuffers& buffers, const at::Tensor& tensor) {
 /// A name (str, bytes or os.PathLike) or a descriptor.
 std::variant<std::string, int> place_of(const py::object& file) {
   if (py::isinstance<py::int_>(file)) return file.cast<int>();
-  return std::string(py::bytes(py::module_::import("os").attr("fsencode")(file)));
+  const std::string name = py::bytes(py::module_::import("os").attr("fsencode")(file));
+  if (name.find('\0') != std::string::npos)
+    throw py::value_error("a file's name has no null byte: " + std::string(py::repr(file)));
+  return name;
 }
 
 /// What the handles of this module share.

@@ -114,6 +114,11 @@ void register_unit(py::module_& m) {
       .def_property_readonly("writable_in_place", &ParamUnit::writable_in_place)
       .def("store_gathered", &ParamUnit::store_gathered, ReleaseGil())
       .def("shard", &unit_piece, py::arg("index"))
+      .def("local_piece",
+           [](ParamUnit& unit, int index) {
+             const ShardLayout::Piece* piece = unit.piece_of(index);
+             return std::make_pair(piece == nullptr ? int64_t{0} : piece->tensor_offset, unit_piece(unit, index));
+           })
       .def("full_shape", &ParamUnit::shape, py::arg("index"))
       .def("read_full", &ParamUnit::read_full, py::arg("index"), ReleaseGil())
       .def("write_full", &ParamUnit::write_full, py::arg("index"), py::arg("value"), py::arg("root") = -1,
@@ -174,6 +179,7 @@ void register_steps(py::class_<Engine>& engine) {
       .def("zero_grad", &Engine::zero_grad, ReleaseGil())
       .def("prepare_step", &Engine::prepare_step, ReleaseGil())
       .def("finish_step", &Engine::finish_step, py::arg("applied"), ReleaseGil())
+      .def("check_whole", &Engine::check_whole)
       .def("fragments", &Engine::fragments);
 }
 

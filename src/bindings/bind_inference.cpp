@@ -15,6 +15,14 @@ void register_inference(py::module_& m) {
              return shape;
            }),
            arg("rows"), arg("cols"), arg("bits"), arg("group_size"), arg("symmetric") = false)
+      .def(py::pickle(
+          [](const PackedShape& s) { return py::make_tuple(s.rows, s.cols, s.bits, s.group_size, s.symmetric); },
+          [](const py::tuple& state) {
+            const PackedShape shape{state[0].cast<int64_t>(), state[1].cast<int64_t>(), state[2].cast<int>(),
+                                    state[3].cast<int64_t>(), state[4].cast<bool>()};
+            check_packed_shape(shape);
+            return shape;
+          }))
       .def_readonly("rows", &PackedShape::rows)
       .def_readonly("cols", &PackedShape::cols)
       .def_readonly("bits", &PackedShape::bits)
@@ -28,7 +36,7 @@ void register_inference(py::module_& m) {
   m.def("packed_linear", &packed_linear, arg("x"), arg("packed"), arg("shape"), arg("bias") = py::none(), release);
   m.def("packed_embedding", &packed_embedding, arg("ids"), arg("packed"), arg("shape"), release);
   m.def("few_rows_linear", &few_rows_linear, arg("x"), arg("weight"), arg("bias") = py::none(), release);
-  m.def("available_memory", [] { return memory_facts().available_bytes; });
+  m.def("available_memory", [] { return process_memory_facts().available_bytes; });
 }
 
 }  // namespace deepscale

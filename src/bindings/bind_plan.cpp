@@ -19,19 +19,20 @@ ModelShapes shapes_of(const std::vector<ShapeTuple>& params) {
   return shapes;
 }
 
-/// What the process holds already of what the plan counts is no need of its own.
-MachineLimits limits_beside(const Config& config, int64_t held_memory, int64_t held_file) {
+/// What the processes of a host hold already of what the plan counts is no need of its own. held: of one rank.
+MachineLimits limits_beside(const Config& config, int64_t held_memory, int64_t held_file, int ranks_per_host) {
   const ZeroOptions& zero = config->zero;
   std::vector<std::string> folders;
   if (zero.offload_param) folders.push_back(zero.offload_param->nvme_path.value_or(""));
   if (zero.offload_optimizer) folders.push_back(zero.offload_optimizer->nvme_path.value_or(""));
   MachineLimits limits = read_machine_limits(folders);
-  limits.memory.available_bytes += held_memory;
-  for (MemoryLimit& group : limits.groups) group.used_bytes = std::max<int64_t>(0, group.used_bytes - held_memory);
+  const int64_t host_memory = held_memory * ranks_per_host;
+  limits.memory.available_bytes += host_memory;
+  for (MemoryLimit& group : limits.groups) group.used_bytes = std::max<int64_t>(0, group.used_bytes - host_memory);
   for (ProcessLimit& limit : limits.process) limit.used_bytes = std::max<int64_t>(0, limit.used_bytes - held_memory);
   // A folder that cannot be used at all is named better by whoever opens a file there.
   std::erase_if(limits.disks, [](const DiskLimit& disk) { return disk.available_bytes == 0; });
-  for (DiskLimit& disk : limits.disks) disk.available_bytes += held_file;
+  for (DiskLimit& disk : limits.disks) disk.available_bytes += held_file * ranks_per_host;
   return limits;
 }
 
@@ -50,9 +51,10 @@ py::dict plan_memory(const std::string& config_json, const std::vector<ShapeTupl
   std::optional<int64_t> device;
   if (!world["device_bytes"].is_none()) device = world["device_bytes"].cast<int64_t>();
   const Config config = Config::parse(config_json, ranks.ranks, ParseMode::kZeroInit);
-  MachineLimits limits = limits_beside(config, held_memory, held_file);
+  MachineLimits limits =
+      limits_beside(config, held_memory, held_file, ranks.ranks_per_host > 0 ? ranks.ranks_per_host : ranks.ranks);
   limits.device_bytes = device;
-  const MemoryFacts memory = memory_facts();
+  const MemoryFacts memory = process_memory_facts();
   ranks.memory_total_bytes = memory.total_bytes;
   ranks.memory_available_bytes = memory.available_bytes + held_memory;
   const MemoryPlan plan = make_memory_plan(config, shapes, ranks);

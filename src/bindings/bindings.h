@@ -16,5 +16,6 @@ void register_engine(py::module_& m);
 void register_optimizers(py::module_& m);
 void register_inference(py::module_& m);
 void register_plan(py::module_& m);
+void register_checkpoint(py::module_& m);
 
 }  // namespace deepscale

@@ -60,7 +60,6 @@ std::vector<NotBuilt> training_rows() {
       {"checkpoint.load_universal", kSwitchOff, [](const O& o) { return o.checkpoint.load_universal; }},
       {"checkpoint.parallel_write.pipeline_stage", kSwitchOff,
        [](const O& o) { return o.checkpoint.parallel_write.pipeline_stage; }},
-      {"checkpoint.writer", kRemove, [](const O& o) { return o.checkpoint.writer.has_value(); }},
       {"datastates_ckpt", kRemove, [](const O& o) { return o.datastates_ckpt.text != "null"; }},
       {"nebula", kSwitchOff, [](const O& o) { return o.nebula.enabled; }},
       {"amp", "use fp16, bf16 or torch_autocast", [](const O& o) { return o.amp.enabled; }},

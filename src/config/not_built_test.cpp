@@ -23,7 +23,6 @@ const std::map<std::string_view, std::string_view>& switched_on() {
       {"optimizer.type MuAdam, MuAdamW or MuSGD", R"("optimizer": {"type": "musgd"})"},
       {"checkpoint.load_universal", R"("checkpoint": {"load_universal": true})"},
       {"checkpoint.parallel_write.pipeline_stage", R"("checkpoint": {"parallel_write": {"pipeline_stage": true}})"},
-      {"checkpoint.writer", R"("checkpoint": {"writer": {"type": "fast"}})"},
       {"datastates_ckpt", R"("datastates_ckpt": {"host_cache_size": 16})"},
       {"nebula", R"("nebula": {"enabled": true, "persistent_storage_path": "/x"})"},
       {"amp", R"("amp": {"enabled": true, "opt_level": "O1"})"},

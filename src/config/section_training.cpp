@@ -95,7 +95,13 @@ const config::Section& table_of(const CheckpointOptions*) {
           .option("parallel_write", &S::parallel_write, any(), "Who writes a checkpoint's layers.")
           .option("checkpoint_serialization", &S::checkpoint_serialization, any(),
                   "Writes through torch's serialization.")
-          .option("writer", &S::writer, any(), "An asynchronous checkpoint writer.")
+          .option("writer", &S::writer, any(), "An asynchronous checkpoint writer: with `decoupled`, as `async_save`.")
+          .option("format", &S::format, one_of({"deepspeed", "native"}).any_case(),
+                  "What is written: DeepSpeed's files, or safetensors with a manifest. Both are read whatever is set.")
+          .option("async_save", &S::async_save, any(),
+                  "Training waits for a copy of the state alone; writing goes on beside it.")
+          .option("keep_last", &S::keep_last, at_least(0),
+                  "Checkpoints that are kept; older ones are removed. 0 is all.")
           .build();
   return kTable;
 }

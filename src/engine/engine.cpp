@@ -59,7 +59,7 @@ void Engine::leave_use(int unit) {
 void Engine::begin_forward_pass() {
   forward_order_->end_iteration();
   if (!residency_) return;
-  const MemoryFacts memory = memory_facts();
+  const MemoryFacts memory = process_memory_facts();
   residency_->adapt(memory.available_bytes, residency_reserve_bytes(memory.total_bytes));
 }
 
@@ -166,7 +166,27 @@ void Engine::settle() {
   }
 }
 
+void Engine::check_whole() const {
+  DS_CHECK(
+      cut_off_.empty(),
+      "step {} was cut off by an error ({}): some parameters are updated and others are not. Load a checkpoint with "
+      "its optimizer states, or build the engine anew",
+      optimizer_steps_ + skipped_steps_ + 1, cut_off_);
+}
+
+/// Work after which an error leaves some states changed: the engine is of no use then.
+template <typename Work>
+void Engine::all_or_cut_off(const Work& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    if (cut_off_.empty()) cut_off_ = error.what();
+    throw;
+  }
+}
+
 bool Engine::prepare_step() {
+  check_whole();
   DS_CHECK(optimizer_->options().kind != OptimizerKind::kNone,
            "this engine has no optimizer: pass one to initialize() or name one in the configuration's \"optimizer\"");
   const c10::NoGradGuard no_grad;
@@ -175,16 +195,8 @@ bool Engine::prepare_step() {
     if (!units_[u]->check_in_place()) continue;
     optimizer_->refresh_master(static_cast<int>(u), -1);
   }
-  reducer_->settle();
-  for (size_t u = 0; u < units_.size(); ++u) {
-    if (uses_[u].trainable == 0) continue;
-    reducer_->wait_settled(static_cast<int>(u));
-    // What lives in files was shown to the norm when it was written.
-    if (!reducer_->in_file(static_cast<int>(u))) {
-      norm_->add_unit(static_cast<int>(u), reducer_->settled(static_cast<int>(u)));
-    }
-  }
-  const GradNorm::Result result = norm_->combine();
+  GradNorm::Result result;
+  all_or_cut_off([&] { result = settle_norm(); });
   const double scale = scaler_.scale();
   const bool nonfinite = !std::isfinite(result.norm);
   grad_norm_ = nonfinite ? std::numeric_limits<double>::infinity() : result.norm / scale;
@@ -200,32 +212,49 @@ bool Engine::prepare_step() {
         optimizer_steps_ + skipped_steps_ + 1, nonfinite_parameter_);
   }
   if (overflow_ || optimizer_->options().kind != OptimizerKind::kExternal) return !overflow_;
+  all_or_cut_off([&] {
+    for (size_t u = 0; u < units_.size(); ++u) {
+      if (uses_[u].trainable == 0) continue;
+      optimizer_->prepare_external(static_cast<int>(u), reducer_->settled(static_cast<int>(u)), grad_scale_);
+    }
+  });
+  return true;
+}
+
+GradNorm::Result Engine::settle_norm() {
+  reducer_->settle();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (uses_[u].trainable == 0) continue;
-    optimizer_->prepare_external(static_cast<int>(u), reducer_->settled(static_cast<int>(u)), grad_scale_);
+    reducer_->wait_settled(static_cast<int>(u));
+    // What lives in files was shown to the norm when it was written.
+    if (!reducer_->in_file(static_cast<int>(u))) {
+      norm_->add_unit(static_cast<int>(u), reducer_->settled(static_cast<int>(u)));
+    }
   }
-  return true;
+  return norm_->combine();
 }
 
 bool Engine::step(const std::vector<GroupHyper>& hyper) {
   optimizer_->check_hyper(hyper);
   const bool apply = prepare_step();
-  if (apply) {
-    const c10::NoGradGuard no_grad;
-    std::vector<Pending> published;
-    optimizer_->begin_steps([this](int unit) { return reducer_->read_ahead(unit); });
-    for (size_t u = 0; u < units_.size(); ++u) {
-      if (uses_[u].trainable == 0) continue;
-      const int unit = static_cast<int>(u);
-      optimizer_->step_unit(unit, reducer_->settled(unit), hyper, optimizer_steps_ + 1, grad_scale_);
-      reducer_->release_settled(unit);
-      published.push_back(units_[u]->publish());
-    }
-    optimizer_->end_steps();
-    finish_publish(published);
-  }
+  if (apply) all_or_cut_off([&] { step_units(hyper); });
   finish_step(apply);
   return apply;
+}
+
+void Engine::step_units(const std::vector<GroupHyper>& hyper) {
+  const c10::NoGradGuard no_grad;
+  std::vector<Pending> published;
+  optimizer_->begin_steps([this](int unit) { return reducer_->read_ahead(unit); });
+  for (size_t u = 0; u < units_.size(); ++u) {
+    if (uses_[u].trainable == 0) continue;
+    const int unit = static_cast<int>(u);
+    optimizer_->step_unit(unit, reducer_->settled(unit), hyper, optimizer_steps_ + 1, grad_scale_);
+    reducer_->release_settled(unit);
+    published.push_back(units_[u]->publish());
+  }
+  optimizer_->end_steps();
+  finish_publish(published);
 }
 
 void Engine::publish() {
@@ -246,10 +275,12 @@ void Engine::finish_step(bool applied) {
   if (applied) {
     ++optimizer_steps_;
     if (optimizer_->options().kind == OptimizerKind::kExternal) {
-      for (size_t u = 0; u < units_.size(); ++u) {
-        if (uses_[u].trainable > 0) optimizer_->finish_external(static_cast<int>(u));
-      }
-      publish();
+      all_or_cut_off([&] {
+        for (size_t u = 0; u < units_.size(); ++u) {
+          if (uses_[u].trainable > 0) optimizer_->finish_external(static_cast<int>(u));
+        }
+        publish();
+      });
     }
   } else {
     ++skipped_steps_;

@@ -86,6 +86,9 @@ class Engine {
   void finish_step(bool applied);  // collective
   [[nodiscard]] std::vector<Fragment> fragments() { return optimizer_->fragments(); }
 
+  /// Throws Error when an error has cut a step off, until reset_optimizer(): then the states are not of one step.
+  void check_whole() const;
+
   // --- facts
   [[nodiscard]] double grad_norm() const { return grad_norm_; }
   [[nodiscard]] bool overflow() const { return overflow_; }
@@ -162,6 +165,10 @@ class Engine {
   void begin_forward_pass();
   void settle_residence(int unit);
   void end_backward();
+  template <typename Work>
+  void all_or_cut_off(const Work& work);
+  [[nodiscard]] GradNorm::Result settle_norm();
+  void step_units(const std::vector<GroupHyper>& hyper);
   void settle();
   void publish();
   void finish_publish(std::vector<Pending>& published);
@@ -189,6 +196,7 @@ class Engine {
   std::unique_ptr<Residency> residency_;           ///< of units in files, in an engine that only runs forward
   std::unique_ptr<ParamScheduler> forward_order_;  ///< of passes without gradients, which must not disturb the other
   LossScaler scaler_;
+  std::string cut_off_;  ///< the error that ended a step half way; empty: none did
 
   double grad_scale_ = 1.0;
   double grad_norm_;

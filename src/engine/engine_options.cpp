@@ -84,7 +84,7 @@ void place_optimizer_in_file(const Config& config, EngineOptions& options) {
   options.optimizer_placed_share = offload.ratio;
   options.optimizer_file = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
   options.optimizer_block_numel = std::min(kStateBlockNumel, config->zero.sub_group_size);
-  options.optimizer_file->pool_bytes = offload.buffer_count * options.optimizer_block_numel * int64_t{4};
+  options.optimizer_file->pool_bytes = buffers_bytes(offload.buffer_count, options.optimizer_block_numel, 4);
 }
 
 }  // namespace
@@ -95,7 +95,7 @@ std::optional<FileTierOptions> param_file_options(const Config& config) {
   FileTierOptions options = file_tier_options(config->aio, *offload.nvme_path, offload.pin_memory);
   constexpr int64_t kWidest = 4;  // bytes of an element
   // Configurations ask for buffers of many GB, which the original pins; a drive is kept busy by far less.
-  options.pool_bytes = std::min(offload.buffer_count * offload.buffer_size * kWidest, usual_pool_bytes());
+  options.pool_bytes = std::min(buffers_bytes(offload.buffer_count, offload.buffer_size, kWidest), usual_pool_bytes());
   return options;
 }
 
@@ -133,7 +133,7 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
   if (options.param_file) {
     const int64_t wanted = config->zero.offload_param->max_in_cpu, usual = OffloadParamOptions().max_in_cpu;
     const int64_t element = config->fp16.enabled || config->bf16.enabled ? 2 : 4;
-    options.param_resident_numel = resident_share_numel(wanted, usual, memory_facts().available_bytes, element);
+    options.param_resident_numel = resident_share_numel(wanted, usual, process_memory_facts().available_bytes, element);
     options.param_resident_adapts = wanted == usual;
   }
   set_state_dtypes(config, options.optimizer);

@@ -172,11 +172,15 @@ void Engine::move_parameters_to_file() {
   options.pool_bytes = param_pool_bytes(options.pool_bytes, largest);
   if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
   param_tier_ = std::make_unique<FileTier>(options);
+  // What a rank found free decides which units go, and so which collectives there are: the least of all counts.
+  const int64_t allowed = -all_reduce_values(options_.groups.data, params_.front().tensor.device(),
+                                             {-options_.param_resident_numel}, ReduceOp::kMax, "resident parameters")
+                               .front();
   int64_t resident = 0;
   for (const auto& unit : units_) {
     if (!unit->sharded()) continue;
     resident += unit->layout().total_numel();
-    if (resident > options_.param_resident_numel) unit->move_to_file(*param_tier_);
+    if (resident > allowed) unit->move_to_file(*param_tier_);
   }
 }
 
@@ -284,6 +288,7 @@ void Engine::destroy() {
   hooks_.clear();
   for (auto& unit : units_) {
     unit->drop_write_listener(this);
+    unit->end_stay();
     unit->release_all();
   }
 }

@@ -80,6 +80,7 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
 void Engine::reset_optimizer() {
   const c10::NoGradGuard no_grad;
   optimizer_->reset_states();
+  cut_off_.clear();
   optimizer_steps_ = 0;
 }
 

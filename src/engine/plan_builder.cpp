@@ -191,8 +191,10 @@ class PlanBuilder {
     }
     const auto sum = [&](int64_t a, int64_t b) { return a > total || b > total ? total : std::min(total, a + b); };
     const int64_t by_live = sum(o_.zero.stage3_max_live_parameters, largest);
+    // Without a backward nothing waits for its next use: the unit in use, and those ahead of it (two at least).
     const int64_t by_reuse =
-        sum(o_.zero.stage3_max_reuse_distance / 2, o_.zero.stage3_prefetch_bucket_size + 2 * largest);
+        world_.trains ? sum(o_.zero.stage3_max_reuse_distance / 2, o_.zero.stage3_prefetch_bucket_size + 2 * largest)
+                      : sum(largest, std::max(2 * largest, o_.zero.stage3_prefetch_bucket_size + largest));
     return std::min(by_live, by_reuse) * widest;
   }
 
@@ -206,9 +208,9 @@ class PlanBuilder {
     for (const PlannedUnit& unit : units_.units) {
       if (unit.sizes.shards_params) largest = std::max(largest, unit.layout.shard_numel() * unit.element_size());
     }
-    const int64_t pool = param_pool_bytes(
-        std::min(offload.buffer_count * offload.buffer_size * kWidest, pool_share_bytes(world_.memory_total_bytes)),
-        largest);
+    const int64_t pool = param_pool_bytes(std::min(buffers_bytes(offload.buffer_count, offload.buffer_size, kWidest),
+                                                   pool_share_bytes(world_.memory_total_bytes)),
+                                          largest);
     // A single rank uses parameters in the pool's buffers themselves, and beyond the pool when more are kept.
     const int64_t used = live_bytes([&](size_t u) { return in_file_[u] && !gathers(u); });
     plan_.add(PlannedState::kParamBuffers, pool_place(offload.pin_memory),
@@ -366,7 +368,7 @@ class PlanBuilder {
       largest_gradient = std::max(largest_gradient, unit.layout.shard_numel() * size_of(sum_dtype(unit)));
     }
     const int64_t pool =
-        state_pool_bytes(offload.buffer_count * block * int64_t{4}, std::min(largest_shard_numel_, block),
+        state_pool_bytes(buffers_bytes(offload.buffer_count, block, 4), std::min(largest_shard_numel_, block),
                          states_.bytes_per_element(), largest_gradient);
     // Two gradients while one is received, or one beside two blocks of the step: beyond the pool if it must be.
     std::sort(file_gradients_.rbegin(), file_gradients_.rend());

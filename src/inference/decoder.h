@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace deepscale {
@@ -15,6 +16,8 @@ class LayerCache {
   [[nodiscard]] at::Tensor keys() const;    ///< of all tokens so far
   [[nodiscard]] at::Tensor values() const;  ///< likewise
   [[nodiscard]] int64_t tokens() const { return tokens_; }
+  /// Forgets all but the first `tokens`.
+  void cut_to(int64_t tokens) { tokens_ = std::min(tokens_, tokens); }
 
  private:
   at::Tensor keys_, values_;

@@ -53,11 +53,18 @@ at::Tensor DecoderModel::forward(const at::Tensor& ids) {
   check_ids(ids);
   const c10::NoGradGuard no_grad;
   caches_.resize(static_cast<size_t>(sizes_.layers));
-  at::Tensor hidden = embed(ids, tokens_);
-  for (int64_t l = 0; l < sizes_.layers; ++l) hidden = layer(l, hidden, tokens_);
-  batch_ = ids.size(0);
-  tokens_ += ids.size(1);
-  return head(hidden);
+  try {
+    at::Tensor hidden = embed(ids, tokens_);
+    for (int64_t l = 0; l < sizes_.layers; ++l) hidden = layer(l, hidden, tokens_);
+    const at::Tensor logits = head(hidden);
+    batch_ = ids.size(0);
+    tokens_ += ids.size(1);
+    return logits;
+  } catch (...) {
+    // Layers before the one that failed have these tokens already.
+    for (LayerCache& cache : caches_) cache.cut_to(tokens_);
+    throw;
+  }
 }
 
 void DecoderModel::reset() {

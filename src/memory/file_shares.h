@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "base/checked_math.h"
+
 namespace deepscale {
 
 /// The pool: what keeps a drive busy and is small beside the memory of the process, an eighth of it between 256 MiB and
@@ -13,6 +15,13 @@ namespace deepscale {
 constexpr int64_t pool_share_bytes(int64_t total_memory) {
   if (total_memory <= 0) return std::numeric_limits<int64_t>::max();
   return std::clamp(total_memory / 8, int64_t{256} << 20, int64_t{2} << 30);
+}
+
+/// Bytes of `count` buffers of `size` elements; the largest number where the product has no place in 64 bits.
+constexpr int64_t buffers_bytes(int64_t count, int64_t size, int64_t element_bytes) {
+  const auto numel = checked_product(count, size);
+  const auto bytes = numel ? checked_product(*numel, element_bytes) : std::nullopt;
+  return bytes.value_or(std::numeric_limits<int64_t>::max());
 }
 
 /// Elements that stay in memory: what was asked for; where nothing was (wanted is the default), no more than a quarter

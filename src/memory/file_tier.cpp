@@ -103,6 +103,7 @@ struct TierCore {
   AsyncFile file;
   std::vector<std::unique_ptr<Buffer>> spare;  // oldest first
   std::deque<TensorCore*> storing;             // in the order of start_store
+  std::string failure;                         // of a write that nobody has been told of by flush()
   std::map<int64_t, int64_t> holes;            // offset -> bytes that nobody uses
   int64_t end = 0;                             // of what is reserved
   int64_t beyond_pool = 0;                     // now
@@ -277,6 +278,7 @@ void TensorCore::end_store() {
         "{} could not be written to its file and is lost: {}; continue from a checkpoint, with a nvme_path on a "
         "disk that is sound and has room (now: {})",
         name, error.what(), tier->options.folder);
+    if (tier->failure.empty()) tier->failure = failure;
   }
   transfer.reset();
   residence = Residence::kAbsent;
@@ -326,18 +328,15 @@ TensorCore::~TensorCore() {
 using memory_internal::Residence;
 
 int64_t usual_pool_bytes() {
-  return pool_share_bytes(memory_facts().total_bytes);
+  return pool_share_bytes(process_memory_facts().total_bytes);
 }
 
 FileTier::FileTier(const FileTierOptions& options)
     : core_(std::make_shared<memory_internal::TierCore>(options, memory_internal::queue_options(options))) {}
 
 void FileTier::flush() {
-  while (!core_->storing.empty()) {
-    memory_internal::TensorCore& oldest = *core_->storing.front();
-    oldest.finish_store();
-    oldest.check_usable();
-  }
+  while (!core_->storing.empty()) core_->storing.front()->finish_store();
+  if (!core_->failure.empty()) throw IoError(std::exchange(core_->failure, ""));
 }
 
 FileTierFacts FileTier::facts() const {

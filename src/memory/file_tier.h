@@ -77,7 +77,8 @@ class FileTier {
   explicit FileTier(const FileTierOptions& options);
   bool operator==(const FileTier&) const = default;
 
-  /// Returns when everything that was stored is in the file. Throws the first write's error.
+  /// Returns when everything that was stored is in the file. Throws the first write's error since the last flush(),
+  /// whoever has waited for it meanwhile.
   void flush();
   [[nodiscard]] FileTierFacts facts() const;
 

@@ -66,6 +66,11 @@ std::string Engine::register_buffer(char*, int64_t) {
 }
 
 void QueueCore::submit(Transfer& transfer) {
+  DS_CHECK_AS(
+      IoError, process_ == this_process_id(),
+      "cannot {} {}: its queue was made by the process that this one was forked from; make a queue (aio_handle) "
+      "after the fork",
+      transfer.writing ? "write" : "read", transfer.file->path);
   const std::unique_lock guard = lock();
   DS_CHECK_AS(IoError, !stopped_, "cannot {} {}: its queue was closed", transfer.writing ? "write" : "read",
               transfer.file->path);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "platform/async_file.h"
+#include "platform/resources.h"
 
 namespace deepscale::async_internal {
 
@@ -83,6 +84,7 @@ class QueueCore {
   /// Ends all transfers and the engine.
   void stop();
 
+  /// Throws IoError in a child process of the one that made the queue: the queue's thread is not in it.
   void submit(Transfer& transfer);
   void wait(const Transfer& transfer);
   void cancel(Transfer& transfer);
@@ -105,6 +107,7 @@ class QueueCore {
   void settle(Transfer& transfer);
 
   const int64_t block_bytes_;
+  const int64_t process_ = this_process_id();
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Block> blocks_;

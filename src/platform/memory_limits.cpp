@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "platform/process_limits.h"
+
 namespace deepscale {
 
 MemoryFacts within_limits(MemoryFacts machine, std::span<const MemoryLimit> limits) {
@@ -14,6 +16,13 @@ MemoryFacts within_limits(MemoryFacts machine, std::span<const MemoryLimit> limi
     machine.limited_by = limit.source;
   }
   return machine;
+}
+
+MemoryFacts process_memory_facts() {
+  std::vector<MemoryLimit> limits;
+  for (const ProcessLimit& limit : process_limits())
+    limits.push_back({limit.limit_bytes, limit.used_bytes, limit.name});
+  return within_limits(memory_facts(), limits);
 }
 
 }  // namespace deepscale

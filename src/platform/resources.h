@@ -19,6 +19,9 @@ struct MemoryFacts {
   std::string limited_by;  ///< the limit behind total_bytes, "memory.max of ..."; empty: it is the machine's memory
 };
 MemoryFacts memory_facts();
+/// The same, cut to what the system lets one process take of its own address space (process_limits.h): for decisions
+/// on how much this process keeps.
+MemoryFacts process_memory_facts();
 /// The machine's alone, whatever limits say.
 MemoryFacts machine_memory_facts();
 

@@ -229,16 +229,17 @@ void ParamUnit::prefetch() {
 }
 
 void ParamUnit::gather() {
-  ++gather_count_;
-  if (gathered_) return;
-  if (in_file()) {
-    gather_from_file();
-  } else {
-    prefetch();
-    if (prefetched_) pending_.wait();
+  if (!gathered_) {
+    if (in_file()) {
+      gather_from_file();
+    } else {
+      prefetch();
+      if (prefetched_) pending_.wait();
+    }
+    prefetched_ = false;
+    point_at_full();
   }
-  prefetched_ = false;
-  point_at_full();
+  ++gather_count_;  // a gather that failed needs no release()
 }
 
 void ParamUnit::gather_from_file() {

@@ -359,6 +359,7 @@ void ShardedOptimizer::finish_external(int unit) {
 void ShardedOptimizer::reset_states() {
   for (auto& state : units_) {
     for (Block& block : state.blocks) {
+      if (state.file != nullptr) block.drop();  // what a step that was cut off had begun to read
       block.load();
       for (auto& tensor : block.states) tensor.zero_();
       for (Run& run : block.runs) run.tensors.fresh = true;

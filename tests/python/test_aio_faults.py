@@ -120,6 +120,26 @@ except OSError as error:
 """, folder, in_own_mounts("mkdir -p disk && mount -t tmpfs -o ro tmpfs disk", folder))
 
 
+def test_a_handle_in_a_forked_process_says_so(folder):
+    (folder / "data").write_bytes(bytes(8192))
+    handle = aio_handle()
+    handle.sync_pread(torch.empty(8192, dtype=torch.uint8), folder / "data")
+    child = os.fork()
+    if child == 0:
+        try:
+            handle.sync_pread(torch.empty(8192, dtype=torch.uint8), folder / "data")
+        except OSError as error:
+            os._exit(0 if "make a queue (aio_handle) after the fork" in str(error) else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_names_with_null_bytes_are_refused(folder):
+    with pytest.raises(ValueError, match="null byte"):
+        aio_handle().sync_pwrite(torch.zeros(10, dtype=torch.uint8), str(folder / "a\0b"))
+    assert not (folder / "a").exists()
+
+
 def test_writers_for_torch_save(folder):
     from deepspeed.io import FastFileWriter, FastFileWriterConfig, MockFileWriter, PyFileWriter
     state = {"a": torch.randn(1000, 1001), "b": [torch.arange(7), "text"]}

@@ -307,3 +307,12 @@ def _ranks_run(folder: str, bits: int | None) -> None:
 @pytest.mark.parametrize("bits", [None, 4])
 def test_two_ranks_share_the_files(bits, tmp_path):
     run_ranks(_ranks_run, 2, {"folder": str(tmp_path), "bits": bits})
+
+
+def test_quantised_layers_can_be_copied_and_pickled():
+    import copy
+    import pickle
+    from deepspeed._C import PackedShape
+    shape = PackedShape(8, 64, 4, 32, True)
+    for other in (copy.deepcopy(shape), pickle.loads(pickle.dumps(shape))):
+        assert (other.rows, other.cols, other.bits, other.group_size, other.symmetric) == (8, 64, 4, 32, True)

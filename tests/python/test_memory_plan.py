@@ -100,3 +100,25 @@ def test_parameters_that_exist_are_not_counted_twice(tmp_path, monkeypatch):
     memory, files, _ = _held(sharded)
     assert files >= 4 * (32 * 32 + 32)
     assert memory == slot_of(sharded.weight).unit.tier.facts()["pool_bytes"]  # whatever its parameters: pools are counted once
+
+
+def _planned(ranks: int, held_memory: int, held_file: int, zero: dict) -> dict:
+    from deepspeed import _C
+    from deepspeed.runtime.config import DeepSpeedConfig
+    shapes = [(f"{i}.weight", [1024, 1024 * 1024], torch.float32, True, str(i)) for i in range(4)]  # 16 GiB
+    world = {"ranks": ranks, "ranks_per_host": ranks, "accelerator": False, "trains": False, "states": None, "external": False,
+             "held_memory_bytes": held_memory, "held_file_bytes": held_file, "device_bytes": None}
+    settings = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
+    return _C.plan_memory(settings.resolved_json, shapes, world)
+
+
+def test_what_all_ranks_of_a_host_hold_is_not_needed_again(monkeypatch):
+    """Four ranks hold 16 GiB, more than is free now: nothing is missing, because it is there already."""
+    single_rank(monkeypatch)
+    free = int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable")).split()[1]) * 1024
+    assert _planned(4, 0, 0, {"stage": 3})["misfit"] == "" or free < 17 << 30
+    share = 4 << 30
+    assert _planned(4, share, 0, {"stage": 3})["misfit"] == ""
+    needed = 64 << 30
+    assert needed > free and "missing" in _planned(16, 0, 0, {"stage": 0})["misfit"]
+    assert _planned(16, 16 << 30, 0, {"stage": 0})["misfit"] == ""

@@ -209,7 +209,7 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
             if load_optimizer_states:
                 _restore_states(engine, files, entry, offset, length)
     if load_optimizer_states:
-        _restore_groups(engine, files)
+        restore_groups(engine, files.param_groups())
         if engine._stepper.native and files.has_states():
             core.set_step(files.step() or 0)
     _restore_scaler(engine, files.ranks[engine.communicator.rank if len(files.ranks) > engine.communicator.rank else 0])
@@ -254,8 +254,9 @@ def _put(engine: Any, index: int, key: str, value: Any) -> None:
         engine.basic_optimizer.state[fragment.master][key] = value
 
 
-def _restore_groups(engine: Any, files: StateFiles) -> None:
-    for group, saved in zip(engine.basic_optimizer.param_groups, files.param_groups()):
+def restore_groups(engine: Any, saved_groups: list[dict]) -> None:
+    """Hyper-parameters."""
+    for group, saved in zip(engine.basic_optimizer.param_groups, saved_groups):
         group.update({key: value for key, value in saved.items() if key != "params"})
 
 

@@ -122,10 +122,10 @@ def _base_state(engine: Any, reader: StateReader, groups: list[list[Entry]], lay
         for number, (entries, layout) in enumerate(zip(groups, layouts)):
             tensors = {name: _flat(reader, entries, layout, rank, key) for key, name in reader.names(entries[0].group).items()}
             state[number] = {**reader.scalars(entries), **{key: value for key, value in tensors.items() if value is not None}}
-    return {"state": state, "param_groups": _param_groups(engine, indices)}
+    return {"state": state, "param_groups": param_groups(engine, indices)}
 
 
-def _param_groups(engine: Any, indices: Callable[[int], list[int]]) -> list[dict]:
+def param_groups(engine: Any, indices: Callable[[int], list[int]]) -> list[dict]:
     step = engine._core.get_step() if engine._stepper.native else None
     made = []
     for number, group in enumerate(engine.basic_optimizer.param_groups):
@@ -136,7 +136,7 @@ def _param_groups(engine: Any, indices: Callable[[int], list[int]]) -> list[dict
     return made
 
 
-def _scaler_entries(engine: Any) -> dict[str, Any]:
+def scaler_entries(engine: Any) -> dict[str, Any]:
     return {LOSS_SCALER: make_loss_scaler(engine), "dynamic_loss_scale": engine._wrapper.dynamic_loss_scale,
             "overflow": engine._wrapper.overflow}
 
@@ -157,7 +157,7 @@ def _partitioned(engine: Any) -> dict:
         masters.append(flat[:layout.partition_numel - layout.padding(rank)].clone())
         mappings.append(OrderedDict((entry.name, fragment_address(piece.length, piece.start)) for position, entry in enumerate(entries)
                                     for piece in layout.pieces(position) if piece.rank == rank))
-    return {**_scaler_entries(engine), CLIP_GRAD: engine.gradient_clipping(),
+    return {**scaler_entries(engine), CLIP_GRAD: engine.gradient_clipping(),
             BASE_OPTIMIZER_STATE: _base_state(engine, reader, groups, layouts, rank, lambda number: [number]),
             SINGLE_PARTITION_OF_FP32_GROUPS: masters, ZERO_STAGE: engine.zero_optimization_stage(),
             GROUP_PADDINGS: [layout.padding(rank) for layout in layouts],
@@ -175,7 +175,7 @@ def _per_parameter(engine: Any) -> dict:
         numbers.append(list(range(len(groups), len(groups) + len(subs))))
         groups += subs
     layouts = [PerParameterGroup([e.numel for e in entries], ranks) for entries in groups]
-    return {ZERO_STAGE: engine.zero_optimization_stage(), **_scaler_entries(engine), PARTITION_COUNT: ranks,
+    return {ZERO_STAGE: engine.zero_optimization_stage(), **scaler_entries(engine), PARTITION_COUNT: ranks,
             OPTIMIZER_STATE_DICT: _base_state(engine, reader, groups, layouts, rank, lambda number: numbers[number]),
             FP32_FLAT_GROUPS: [_flat(reader, entries, layout, rank, "fp32") for entries, layout in zip(groups, layouts)]}
 
@@ -192,7 +192,7 @@ def _whole(engine: Any) -> dict:
             tensors = {key: value.view(entry.shape) for key, value in tensors.items() if value is not None}
             if tensors:
                 state[number] = {**reader.scalars([entry]), **tensors}
-    return {"state": state, "param_groups": _param_groups(engine, lambda number: engine._file_numbers.all[number])}
+    return {"state": state, "param_groups": param_groups(engine, lambda number: engine._file_numbers.all[number])}
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class CheckpointMethods:
     def save_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None, save_latest: bool = True,
                         exclude_frozen_parameters: bool = False) -> bool:
         """Saves model, optimizer, scheduler, counters and `client_state` under save_dir/tag. Collective: all ranks must call."""
-        self.live_core("save_checkpoint")
+        self.live_core("save_checkpoint").check_whole()
         if not save_dir:
             raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
         client_state = {} if client_state is None else client_state

@@ -1,0 +1,142 @@
+// Checkpoint folders for Python: saving (one rank's part, in the foreground or beside training), listing, checking, and
+// reading of slices. Contracts in checkpoint/{save_job,tag_folder,verified_file}.h.
+#include "bindings/bindings.h"
+#include "checkpoint/save_job.h"
+#include "checkpoint/verified_file.h"
+#include "comm/communicator.h"
+
+namespace deepscale {
+namespace {
+
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+/// (name, shape, offset, numel, dtype, tensor or a function without arguments that returns it)
+using SliceTuple = std::tuple<std::string, std::vector<int64_t>, int64_t, int64_t, py::object, py::object>;
+
+std::shared_ptr<const void> bytes_of(const at::Tensor& tensor, const std::string& name, DType dtype, int64_t numel) {
+  auto kept = std::make_shared<at::Tensor>(tensor.detach().to(at::kCPU).contiguous());
+  TORCH_CHECK(kept->numel() == numel && to_dtype(kept->scalar_type()) == dtype, "slice of ", name, ": expected ", numel,
+              " elements of ", std::string(name_of(dtype)), ", got ", kept->numel(), " of ", kept->scalar_type());
+  const void* const data = kept->const_data_ptr();
+  return {kept, data};
+}
+
+SavedSlice slice_of(const SliceTuple& tuple) {
+  SavedSlice slice;
+  py::object dtype, source;
+  std::tie(slice.name, slice.shape, slice.offset, slice.numel, dtype, source) = tuple;
+  slice.dtype = to_dtype(torch::python::detail::py_object_to_dtype(dtype));
+  if (THPVariable_Check(source.ptr())) {
+    // By value: data() is called without the GIL, and the tensor lives as long as the slice.
+    slice.data = [tensor = source.cast<at::Tensor>(), name = slice.name, type = slice.dtype, numel = slice.numel] {
+      return bytes_of(tensor, name, type, numel);
+    };
+  } else {
+    auto call = std::shared_ptr<py::object>(new py::object(std::move(source)), [](py::object* function) {
+      const py::gil_scoped_acquire gil;
+      delete function;
+    });
+    slice.data = [call, name = slice.name, type = slice.dtype, numel = slice.numel] {
+      const py::gil_scoped_acquire gil;
+      return bytes_of((*call)().cast<at::Tensor>(), name, type, numel);
+    };
+  }
+  return slice;
+}
+
+std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceTuple>& tuples) {
+  SavePlan made;
+  made.save_dir = plan["save_dir"].cast<std::string>();
+  made.tag = plan["tag"].cast<std::string>();
+  made.layout = plan["layout"].cast<std::string>();
+  made.rank = plan["rank"].cast<int>();
+  made.tensor_file = plan["tensor_file"].cast<std::string>();
+  made.other_files = plan["other_files"].cast<std::vector<std::string>>();
+  made.commits = plan["commits"].cast<bool>();
+  made.commit.ranks = plan["ranks"].cast<int>();
+  made.commit.info = plan["info"].cast<std::string>();
+  made.commit.write_latest = plan["write_latest"].cast<bool>();
+  made.commit.keep_last = plan["keep_last"].cast<int>();
+  made.commit.patience = std::chrono::milliseconds(static_cast<int64_t>(1000 * plan["patience_s"].cast<double>()));
+  std::vector<SavedSlice> slices;
+  for (const SliceTuple& tuple : tuples) slices.push_back(slice_of(tuple));
+  return std::make_shared<SaveJob>(std::move(made), std::move(slices));
+}
+
+using RequestTuple = std::tuple<std::string, int64_t, at::Tensor>;
+
+void read_slices(const CheckpointTensors& tensors, const std::vector<RequestTuple>& tuples) {
+  std::vector<CheckpointTensors::Request> requests;
+  for (const auto& [name, offset, destination] : tuples) {
+    const ManifestTensor* found = tensors.find(name);
+    TORCH_CHECK_VALUE(destination.is_cpu() && destination.is_contiguous(), "read ", name,
+                      ": a contiguous CPU tensor is needed");
+    TORCH_CHECK_VALUE(found == nullptr || found->dtype == to_dtype(destination.scalar_type()), "read ", name,
+                      ": it is stored as ", found == nullptr ? "" : std::string(name_of(found->dtype)),
+                      ", the destination is ", destination.scalar_type());
+    requests.push_back({name, offset, destination.numel(), destination.data_ptr()});
+  }
+  const py::gil_scoped_release release;
+  tensors.read(requests);
+}
+
+py::list tags_of(const std::string& save_dir) {
+  std::vector<TagFacts> found;
+  {
+    const py::gil_scoped_release release;
+    found = list_tags(save_dir);
+  }
+  py::list answer;
+  for (const TagFacts& facts : found) {
+    py::dict entry;
+    entry["tag"] = facts.tag;
+    entry["saved_at"] = facts.saved_at;
+    entry["problem"] = facts.problem;
+    entry["layout"] = facts.manifest.layout;
+    entry["bytes"] = facts.manifest.bytes();
+    entry["info"] = facts.manifest.info;
+    answer.append(entry);
+  }
+  return answer;
+}
+
+}  // namespace
+
+void register_checkpoint(py::module_& m) {
+  py::class_<ShardImage, std::shared_ptr<ShardImage>>(m, "ShardImage")
+      .def(py::init<>())
+      .def_property_readonly("capacity", &ShardImage::capacity);
+  py::class_<SaveJob, std::shared_ptr<SaveJob>>(m, "SaveJob")
+      .def(py::init(&make_job), py::arg("plan"), py::arg("slices"))
+      .def("run", &SaveJob::run, ReleaseGil())
+      .def("take_snapshot", &SaveJob::take_snapshot, py::arg("image"), py::arg("threads"), ReleaseGil())
+      .def("start", &SaveJob::start)
+      .def_property_readonly("done", &SaveJob::done)
+      .def("wait", &SaveJob::wait, ReleaseGil())
+      .def_property_readonly("total_bytes", &SaveJob::total_bytes)
+      .def_property_readonly("written_bytes", &SaveJob::written_bytes);
+  py::class_<CheckpointTensors, std::shared_ptr<CheckpointTensors>>(m, "CheckpointTensors")
+      .def(py::init<std::string>(), py::arg("folder"), ReleaseGil())
+      .def("names",
+           [](const CheckpointTensors& self) {
+             std::vector<std::string> names;
+             for (const ManifestTensor& tensor : self.manifest().tensors) names.push_back(tensor.name);
+             return names;
+           })
+      .def("find",
+           [](const CheckpointTensors& self, const std::string& name) -> py::object {
+             const ManifestTensor* tensor = self.find(name);
+             if (tensor == nullptr) return py::none();
+             return py::make_tuple(tensor->shape, to_scalar_type(tensor->dtype));
+           })
+      .def("read", &read_slices, py::arg("requests"))
+      .def_property_readonly("layout", [](const CheckpointTensors& self) { return self.manifest().layout; })
+      .def_property_readonly("info", [](const CheckpointTensors& self) { return self.manifest().info; });
+  m.def("begin_save", &begin_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
+  m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def("list_tags", &tags_of, py::arg("save_dir"));
+  m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), ReleaseGil());
+}
+
+}  // namespace deepscale

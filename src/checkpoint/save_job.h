@@ -1,0 +1,81 @@
+// One rank's work in saving a checkpoint: its tensors into one file, checksums, its part of the manifest, and on one
+// rank making the checkpoint valid (tag_folder.h). In the caller's thread, or beside training from a copy of the
+// tensors. Torch-free.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "checkpoint/shard_writer.h"
+#include "checkpoint/tag_folder.h"
+
+namespace deepscale {
+
+/// Elements [offset, offset + numel) of a flattened tensor, which this rank writes.
+struct SavedSlice {
+  std::string name;
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;  ///< of the whole tensor
+  int64_t offset = 0;
+  int64_t numel = 0;
+  std::function<std::shared_ptr<const void>()> data;  ///< as in ShardItem
+};
+
+struct SavePlan {
+  std::string save_dir;
+  std::string tag;  ///< begin_save() has made its folder
+  std::string layout = "native";
+  int rank = 0;
+  std::string tensor_file;               ///< name of this rank's file; made when it has slices
+  std::vector<std::string> other_files;  ///< that this rank has written into the folder already
+  bool commits = false;                  ///< this rank makes the checkpoint valid, with `commit`
+  CommitOptions commit;
+};
+
+class SaveJob {
+ public:
+  SaveJob(SavePlan plan, std::vector<SavedSlice> slices);
+  SaveJob(const SaveJob&) = delete;
+  SaveJob& operator=(const SaveJob&) = delete;
+  /// Cancels what start() began, and waits for it.
+  ~SaveJob();
+
+  /// Does everything in this thread. Throws IoError and CheckpointError; other ranks learn of it through the folder.
+  void run();
+  /// Copies the slices into `image`, which serves one job at a time. Failure is for all ranks, as in run().
+  void take_snapshot(std::shared_ptr<ShardImage> image, int threads);
+  /// Does the rest in a thread of its own. Requires: take_snapshot().
+  void start();
+  [[nodiscard]] bool done() const { return done_; }
+  /// Until start()'s work is over; throws what went wrong, every time.
+  void wait();
+
+  [[nodiscard]] int64_t total_bytes() const { return total_bytes_; }  ///< of the tensors' file
+  [[nodiscard]] int64_t written_bytes() const { return written_bytes_; }
+
+ private:
+  [[nodiscard]] std::vector<ShardItem> items() const;
+  template <typename Work>
+  void reporting(const Work& work);
+  void finish(const FileChecksums* tensors);
+  [[nodiscard]] ShardWriteOptions write_options();
+
+  SavePlan plan_;
+  std::string folder_;
+  std::vector<SavedSlice> slices_;
+  std::vector<int64_t> begins_;
+  std::shared_ptr<ShardImage> image_;
+  int64_t total_bytes_ = 0;
+  std::atomic<int64_t> written_bytes_ = 0;
+  std::atomic<bool> cancelled_ = false;
+  std::atomic<bool> done_ = false;
+  std::exception_ptr error_;
+  std::thread thread_;
+};
+
+}  // namespace deepscale
