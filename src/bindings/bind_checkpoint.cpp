@@ -4,6 +4,7 @@
 #include "checkpoint/save_job.h"
 #include "checkpoint/verified_file.h"
 #include "comm/communicator.h"
+#include "platform/files.h"
 
 namespace deepscale {
 namespace {
@@ -130,9 +131,17 @@ void register_checkpoint(py::module_& m) {
              return py::make_tuple(tensor->shape, to_scalar_type(tensor->dtype));
            })
       .def("read", &read_slices, py::arg("requests"))
+      .def("check_file", &CheckpointTensors::check_file, py::arg("name"), ReleaseGil())
       .def_property_readonly("layout", [](const CheckpointTensors& self) { return self.manifest().layout; })
       .def_property_readonly("info", [](const CheckpointTensors& self) { return self.manifest().info; });
   m.def("begin_save", &begin_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def(
+      "abandon_save",
+      [](const std::string& save_dir, const std::string& tag) { remove_directories(saving_folder(save_dir, tag)); },
+      py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def(
+      "layout_of", [](const std::string& folder) { return read_manifest(folder).layout; }, py::arg("folder"),
+      ReleaseGil());
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
   m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def("list_tags", &tags_of, py::arg("save_dir"));

@@ -150,4 +150,12 @@ void CheckpointTensors::read(const std::vector<Request>& requests) const {
   }
 }
 
+void CheckpointTensors::check_file(const std::string& name) const {
+  const auto file = std::find_if(manifest_.files.begin(), manifest_.files.end(),
+                                 [&](const ManifestFile& entry) { return entry.name == name; });
+  DS_CHECK_AS(CheckpointError, file != manifest_.files.end(), "checkpoint {} has no file {}", folder_, name);
+  const std::vector<std::string> problems = verify_file(folder_, *file);
+  DS_CHECK_AS(CheckpointError, problems.empty(), "{}", problems.front());
+}
+
 }  // namespace deepscale

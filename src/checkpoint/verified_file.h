@@ -40,6 +40,9 @@ class CheckpointTensors {
   /// All of them, each file once. Throws as read_verified, and CheckpointError for unknown names or ranges.
   void read(const std::vector<Request>& requests) const;
 
+  /// Reads a whole file that holds no tensors. Throws CheckpointError when it is damaged, or not of this checkpoint.
+  void check_file(const std::string& name) const;
+
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   [[nodiscard]] const std::string& folder() const { return folder_; }
   [[nodiscard]] const ManifestTensor* find(const std::string& name) const;

@@ -195,15 +195,16 @@ class NativeLoader(CheckpointLoader):
             engine.load_module_state_dict({"module": self._whole_module()}, custom_load_fn=custom_load_fn,
                                           fetch_z3_params=engine.parameter_offload is not None)
         self._store(optimizer, custom_load_fn is None)
-        saved = self._rank_state()
-        if saved is not None and optimizer:
-            restore_random_states(saved["random"])
+        if self._random is not None and optimizer:
+            restore_random_states(self._random["random"])
         return self._finish(optimizer, scheduler, module_only)
 
     def _open(self, optimizer: bool) -> None:
         self.tensors = _C.CheckpointTensors(self.directory)
         self.model_paths = [os.path.join(self.directory, COMMON)]
+        self.tensors.check_file(COMMON)
         self.models = [load_file(self.model_paths[0])]
+        self._random = self._rank_state()
         self.optimizer = self.models[0].get("optimizer") if optimizer else None
         self.aliases = self.models[0].get("shared_params") or {}
 
@@ -211,8 +212,9 @@ class NativeLoader(CheckpointLoader):
         """Of this rank, when as many ranks saved as now load."""
         if self.models[0]["dp_world_size"] != self.engine.communicator.size:
             return None
-        path = os.path.join(self.directory, rank_file(self.engine.communicator.rank))
-        return load_file(path) if os.path.exists(path) else None
+        name = rank_file(self.engine.communicator.rank)
+        self.tensors.check_file(name)
+        return load_file(os.path.join(self.directory, name))
 
     # ---- what is there
     def _stored(self, name: str) -> tuple[str, torch.Size, torch.dtype] | None:

@@ -62,6 +62,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._stepper: FragmentStepper | None = None
         self._wrapper: ZeROOptimizer | None = None
         self._ended = "it was never built"
+        self._running_save: Any = None
+        self._save_image: Any = None
         self._resume_gc: Callable[[], Any] | None = None
         self._reset_counters()
         self._set_ranks(args)
@@ -366,6 +368,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             self._log_timers(boundary)
 
     def _take_model_step(self, lr_kwargs: dict | None) -> None:
+        self._look_at_checkpoint()
         self.optimizer.step()
         self._step_applied = not self._wrapper.overflow
         try:
@@ -417,6 +420,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             return
         core, self._core = self._core, None
         self._ended = reason
+        if self._running_save is not None:
+            self._running_save.finish()
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
         if self._resume_gc is not None:

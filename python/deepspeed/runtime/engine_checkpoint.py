@@ -17,7 +17,8 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, ZERO_FILE_PREFIX)
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
-from deepspeed.runtime.checkpoint_load import CheckpointLoader
+from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint
+from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 from deepspeed.utils.logging import log_dist, logger
@@ -59,24 +60,47 @@ class CheckpointMethods:
         save_dir = os.fspath(save_dir)
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
         self._check_tag(tag)
-        directory = os.path.join(save_dir, tag)
-        together = Together(self, f"save_checkpoint({directory})", CheckpointError)
-        with together.attempt():
-            os.makedirs(directory, exist_ok=True)
-        self._save_model_states(directory, client_state, exclude_frozen_parameters, together)
-        if self._config.shards_optimizer and self._stepper is not None:
-            self._save_optimizer_states(save_dir, directory, together)
-        together.agree()
-        if self.global_rank == 0:
-            with together.attempt():
-                self._remove_leftovers(directory)
-                if save_latest:
-                    _write_latest(save_dir, tag)
-        together.agree()
+        self.wait_for_checkpoint()
+        saving = CheckpointSave(self, save_dir, tag, save_latest)
+        if self._config.checkpoint.format == "native":
+            self._save_native(saving, client_state, exclude_frozen_parameters)
+        else:
+            self._save_model_states(saving, client_state, exclude_frozen_parameters)
+            if self._config.shards_optimizer and self._stepper is not None:
+                self._save_optimizer_states(saving)
+        self._running_save = saving.start()
         return True
 
-    def _save_model_states(self, directory: str, client_state: dict, exclude_frozen: bool, together: Together) -> None:
+    def wait_for_checkpoint(self) -> None:
+        """Returns when a checkpoint that is being written beside training (`checkpoint.async_save`) is valid. Raises what went wrong, on
+        all ranks. Collective."""
+        running, self._running_save = self._running_save, None
+        if running is not None:
+            running.wait()
+
+    def _look_at_checkpoint(self) -> None:
+        """At every step: a save that has failed meanwhile is reported once."""
+        if self._running_save is not None:
+            self._running_save.report()
+
+    def _save_native(self, saving: CheckpointSave, client_state: dict, exclude_frozen: bool) -> None:
+        state = NativeState(self, exclude_frozen)
+        common = {**self._counters(), "shared_params": self._shared_params(), **state.common(), **client_state}
+        if state.rank == 0:
+            saving.write(COMMON, _private(common))
+        saving.write(rank_file(state.rank), {"random": random_states()})
+        saving.tensors(tensor_file(state.rank), state.slices(), in_files=state.in_files)
+
+    def _counters(self) -> dict:
+        """What every layout has of a run."""
         from deepspeed import __version__
+        return {"lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None, "data_sampler": None,
+                "random_ltd": None, "skipped_steps": self.skipped_steps, "global_steps": self.global_steps,
+                "global_samples": self.global_samples, "dp_world_size": self.dp_world_size, "mp_world_size": self.mp_world_size,
+                CHECKPOINT_PARALLEL_DIMS: {CHECKPOINT_PP_DEGREE: 1, CHECKPOINT_TP_DEGREE: self.mp_world_size}, "ds_config": self.config,
+                DS_VERSION: __version__}
+
+    def _save_model_states(self, saving: CheckpointSave, client_state: dict, exclude_frozen: bool) -> None:
         sharded, trains = self._config.shards_parameters, self._stepper is not None
         in_model_file = trains and not self._config.shards_optimizer
         optimizer_state = self.optimizer.state_dict() if in_model_file else None
@@ -87,31 +111,13 @@ class CheckpointMethods:
             "optimizer": optimizer_state, PARAM_SHAPES: shapes, FROZEN_PARAM_SHAPES: self._frozen(_shape_of) if frozen else None,
             SHARED_PARAMS: self._shared_params() if trains and self._config.shards_optimizer else None,
             FROZEN_PARAM_FRAGMENTS: self._frozen(self._frozen_piece) if frozen else None,
-            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None, "data_sampler": None,
-            "random_ltd": None, "skipped_steps": self.skipped_steps, "global_steps": self.global_steps,
-            "global_samples": self.global_samples, "dp_world_size": self.dp_world_size, "mp_world_size": self.mp_world_size,
-            CHECKPOINT_PARALLEL_DIMS: {CHECKPOINT_PP_DEGREE: 1, CHECKPOINT_TP_DEGREE: self.mp_world_size}, "ds_config": self.config,
-            DS_VERSION: __version__, **client_state,
+            **self._counters(), **client_state,
         }
         if sharded:
             state["module"] = self._placeholders(state["module"])
         rank = self.communicator.rank
         if sharded or rank == 0:
-            path = model_file(directory, rank if sharded else None)
-            log_dist(f"Saving model checkpoint: {path}", ranks=[0])
-            with together.attempt():
-                write_file(_private(state), path)
-
-    def _remove_leftovers(self, directory: str) -> None:
-        """Files of an earlier checkpoint under the same tag, by more ranks or in another layout, would be read as part of this one."""
-        ranks, sharded = range(self.dp_world_size), self._config.shards_parameters
-        ours = {model_file(directory, rank) for rank in ranks} if sharded else {model_file(directory, None)}
-        if self._config.shards_optimizer and self._stepper is not None:
-            ours |= {optimizer_file(directory, rank, self.bfloat16_enabled()) for rank in ranks}
-        for name in os.listdir(directory):
-            path = os.path.join(directory, name)
-            if name.endswith((MODEL_FILE_SUFFIX, OPTIM_FILE_SUFFIX)) and path not in ours:
-                os.remove(path)
+            saving.write(model_file("", rank if sharded else None), _private(state))
 
     def _placeholders(self, state: dict) -> dict:
         """A model state without values of parameters: they are in the optimizer files, as pieces."""
@@ -119,13 +125,13 @@ class CheckpointMethods:
         return OrderedDict((name, torch.empty(0, dtype=value.dtype) if name in owned and slot_of(owned[name]) is not None else value)
                            for name, value in state.items())
 
-    def _save_optimizer_states(self, save_dir: str, directory: str, together: Together) -> None:
+    def _save_optimizer_states(self, saving: CheckpointSave) -> None:
         from deepspeed import __version__
         state = {OPTIMIZER_STATE_DICT: self._wrapper.state_dict(), "ds_config": self.config, DS_VERSION: __version__}
-        with together.attempt():
-            write_file(state, optimizer_file(directory, self.communicator.rank, self.bfloat16_enabled()))
-            if self.global_rank == 0:
-                self._copy_recovery_script(save_dir)
+        saving.write(optimizer_file("", self.communicator.rank, self.bfloat16_enabled()), state)
+        if self.global_rank == 0:
+            with saving.together.attempt():
+                self._copy_recovery_script(saving.save_dir)
 
     def _copy_recovery_script(self, save_path: str) -> None:
         from deepspeed.utils import zero_to_fp32
@@ -274,22 +280,15 @@ class CheckpointMethods:
         load_dir = os.fspath(load_dir)
         if self.load_universal_checkpoint():
             raise NotImplementedError("checkpoint.load_universal: universal checkpoints are not built yet")
-        if tag is None:
-            # As rank 0 sees it: other machines may not see the same files.
-            tag = text_of_rank_0(self, _read_latest(load_dir) if self.global_rank == 0 else None, "latest checkpoint")
-            if tag is None:
-                return None, None
-        loader = CheckpointLoader(self, os.path.join(load_dir, str(tag)))
-        return loader.load(strict=load_module_strict, optimizer=load_optimizer_states and not load_module_only,
-                           scheduler=load_lr_scheduler_states and not load_module_only, module_only=load_module_only,
-                           custom_load_fn=custom_load_fn)
-
-
-def _write_latest(save_dir: str, tag: str) -> None:
-    partial = os.path.join(save_dir, "latest.partial")
-    with open(partial, "w") as file:
-        file.write(tag)
-    os.replace(partial, os.path.join(save_dir, "latest"))
+        self.wait_for_checkpoint()
+        options = {"strict": load_module_strict, "optimizer": load_optimizer_states and not load_module_only,
+                   "scheduler": load_lr_scheduler_states and not load_module_only, "module_only": load_module_only,
+                   "custom_load_fn": custom_load_fn}
+        if tag is not None:
+            return open_checkpoint(self, load_dir, str(tag)).load(**options)
+        # As rank 0 sees it: other machines may not see the same files.
+        latest = text_of_rank_0(self, _read_latest(load_dir) if self.global_rank == 0 else None, "latest checkpoint")
+        return (None, None) if latest is None else load_newest(self, load_dir, latest, options)
 
 
 def _read_latest(load_dir: str) -> str | None:

@@ -1,0 +1,181 @@
+"""Folders of checkpoints: how one comes to be on all ranks, and which one is loaded.
+
+A save writes into a hidden folder that is renamed when it is complete (src/checkpoint/tag_folder.h), in whatever layout; its manifest
+has checksums of all files. Loading checks them, and where nobody asked for a certain checkpoint takes the newest one that is intact.
+"""
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import torch
+
+from deepspeed import _C
+from deepspeed._C import CheckpointError
+from deepspeed.runtime.agreement import Together, text_of_rank_0
+from deepspeed.runtime.checkpoint_load import CheckpointLoader
+from deepspeed.runtime.checkpoint_native import NativeLoader
+from deepspeed.utils.logging import log_dist, logger
+
+_PATIENCE_S = 1800.0  # for the slowest rank's files
+
+
+class CheckpointSave:
+    """One save on one rank. write() and tensors() collect what this rank writes, start() makes the checkpoint valid."""
+
+    def __init__(self, engine: Any, save_dir: str, tag: str, save_latest: bool) -> None:
+        self.engine, self.save_dir, self.tag, self.save_latest = engine, save_dir, tag, save_latest
+        self.path = os.path.join(save_dir, tag)
+        self.parent, self.name = os.path.split(self.path)
+        self.folder = _C.saving_folder(self.parent, self.name)
+        self.together = Together(engine, f"save_checkpoint({self.path})", CheckpointError)
+        self._files: list[str] = []
+        self._tensor_file, self._slices, self._in_files = "", [], False
+        self._job: Any = None
+        self._reported = False
+        log_dist(f"Saving model checkpoint: {self.path}", ranks=[0])
+        if engine.global_rank == 0:
+            with self.together.attempt():
+                _C.begin_save(self.parent, self.name)
+        self.together.agree()  # the folder is there for all
+
+    def write(self, name: str, state: Any) -> None:
+        """A file of torch.save's format."""
+        with self.together.attempt():
+            torch.save(state, os.path.join(self.folder, name))
+            self._files.append(name)
+
+    def tensors(self, name: str, slices: list, in_files: bool) -> None:
+        """This rank's file of tensors. in_files: they are loaded while they are written, so not beside training."""
+        self._tensor_file, self._slices, self._in_files = name, slices, in_files
+
+    def start(self) -> "CheckpointSave | None":
+        """Returns itself when the rest goes on beside training, None when all is done. Raises on all ranks."""
+        engine, checkpoint = self.engine, self.engine._config.checkpoint
+        self.together.agree()
+        wanted = checkpoint.async_save or (checkpoint.writer is not None and checkpoint.writer.decoupled)
+        beside = wanted and not self._in_files and self._has_room()
+        with self.together.attempt():
+            self._job = _C.SaveJob(self._plan(checkpoint), self._slices)
+            self._slices = []
+            if beside:
+                engine._save_image = engine._save_image or _C.ShardImage()
+                self._job.take_snapshot(engine._save_image, torch.get_num_threads())
+                self._job.start()
+            else:
+                self._job.run()
+        self._agree()
+        return self if beside else None
+
+    def _plan(self, checkpoint: Any) -> dict[str, Any]:
+        engine = self.engine
+        native = checkpoint.format == "native"
+        info = {"saved_at": time.time(), "global_steps": engine.global_steps, "global_samples": engine.global_samples,
+                "world": engine.communicator.size, "stage": engine.zero_optimization_stage(), "torch": torch.__version__}
+        return {"save_dir": self.parent, "tag": self.name, "layout": "native" if native else "deepspeed", "rank": engine.communicator.rank,
+                "tensor_file": self._tensor_file, "other_files": self._files, "commits": engine.global_rank == 0,
+                "ranks": engine.communicator.size, "info": json.dumps(info),
+                "write_latest": self.save_latest and self.parent == os.path.normpath(self.save_dir),
+                "keep_last": checkpoint.keep_last, "patience_s": _PATIENCE_S}
+
+    def _has_room(self) -> bool:
+        """Whether a copy of what is written fits into memory. What all ranks decide together."""
+        size = sum(numel * dtype.itemsize for _, _, _, numel, dtype, _ in self._slices)
+        held = self.engine._save_image.capacity if self.engine._save_image is not None else 0
+        lacks = int(size - held > _C.available_memory() // 2)
+        if self.engine.communicator.size > 1:
+            facts = torch.tensor([lacks], device=self.engine.device)
+            self.engine.communicator.all_reduce(facts, "max", "room for a copy").wait()
+            lacks = facts.item()
+        if lacks:
+            log_dist("checkpoint.async_save: memory has no room for a copy of the state: training waits until it is written", ranks=[0])
+        return not lacks
+
+    def _agree(self) -> None:
+        """One outcome on all ranks; what a failed save left behind goes."""
+        try:
+            self.together.agree()
+        except Exception:
+            if self.engine.global_rank == 0:
+                _C.abandon_save(self.parent, self.name)
+            raise
+        if self.engine.global_rank == 0 and self.save_latest and self.parent != os.path.normpath(self.save_dir):
+            _C.write_latest(self.save_dir, self.tag)
+
+    def wait(self) -> None:
+        with self.together.attempt():
+            self._job.wait()
+        self._agree()
+
+    def finish(self) -> None:
+        """For a rank that ends alone: waits for its own part."""
+        try:
+            self._job.wait()
+        except Exception:
+            self.report()
+
+    def report(self) -> None:
+        """Says once when the part that goes on beside training has failed."""
+        if self._reported or not self._job.done:
+            return
+        self._reported = True
+        try:
+            self._job.wait()
+        except Exception as problem:
+            logger.error(f"[rank {self.engine.global_rank}] the checkpoint {self.path} was not saved: {problem}")
+
+
+def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
+    """What loads a checkpoint of its layout. Raises on all ranks when a file is damaged; nothing has changed then."""
+    directory = os.path.join(load_dir, tag)
+    layout = text_of_rank_0(engine, _layout(directory) if engine.global_rank == 0 else None, "layout of a checkpoint")
+    if layout == "native":
+        return NativeLoader(engine, directory)
+    if layout == "deepspeed":
+        together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.")
+        with together.attempt():
+            if engine.local_rank == 0:  # once per machine
+                problems = _C.verify_tag(directory, True)
+                if problems:
+                    raise CheckpointError("; ".join(problems[:3]))
+        together.agree()
+    return CheckpointLoader(engine, directory)
+
+
+def _layout(directory: str) -> str:
+    """"damaged" where a manifest cannot be read, "" where there is none: then it is another program's."""
+    if not os.path.exists(os.path.join(directory, "manifest.json")):
+        return ""
+    try:
+        return _C.layout_of(directory)
+    except CheckpointError:
+        return "native" if os.path.exists(os.path.join(directory, "common.pt")) else "deepspeed"
+
+
+def load_newest(engine: Any, load_dir: str, latest: str, options: dict) -> tuple[str, dict]:
+    """The checkpoint that `latest` names, else the newest older one that is intact."""
+    try:
+        return open_checkpoint(engine, load_dir, latest).load(**options)
+    except CheckpointError as problem:
+        others = _other_tags(engine, load_dir, latest)
+        if not others:
+            raise
+        first = problem
+    for tag in others:
+        if engine.global_rank == 0:
+            logger.warning(f"{first}\nThe checkpoint {tag} is older and is tried instead of {latest}.")
+        try:
+            return open_checkpoint(engine, load_dir, tag).load(**options)
+        except CheckpointError as problem:
+            first = problem
+    raise first
+
+
+def _other_tags(engine: Any, load_dir: str, latest: str) -> list[str]:
+    """Older checkpoints with a manifest, newest first, as rank 0 sees them."""
+    found = None
+    if engine.global_rank == 0:
+        found = json.dumps([entry["tag"] for entry in _C.list_tags(load_dir) if entry["tag"] != latest and not entry["problem"]])
+    return json.loads(text_of_rank_0(engine, found, "other checkpoints") or "[]")

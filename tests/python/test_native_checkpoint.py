@@ -1,0 +1,214 @@
+"""The native checkpoint format: any stage, world and tier from any other; folders that are whole or not there."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common import run_ranks, single_rank
+from models import config, full_weights, make_model, train
+
+
+def settings(stage: int, place: str = "memory", folder: Path | None = None, **checkpoint: Any) -> dict:
+    zero: dict[str, Any] = {"stage": stage}
+    if place == "files":
+        zero["offload_optimizer"] = {"device": "nvme", "nvme_path": str(folder)}
+        if stage == 3:
+            zero["offload_param"] = {"device": "nvme", "nvme_path": str(folder), "max_in_cpu": 0}
+    return config(stage, zero_optimization=zero, checkpoint={"format": "native", **checkpoint})
+
+
+def built(cfg: dict, model: torch.nn.Module | None = None) -> Any:
+    import deepspeed
+    return deepspeed.initialize(model=model or make_model(), config=cfg)[0]
+
+
+def steps(engine: Any, count: int) -> list[float]:
+    return train(engine, count, rank=int(os.environ.get("RANK", 0)))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_a_run_goes_on_bit_for_bit(stage, place, tmp_path, monkeypatch):
+    if place == "files" and stage == 0:
+        pytest.skip("stage 0 has no offload")
+    single_rank(monkeypatch)
+    cfg = settings(stage, place, tmp_path / "nvme")
+    engine = built(cfg)
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path / "saved", client_state={"epoch": 4})
+    expected = steps(engine, 3)
+    other = built(cfg)
+    path, client = other.load_checkpoint(tmp_path / "saved")
+    assert path.endswith("global_step3/common.pt") and client == {"epoch": 4} and other.global_steps == 3
+    assert steps(other, 3) == expected
+    for name, value in full_weights(engine.module).items():
+        assert torch.equal(full_weights(other.module)[name], value), name
+
+
+def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+    single_rank(monkeypatch)
+    engine = built(settings(2))
+    steps(engine, 2)
+    engine.save_checkpoint(tmp_path, tag="t")
+    assert sorted(os.listdir(tmp_path)) == ["latest", "t"]
+    saved = load_file(tmp_path / "t" / "rank_00000.safetensors")
+    weights = full_weights(engine.module)
+    assert all(torch.equal(saved[f"fp32/{name}"], weights[name]) for name in weights if f"fp32/{name}" in saved)
+    assert saved["exp_avg/up.weight"].shape == weights["up.weight"].shape
+    manifest = json.loads((tmp_path / "t" / "manifest.json").read_text())
+    assert manifest["layout"] == "native" and manifest["info"]["stage"] == 2 and manifest["info"]["global_steps"] == 2
+
+
+def test_a_torch_optimizer_keeps_its_states(tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+
+    def engine_of() -> Any:
+        model = make_model()
+        optimizer = torch.optim.NAdam(model.parameters(), lr=1e-3)
+        cfg = settings(1)
+        cfg.pop("optimizer", None)
+        cfg["zero_allow_untested_optimizer"] = True
+        return deepspeed.initialize(model=model, optimizer=optimizer, config=cfg)[0]
+    engine = engine_of()
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path)
+    expected = steps(engine, 3)
+    other = engine_of()
+    other.load_checkpoint(tmp_path)
+    assert steps(other, 3) == expected
+
+
+def test_frozen_parameters_and_buffers_come_back(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    for stage in (0, 3):
+        def engine_of(seed: int) -> Any:
+            torch.manual_seed(seed)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+            model[0].weight.requires_grad_(False)
+            return built(settings(stage), model)
+        engine = engine_of(0)
+        engine.backward(engine(torch.randn(8, 4)).square().mean())
+        engine.step()
+        engine.save_checkpoint(tmp_path, tag=f"s{stage}")
+        other = engine_of(1)
+        other.load_checkpoint(tmp_path, tag=f"s{stage}")
+        for name, value in full_weights(engine.module).items():
+            assert torch.equal(full_weights(other.module)[name], value), name
+        assert torch.equal(other.module[1].running_mean, engine.module[1].running_mean)
+
+
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(layout, tmp_path, monkeypatch, caplog):
+    import deepspeed
+    single_rank(monkeypatch)
+    engine = built(settings(2, format=layout))
+    for tag in ("first", "second"):
+        steps(engine, 1)
+        engine.save_checkpoint(tmp_path, tag=tag)
+    other = built(settings(2, format=layout))
+    for damaged in (tmp_path / "second").iterdir():
+        data = bytearray(damaged.read_bytes())
+        data[len(data) // 2] ^= 1
+        damaged.write_bytes(data)
+        with pytest.raises(deepspeed._C.CheckpointError, match=damaged.name):
+            other.load_checkpoint(tmp_path, tag="second")
+        path, _ = other.load_checkpoint(tmp_path)
+        assert "/first/" in path and other.global_steps == 1
+        data[len(data) // 2] ^= 1
+        damaged.write_bytes(data)
+        assert "/second/" in other.load_checkpoint(tmp_path)[0]
+
+
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+def test_saving_beside_training_saves_the_moment_of_the_call(layout, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = built(settings(2, format=layout, async_save=True))
+    steps(engine, 2)
+    engine.save_checkpoint(tmp_path)
+    expected = steps(engine, 3)
+    engine.wait_for_checkpoint()
+    other = built(settings(2))
+    other.load_checkpoint(tmp_path)
+    assert steps(other, 3) == expected
+
+
+def test_a_save_beside_training_that_fails_is_reported(tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    engine = built(settings(2, async_save=True))
+    steps(engine, 1)
+    engine.save_checkpoint(tmp_path, tag="good")
+    engine.wait_for_checkpoint()
+    engine.save_checkpoint(tmp_path, tag="bad")
+    job = engine._running_save._job
+    while not job.done:
+        pass
+    engine.wait_for_checkpoint()
+    # A folder in the place of the file: it cannot be written.
+    start = deepspeed._C.begin_save
+
+    def spoil(save_dir: str, tag: str) -> str:
+        folder = start(save_dir, tag)
+        os.makedirs(os.path.join(folder, "rank_00000.safetensors"))
+        return folder
+    monkeypatch.setattr(deepspeed._C, "begin_save", spoil)
+    engine.save_checkpoint(tmp_path, tag="worse")
+    steps(engine, 1)
+    with pytest.raises(OSError, match="rank_00000.safetensors"):
+        engine.wait_for_checkpoint()
+    assert sorted(os.listdir(tmp_path)) == ["bad", "good", "latest"]
+
+
+def test_old_checkpoints_are_removed_when_asked_for(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = built(settings(1, keep_last=2))
+    for _ in range(4):
+        steps(engine, 1)
+        engine.save_checkpoint(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["global_step3", "global_step4", "latest"]
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    engine = built(settings(2), torch.nn.Linear(4, 4))
+    engine.save_checkpoint(tmp_path, tag="t")
+    with pytest.raises(deepspeed._C.CheckpointError, match=r"weight: \[4, 4\] in the checkpoint, \[5, 4\] in the model"):
+        built(settings(2), torch.nn.Linear(4, 5)).load_checkpoint(tmp_path)
+    with pytest.raises(deepspeed._C.CheckpointError, match="missing"):
+        built(settings(2), torch.nn.Sequential(torch.nn.Linear(4, 4))).load_checkpoint(tmp_path)
+
+
+def body_save(folder: str, stage: int) -> None:
+    engine = built(settings(stage))
+    steps(engine, 2)
+    engine.save_checkpoint(folder)
+
+
+def body_load(folder: str, stage: int) -> None:
+    from safetensors.torch import load_file, save_file
+    engine = built(settings(stage))
+    engine.load_checkpoint(folder)
+    weights = full_weights(engine.module)
+    if int(os.environ["RANK"]) == 0:
+        path = Path(folder) / "weights.safetensors"
+        if path.exists():
+            assert all(torch.equal(value, weights[name]) for name, value in load_file(path).items())
+        else:
+            save_file({name: value.clone() for name, value in weights.items() if name != "head.weight"}, path)
+    steps(engine, 1)
+    engine.save_checkpoint(folder, tag="again")
+
+
+@pytest.mark.parametrize("before, after", [((3, 2), (3, 3)), ((0, 2), (3, 1)), ((1, 3), (2, 2)), ((3, 3), (0, 2))])
+def test_other_stages_and_worlds_read_it_by_slices(before, after, tmp_path):
+    for body, (stage, world) in ((body_save, before), (body_load, before), (body_load, after)):
+        run_ranks(body, world, {"folder": str(tmp_path), "stage": stage}, timeout_s=120)
+        (tmp_path / "latest").write_text("global_step2")
