@@ -54,7 +54,7 @@ class CheckpointSave:
     def start(self) -> "CheckpointSave | None":
         """Returns itself when the rest goes on beside training, None when all is done. Raises on all ranks."""
         engine, checkpoint = self.engine, self.engine._config.checkpoint
-        self.together.agree()
+        self._agree()
         wanted = checkpoint.async_save or (checkpoint.writer is not None and checkpoint.writer.decoupled)
         beside = wanted and not self._in_files and self._has_room()
         with self.together.attempt():
@@ -67,7 +67,10 @@ class CheckpointSave:
             else:
                 self._job.run()
         self._agree()
-        return self if beside else None
+        if beside:
+            return self
+        self._name_in_parent()
+        return None
 
     def _plan(self, checkpoint: Any) -> dict[str, Any]:
         engine = self.engine
@@ -101,6 +104,9 @@ class CheckpointSave:
             if self.engine.global_rank == 0:
                 _C.abandon_save(self.parent, self.name)
             raise
+
+    def _name_in_parent(self) -> None:
+        """`latest` of a tag that is a path below save_dir."""
         if self.engine.global_rank == 0 and self.save_latest and self.parent != os.path.normpath(self.save_dir):
             _C.write_latest(self.save_dir, self.tag)
 
@@ -108,6 +114,7 @@ class CheckpointSave:
         with self.together.attempt():
             self._job.wait()
         self._agree()
+        self._name_in_parent()
 
     def finish(self) -> None:
         """For a rank that ends alone: waits for its own part."""

@@ -60,6 +60,7 @@ class CheckpointMethods:
         save_dir = os.fspath(save_dir)
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
         self._check_tag(tag)
+        tag = text_of_rank_0(self, tag, "checkpoint tag")  # a checkpoint is one folder
         self.wait_for_checkpoint()
         saving = CheckpointSave(self, save_dir, tag, save_latest)
         if self._config.checkpoint.format == "native":
