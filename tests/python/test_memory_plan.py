@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from common import single_rank
+from common import ranks, single_rank
 from models import config, make_model
 
 CRAMPED = """
@@ -100,3 +100,37 @@ def test_parameters_that_exist_are_not_counted_twice(tmp_path, monkeypatch):
     memory, files, _ = _held(sharded)
     assert files >= 4 * (32 * 32 + 32)
     assert memory == slot_of(sharded.weight).unit.tier.facts()["pool_bytes"]  # whatever its parameters: pools are counted once
+
+
+@ranks(4)
+def test_the_ranks_of_a_host_are_counted_whatever_the_launcher_says():
+    import platform
+
+    import deepspeed
+    rank = int(os.environ["RANK"])
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    platform.node = lambda: f"node{0 if rank < 3 else 1}"
+    plan = deepspeed.initialize(model=make_model(), config=config(2))[0].memory_plan()
+    assert (plan["ranks"], plan["ranks_per_host"]) == (4, 3 if rank < 3 else 1)
+    os.environ["LOCAL_SIZE"] = "4"  # of somebody else
+    assert deepspeed.initialize(model=make_model(), config=config(2))[0].memory_plan()["ranks_per_host"] == (3 if rank < 3 else 1)
+
+
+@ranks(4)
+def test_of_a_part_of_the_run_the_launchers_number_counts_too():
+    import torch.distributed as dist
+
+    import deepspeed
+    from deepspeed.runtime.memory_plan import ranks_per_host
+    deepspeed.init_distributed()
+    pairs = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    communicator = deepspeed.comm.get_communicator(pairs[dist.get_rank() % 2])
+    # The other group's ranks are here too, each with as much: four processes, planned as two of two.
+    assert ranks_per_host(communicator, torch.device("cpu")) == 2
+    import platform
+    platform.node = lambda: f"node{dist.get_rank() // 2}"
+    os.environ["LOCAL_SIZE"] = "2"
+    assert ranks_per_host(communicator, torch.device("cpu")) == 2
+    os.environ["LOCAL_SIZE"] = "1"
+    assert ranks_per_host(communicator, torch.device("cpu")) == 1
