@@ -18,8 +18,11 @@ os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0
 deepspeed.init_distributed()
 model = torch.nn.Sequential(*[torch.nn.Linear(2048, 2048) for _ in range(12)])
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
-engine = deepspeed.initialize(model=model, config={"train_batch_size": 1, "optimizer": {"type": "Adam"}, "zero_optimization": {"stage": 1}})[0]
+resource.setrlimit(resource.RLIMIT_AS, (used + (500 << 20),) * 2)
+# Its states are planned, but torch makes them at the first step: what is short is not short yet.
+optimizer = torch.optim.Adamax(model.parameters())
+config = {"train_batch_size": 1, "zero_optimization": {"stage": 1}, "zero_allow_untested_optimizer": True}
+engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 print("started")
 """
 
@@ -40,7 +43,8 @@ def test_what_does_not_fit_is_an_error_with_a_remedy():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_it_can_be_a_warning():
     run = _run("warn")
-    assert "MemoryPlanError" not in run.stderr and "RLIMIT_AS" in run.stderr + run.stdout
+    assert "RLIMIT_AS" in run.stderr + run.stdout and "missing" in run.stderr + run.stdout
+    assert run.returncode == 0 and "started" in run.stdout, run.stderr
 
 
 def _logged(caplog: pytest.LogCaptureFixture, **more: object) -> str:
