@@ -221,6 +221,8 @@ def bare(monkeypatch):
             monkeypatch.delenv(name)
     for name in discovery.RANK_VARIABLES:  # so that what the code sets is undone too
         monkeypatch.setenv(name, "")
+    monkeypatch.setenv("LOCAL_SIZE", "")
+    monkeypatch.delenv("LOCAL_SIZE")
     yield monkeypatch
     if torch_dist.is_initialized():
         dist.destroy_process_group()
@@ -277,6 +279,28 @@ def test_mpi_and_slurm_are_understood(bare):
     bare.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
     assert dist.mpi_discovery(distributed_port=29511, verbose=False)
     assert [os.environ[name] for name in discovery.RANK_VARIABLES] == ["3", "4", "3", "127.0.0.1", "29511"]
+    assert os.environ["LOCAL_SIZE"] == "4"
+
+
+@pytest.mark.parametrize("counts, node, here", [("4(x16)", "7", "4"), ("4(x16)", None, "4"), ("2(x3),1", "2", "2"), ("2(x3),1", "3", "1"),
+                                                ("2(x3),1", None, None)])
+def test_the_ranks_on_this_machine_are_read_from_slurms_list(bare, counts, node, here):
+    bare.setenv("SLURM_PROCID", "0")
+    bare.setenv("SLURM_STEP_NUM_TASKS", "64")
+    bare.setenv("SLURM_LOCALID", "0")
+    bare.setenv("SLURM_STEP_TASKS_PER_NODE", counts)
+    bare.setenv("SLURM_STEP_NODELIST", "n[01-16]")
+    if node is not None:
+        bare.setenv("SLURM_NODEID", node)
+    assert dist.mpi_discovery(verbose=False)
+    assert os.environ.get("LOCAL_SIZE") == here
+
+
+def test_hydras_local_size_is_exported(bare):
+    for name, value in {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4", "MASTER_ADDR": "n1"}.items():
+        bare.setenv(name, value)
+    assert dist.mpi_discovery(verbose=False)
+    assert (os.environ["LOCAL_SIZE"], os.environ["LOCAL_RANK"]) == ("4", "1")
 
 
 @pytest.mark.parametrize("text, first", [("gpu[07-09,12],login1", "gpu07"), ("node1,node2", "node1"), ("a-b-c", "a-b-c"),

@@ -28,6 +28,28 @@ def test_values_come_from_rank_zero_and_each_rank_holds_a_part():
     assert own.item() == 4096
 
 
+def _ranks_with_different_memory(folder: str) -> None:
+    import deepspeed
+    import torch.distributed as dist
+    from deepspeed import _C
+    from deepspeed.runtime.zero.parameter import slot_of
+    deepspeed.init_distributed()
+    layer_bytes = 64 * 64 * 4
+    _C.available_memory = lambda: 4 * layer_bytes * (3 if dist.get_rank() == 0 else 1)
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": folder}}
+    torch.manual_seed(0)
+    with deepspeed.zero.Init(config_dict_or_path=config(3, zero_optimization=zero)):
+        model = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(4)])
+    assert [slot_of(layer.weight).unit.in_file for layer in model] == [False, True, True, True]
+    torch.manual_seed(0)
+    for name, value in nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(4)]).named_parameters():
+        assert torch.equal(full_weights(model)[name], value)
+
+
+def test_the_rank_with_the_least_memory_decides_what_goes_into_files(tmp_path):
+    run_ranks(_ranks_with_different_memory, 2, {"folder": str(tmp_path)})
+
+
 @ranks(2)
 def test_the_modifier_ranks_values_win_on_all_ranks():
     import deepspeed

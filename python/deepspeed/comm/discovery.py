@@ -1,7 +1,7 @@
 """Which rank this process is, from what other launchers leave in the environment.
 
-The result is always the five variables that torch knows: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Values
-that are set already win.
+The result is always the five variables that torch knows: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; and LOCAL_SIZE, the
+ranks on this machine, where the other launcher says how many. Values that are set already win.
 """
 from __future__ import annotations
 
@@ -68,6 +68,9 @@ def mpi_discovery(distributed_port: int = 29500, verbose: bool = True) -> bool:
         values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank or rank, "MASTER_PORT": str(distributed_port)}
         if not os.environ.get("MASTER_ADDR"):
             values["MASTER_ADDR"] = _master_address(size, local_size)
+        here = _ranks_here(local_size)
+        if here is not None:
+            values["LOCAL_SIZE"] = here
         _export(values)
         if verbose:
             logger.info("Discovered rank %s of %s (local rank %s) from %s; master %s:%s", os.environ["RANK"],
@@ -75,6 +78,21 @@ def mpi_discovery(distributed_port: int = 29500, verbose: bool = True) -> bool:
                         os.environ["MASTER_PORT"])
         return True
     return False
+
+
+def _ranks_here(local_size: str | None) -> str | None:
+    """The number of ranks on this machine from what a launcher says: a number, or Slurm's list by machine ("2(x3),1": three with two,
+    then one with one). None where it does not say."""
+    counts: list[str] = []
+    for part in (local_size or "").split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if found is None:
+            return None
+        counts += [found.group(1)] * int(found.group(2) or 1)
+    if len(set(counts)) == 1:
+        return counts[0]
+    node = os.environ.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def _master_address(world_size: str, local_size: str | None) -> str:
@@ -114,7 +132,8 @@ def patch_aml_env_for_torch_nccl_backend(master_port: int = 6105, verbose: bool 
     size = os.environ["OMPI_COMM_WORLD_SIZE"]
     several = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"] != size
     values = {"RANK": os.environ["OMPI_COMM_WORLD_RANK"], "WORLD_SIZE": size,
-              "LOCAL_RANK": os.environ["OMPI_COMM_WORLD_LOCAL_RANK"], "MASTER_PORT": str(master_port)}
+              "LOCAL_RANK": os.environ["OMPI_COMM_WORLD_LOCAL_RANK"], "LOCAL_SIZE": os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"],
+              "MASTER_PORT": str(master_port)}
     if several:
         address, _, port = os.environ["AZ_BATCH_MASTER_NODE"].partition(":")
         values |= {"MASTER_ADDR": address, "MASTER_PORT": port or str(master_port)}
@@ -131,12 +150,13 @@ def patch_aml_env_for_torch_nccl_backend(master_port: int = 6105, verbose: bool 
 def patch_aws_sm_env_for_torch_nccl_backend(verbose: bool = True) -> None:
     """SageMaker's MPI jobs: master address and port are set by the service."""
     _export({"RANK": os.environ["OMPI_COMM_WORLD_RANK"], "WORLD_SIZE": os.environ["OMPI_COMM_WORLD_SIZE"],
-             "LOCAL_RANK": os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]})
+             "LOCAL_RANK": os.environ["OMPI_COMM_WORLD_LOCAL_RANK"],
+             "LOCAL_SIZE": os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")})
     if verbose:
         logger.info("SageMaker: rank %s of %s", os.environ["RANK"], os.environ["WORLD_SIZE"])
 
 
 def _export(values: dict[str, str]) -> None:
     for name, value in values.items():
-        if not os.environ.get(name):
+        if value and not os.environ.get(name):
             os.environ[name] = value

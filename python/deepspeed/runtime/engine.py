@@ -71,7 +71,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if model_parameters is not None and not isinstance(model_parameters, (list, dict, Tensor)):
             model_parameters = list(model_parameters)
         self._check_combination(model_parameters)
-        self._memory_plan = memory_plan.announce(self.module, self._config, optimizer, self._trains, self.communicator.size)
+        self._memory_plan = memory_plan.announce(self.module, self._config, optimizer, self._trains, self.communicator, self.device)
         self._prepare_module(dont_change_device)
         self._make_timers()
         if training_data is not None:

@@ -4,12 +4,16 @@ DEEPSCALE_MEMORY_PLAN=warn makes the error a warning, =off leaves the plan out.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 
 from deepspeed import _C
@@ -62,9 +66,35 @@ def _states(optimizer: Any) -> tuple[int | None, bool]:
     return (None, False) if native_recipe(optimizer) else (2, True)
 
 
-def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains: bool, ranks: int) -> dict[str, Any] | None:
+def _host_mark() -> list[int]:
+    """Eight small numbers that two processes have in common where they run on one machine under one name. (Containers on one machine
+    have names of their own, and mostly memory limits of their own too.)"""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    identity = platform.node() + (boot.read_text() if boot.is_file() else "")
+    return list(hashlib.sha256(identity.encode()).digest()[:8])
+
+
+def ranks_per_host(communicator: Any, device: torch.device) -> int:
+    """Ranks of the communicator on this machine. Collective: launchers differ in what they say about it, so it is counted. In a group that
+    is a part of the run, a launcher's number (LOCAL_SIZE, LOCAL_WORLD_SIZE) counts where it is larger: ranks of other groups on
+    this machine hold as much."""
+    if communicator.size == 1:
+        here = 1
+    else:
+        mine = torch.tensor(_host_mark(), dtype=torch.int64, device=device)
+        all_marks = torch.empty(communicator.size * mine.numel(), dtype=torch.int64, device=device)
+        communicator.all_gather(mine, all_marks, "memory plan: machines of the ranks").wait()
+        here = int((all_marks.view(communicator.size, -1) == mine).all(dim=1).sum())
+    if communicator.size == (dist.get_world_size() if dist.is_initialized() else 1):
+        return here
+    said = next((int(value) for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE") if (value := os.environ.get(name))), 0)
+    return max(here, min(said, communicator.size))
+
+
+def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains: bool, communicator: Any,
+             device: torch.device) -> dict[str, Any] | None:
     """Plans, logs, and raises MemoryPlanError when something that the run cannot do without is short. Returns the plan (keys as `ds_plan
-    --json` prints them), None when it was left out."""
+    --json` prints them), None when it was left out. Collective."""
     mode = os.environ.get("DEEPSCALE_MEMORY_PLAN", "error")
     if mode not in ("error", "warn", "off"):
         raise ValueError(f"DEEPSCALE_MEMORY_PLAN is {mode!r}: error, warn or off is expected")
@@ -73,11 +103,10 @@ def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains:
     accelerator = get_accelerator()
     on_device = accelerator.device_name() != "cpu"
     states, external = _states(optimizer)
-    memory, files, device = _held(module)
-    local = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 0)) or 0)
-    world = {"ranks": ranks, "ranks_per_host": min(local, ranks), "accelerator": on_device, "trains": trains, "states": states,
-             "external": external, "held_memory_bytes": memory, "held_file_bytes": files,
-             "device_bytes": accelerator.available_memory() + device if on_device else None}
+    memory, files, on_devices = _held(module)
+    world = {"ranks": communicator.size, "ranks_per_host": ranks_per_host(communicator, device), "accelerator": on_device,
+             "trains": trains, "states": states, "external": external, "held_memory_bytes": memory, "held_file_bytes": files,
+             "device_bytes": accelerator.available_memory() + on_devices if on_device else None}
     plan = _C.plan_memory(config.resolved_json, _shapes(module), world)
     log_dist("memory plan\n" + plan["table"].rstrip(), ranks=[0])
     if plan["misfit"] and mode == "error":

@@ -181,9 +181,14 @@ class Init:
             quantize_layer(module, self._packing, keep_values)
 
     def _resident_numel(self) -> int:
-        """Elements of a model of unknown size that stay in memory: max_in_cpu; at its default no more than a quarter of what is free."""
+        """Elements of a model of unknown size that stay in memory: max_in_cpu; at its default no more than a quarter of what is free on the
+        rank that has least: which units go into files decides which collectives run. Collective."""
         wanted = self.config.zero_config.offload_param.max_in_cpu
-        return wanted if wanted != _DEFAULT_MAX_IN_CPU else min(wanted, _C.available_memory() // 4 // self.dtype.itemsize)
+        if wanted == _DEFAULT_MAX_IN_CPU:
+            wanted = min(wanted, _C.available_memory() // 4 // self.dtype.itemsize)
+        least = torch.tensor([-wanted], dtype=torch.int64, device=get_accelerator().current_device_name())
+        self.communicator.all_reduce(least, "max", "zero.Init: elements that stay in memory").wait()
+        return -int(least.item())
 
 
 def shutdown_init_context() -> None:
