@@ -229,12 +229,13 @@ void ZipFile::read_directory(const Directory& directory) {
     Fields extension(extension_of(fields.take_bytes(extra_bytes)));
     fields.skip(comment_bytes);
     member.bytes = wide(whole_bytes, extension);
-    member.stored = wide(packed_bytes, extension) == member.bytes && not_compressed;
+    const int64_t in_file = wide(packed_bytes, extension);
+    member.stored = in_file == member.bytes && not_compressed;
     const int64_t local = wide(header, extension);
     member.begin = data_begin(local);
-    DS_CHECK_AS(CheckpointError, member.bytes <= directory.begin && member.begin <= directory.begin - member.bytes,
+    DS_CHECK_AS(CheckpointError, in_file <= directory.begin && member.begin <= directory.begin - in_file,
                 "its part \"{}\" is cut off", printable(name));
-    taken.emplace_back(local, member.begin + member.bytes);
+    taken.emplace_back(local, member.begin + in_file);
     if (i == 0) folder_ = name.substr(0, std::min(name.find('/'), name.size()));
     const bool is_new = members_.emplace(name, member).second;
     DS_CHECK_AS(CheckpointError, is_new, "it has two parts \"{}\"", printable(name));
