@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/sha256.h"
+#include "base/text.h"
 
 namespace deepscale {
 namespace {
@@ -68,6 +69,19 @@ TEST(Sha256, GivesThePublishedDigests) {
   EXPECT_TRUE(equal_secrets("abc", "abc"));
   EXPECT_FALSE(equal_secrets("abc", "abd"));
   EXPECT_FALSE(equal_secrets("abc", "ab"));
+}
+
+TEST(Text, TextOfUnknownOriginIsMadePrintable) {
+  EXPECT_EQ(printable("plain"), "plain");
+  EXPECT_EQ(printable("\xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80"), "\xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80");
+  EXPECT_EQ(printable("a\nb\x7f\xff"),
+            "a\\x0a"
+            "b\\x7f\\xff");
+  EXPECT_EQ(printable("\xc3"), "\\xc3");
+  EXPECT_EQ(printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");                    // a surrogate
+  EXPECT_EQ(printable("\xe0\x80\x80\xc0\x80"), "\\xe0\\x80\\x80\\xc0\\x80");  // overlong
+  EXPECT_EQ(printable(std::string(101, 'x')), std::string(100, 'x') + "...");
+  EXPECT_EQ(printable("abc\xc3\xa4", 4), "abc...");
 }
 
 TEST(DType, SizesAndNames) {

@@ -1,6 +1,8 @@
 // Text helpers that several folders share. Pure.
 #pragma once
 
+#include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace deepscale {
@@ -11,5 +13,10 @@ inline std::string_view trimmed(std::string_view text, std::string_view blanks =
   return begin == std::string_view::npos ? std::string_view()
                                          : text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
 }
+
+/// Text of unknown origin for a message: at most `longest` bytes of it, control characters and bytes that are no UTF-8
+/// as
+/// \\xNN, "..." where it is cut.
+std::string printable(std::string_view text, size_t longest = 100);
 
 }  // namespace deepscale

@@ -1,18 +1,23 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
+#include <map>
 #include <optional>
-#include <unordered_map>
 
 #include "base/checked_math.h"
 #include "base/error.h"
+#include "base/text.h"
 #include "checkpoint/pickle.h"
 
 namespace deepscale {
 namespace {
+
+constexpr size_t kMostDimensions = 64;
+// Elements beyond its storage's that a tensor may have because it repeats some (stride 0): reading makes all of them.
+constexpr int64_t kMostRepeated = int64_t{1} << 20;
 
 class Reader {
  public:
@@ -104,9 +109,9 @@ class Reader {
     DS_CHECK_AS(CheckpointError, items.size() % 2 == 0, "a key has no value");
     PyNode* node = target.node();
     if (node != nullptr && (node->kind == PyKind::kObject || node->kind == PyKind::kCall)) {
-      PyNode* entries = document_.dict();  // a dictionary's subclass: its entries are kept as attributes
-      node->state = entries;
-      node = entries;
+      // A dictionary's subclass: its entries are kept as attributes. They come in batches of 1000.
+      if (!node->state.is_dict()) node->state = document_.dict();
+      node = node->state.node();
     }
     DS_CHECK_AS(CheckpointError, node != nullptr && (node->kind == PyKind::kDict || node->kind == PyKind::kOrderedDict),
                 "entries are added to something that is no dictionary");
@@ -132,6 +137,7 @@ class Reader {
                 "something that is no class is called");
     const std::string& type = callee.node()->type;
     const std::vector<PyValue>& items = arguments.node()->items;
+    count_copied(items.size());
     if (type == "collections.OrderedDict") {
       push(ordered_dict(items));
     } else if (type == "collections.defaultdict" || type == "builtins.dict") {
@@ -147,10 +153,20 @@ class Reader {
     }
   }
 
+  /// Arguments are copied, and two bytes of a pickle are enough to name a long list of them once more. Those that a
+  /// program wrote are new lists, whose elements took a byte each at least.
+  void count_copied(size_t elements) {
+    copied_ += elements;
+    DS_CHECK_AS(CheckpointError, copied_ <= bytes_.size(),
+                "calls have more arguments than {} bytes can hold: the same ones again and again", bytes_.size());
+  }
+
   PyNode* ordered_dict(const std::vector<PyValue>& arguments) {
     PyNode* node = document_.ordered_dict();
     if (arguments.empty()) return node;
-    for (const PyValue& pair : arguments[0].as_items("OrderedDict's argument")) {
+    const auto& pairs = arguments[0].as_items("OrderedDict's argument");
+    count_copied(pairs.size());
+    for (const PyValue& pair : pairs) {
       const auto& both = pair.as_items("an entry of an OrderedDict");
       DS_CHECK_AS(CheckpointError, both.size() == 2, "an entry of an OrderedDict is no pair");
       node->set(both[0], both[1]);
@@ -183,6 +199,8 @@ class Reader {
     tensor.offset = items[1].as_int("a tensor's offset");
     tensor.sizes = items[2].as_shape("a tensor's shape");
     tensor.strides = items[3].as_shape("a tensor's strides");
+    DS_CHECK_AS(CheckpointError, tensor.sizes.size() <= kMostDimensions, "a tensor has {} dimensions",
+                tensor.sizes.size());
     check_extent(tensor);
     return node;
   }
@@ -201,15 +219,28 @@ class Reader {
       if (last) last = reach ? checked_sum(*last, *reach) : std::nullopt;
     }
     const bool possible = numel && last;
+    DS_CHECK_AS(CheckpointError, !possible || *numel <= std::max(tensor.storage_numel, kMostRepeated),
+                "a tensor of {} elements repeats those of a storage of {}", *numel, tensor.storage_numel);
     DS_CHECK_AS(CheckpointError, possible && (*numel == 0 || *last < tensor.storage_numel),
                 "a tensor reaches beyond its storage of {} elements", tensor.storage_numel);
   }
 
-  // --- memo
-  void put(uint32_t index) { memo_[index] = top(); }
+  // --- memo: numbered from 0 by what writes pickles; other numbers are allowed, and cost no more than what they hold
+  [[nodiscard]] size_t memo_size() const { return memo_.size() + far_memo_.size(); }
+  void put(uint32_t index) {
+    if (index < memo_.size()) {
+      memo_[index] = top();
+    } else if (index == memo_.size()) {
+      memo_.push_back(top());
+      far_memo_.erase(index);
+    } else {
+      far_memo_[index] = top();
+    }
+  }
   void get(uint32_t index) {
-    const auto found = memo_.find(index);
-    DS_CHECK_AS(CheckpointError, found != memo_.end(), "an unknown object is referred to");
+    if (index < memo_.size()) return push(memo_[index]);
+    const auto found = far_memo_.find(index);
+    DS_CHECK_AS(CheckpointError, found != far_memo_.end(), "an unknown object is referred to");
     push(found->second);
   }
 
@@ -246,8 +277,10 @@ class Reader {
     if (!text.empty() && text.back() == 'L') text.pop_back();
     if (text == "00" || text == "01") return push(text == "01");
     char* end = nullptr;
+    errno = 0;
     const long long value = std::strtoll(text.c_str(), &end, 10);
-    DS_CHECK_AS(CheckpointError, !text.empty() && *end == '\0', "a number cannot be read");
+    DS_CHECK_AS(CheckpointError, !text.empty() && end == text.c_str() + text.size(), "a number cannot be read");
+    if (errno == ERANGE) return push(std::strtod(text.c_str(), nullptr));  // as other integers beyond 64 bits
     push(static_cast<int64_t>(value));
   }
 
@@ -263,7 +296,9 @@ class Reader {
   PyDocument document_;
   std::vector<PyValue> stack_;
   std::vector<size_t> marks_;
-  std::unordered_map<uint32_t, PyValue> memo_;
+  std::vector<PyValue> memo_;
+  std::map<uint32_t, PyValue> far_memo_;
+  size_t copied_ = 0;
 };
 
 /// Opcodes by their names in Python's pickletools.
@@ -386,7 +421,7 @@ bool Reader::step_object(uint8_t opcode) {
     case 'r':  // LONG_BINPUT
       return put(number<uint32_t>()), true;
     case 0x94:  // MEMOIZE
-      return put(static_cast<uint32_t>(memo_.size())), true;
+      return put(static_cast<uint32_t>(memo_size())), true;
     case 'h':  // BINGET
       return get(number<uint8_t>()), true;
     case 'j':  // LONG_BINGET
@@ -445,7 +480,7 @@ DType storage_dtype(std::string_view class_name) {
   for (const auto& known : kStorageNames) {
     if (known.name == class_name) return known.dtype;
   }
-  ds_throw<CheckpointError>("tensors of type {} are not supported", class_name);
+  ds_throw<CheckpointError>("tensors of type {} are not supported", printable(class_name));
 }
 
 std::string_view storage_class(DType dtype) {

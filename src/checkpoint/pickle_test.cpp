@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "checkpoint/state_layout.h"
 #include "checkpoint/test_support.h"
 #include "deepscale/error.h"
@@ -73,6 +75,92 @@ TEST(Pickle, NothingIsExecutedAndDeepOrCyclicDataIsHarmless) {
   expect_refused("\x80\x09.", "protocol 9");
   expect_refused("X\xff\xff\xff\xffzz.", "ends too early");
   expect_refused("Z.", "0x5a");
+}
+
+/// A list, memo 0, of `count` small numbers.
+std::string long_tuple(int count) {
+  std::string bytes = "(";
+  for (int i = 0; i < count; ++i) bytes += "K\x01";
+  return bytes + "tq" + std::string(1, '\0');
+}
+const std::string kGetFirst("h\0", 2);
+
+TEST(Pickle, NamingSomethingAgainCostsNothing) {
+  // A text of a megabyte a million times: 2 MB of pickle, a terabyte if it were copied.
+  std::string bytes = std::string("X\0\0\x10\0", 5) + std::string(1 << 20, 'x') + std::string("q\0(", 3);
+  for (int i = 0; i < 1'000'000; ++i) bytes += kGetFirst;
+  const PyDocument document = read_pickle(bytes + "l.");
+  const auto& items = document.root.as_items("the list");
+  ASSERT_EQ(items.size(), 1'000'000u);
+  EXPECT_EQ(items.front().get_if<std::string>(), items.back().get_if<std::string>());
+}
+
+TEST(Pickle, ListsOfTheSameListTwiceStaySmall) {
+  std::string bytes = std::string("]q\0", 3);
+  for (char i = 0; i < 100; ++i)
+    bytes += "](h" + std::string(1, i) + "h" + std::string(1, i) + "eq" + std::string(1, static_cast<char>(i + 1));
+  EXPECT_EQ(read_pickle(bytes + ".").root.as_items("the last").size(), 2u);  // 2^100 elements if they were written out
+}
+
+TEST(Pickle, CallsCannotMultiplyTheirArguments) {
+  std::string calls = long_tuple(100'000) + "0", dictionaries = calls;
+  for (int i = 0; i < 100'000; ++i) calls += "ca\nb\n" + kGetFirst + "R";
+  expect_refused(calls + ".", "more arguments");
+  dictionaries = "((K\x01K\x01t";
+  for (int i = 0; i < 10'000; ++i) dictionaries += "2";
+  dictionaries += std::string("t\x85q\0", 4);
+  for (int i = 0; i < 10'000; ++i) dictionaries += "ccollections\nOrderedDict\n" + kGetFirst + "R";
+  expect_refused(dictionaries + ".", "more arguments");
+}
+
+TEST(Pickle, TensorsThatRepeatTheirElementsStaySmall) {
+  const std::string huge = "\x8a\x06" + std::string("\0\0\0\0\0\x01", 6);  // 2^40
+  EXPECT_NO_THROW(read_pickle(
+      tensor_pickle("FloatStorage", 1, "K" + std::string(1, '\0'), "M\x10\x27", "K" + std::string(1, '\0'))));
+  expect_refused(tensor_pickle("FloatStorage", 1, "K" + std::string(1, '\0'), huge, "K" + std::string(1, '\0')),
+                 "repeats");
+  std::string sizes, strides;
+  for (int i = 0; i < 65; ++i) {
+    sizes += "K\x01";
+    strides += "K\x01";
+  }
+  expect_refused(tensor_pickle("FloatStorage", 6, "K\x01", sizes, strides), "65 dimensions");
+  // Nothing in it, and sizes whose product does not fit into 64 bits.
+  const PyDocument empty = read_pickle(
+      tensor_pickle("FloatStorage", 6, "K\x01", "K" + std::string(1, '\0') + huge + huge, "K\x01K\x01K\x01"));
+  EXPECT_EQ(empty.root.node()->tensor.numel(), 0);
+  EXPECT_TRUE(empty.root.node()->tensor.is_contiguous());
+}
+
+TEST(Pickle, NumbersBeyond64BitsAreNotCutToThem) {
+  EXPECT_EQ(read_pickle("L9223372036854775807L\n.").root.as_int("n"), std::numeric_limits<int64_t>::max());
+  EXPECT_EQ(read_pickle("L9223372036854775808L\n.").root.as_double("n"), 9223372036854775808.0);
+  EXPECT_EQ(read_pickle("I-99999999999999999999\n.").root.as_double("n"), -1e20);
+  EXPECT_THROW(read_pickle(std::string("I1\0x\n.", 6)), CheckpointError);
+}
+
+TEST(Pickle, MemoNumbersMayHaveGaps) {
+  const PyDocument document = read_pickle(
+      std::string("K\x01r\xff\xff\xff\xffK\x02q\x01K\x03q\0K\x04\x94(j\xff\xff\xff\xffh\x01h\0h\x03l.", 40));
+  const auto& items = document.root.as_items("the list");
+  ASSERT_EQ(items.size(), 4u);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(items[static_cast<size_t>(i)].as_int("n"), i + 1);
+}
+
+TEST(Pickle, DictionarySubclassesKeepAllBatchesOfTheirEntries) {
+  const PyDocument document = read_pickle(
+      "cmy\nDict\n)\x81(U\x01"
+      "aK\x01u(U\x01"
+      "bK\x02u.");
+  ASSERT_NE(document.root.find("a"), nullptr);
+  EXPECT_EQ(document.root.at("b").as_int("b"), 2);
+}
+
+TEST(Pickle, LengthsBeyondTheDataAreRefusedBeforeAnythingIsMade) {
+  const std::string far("\xff\xff\xff\xff\xff\xff\xff\x7f", 8);
+  for (const char* opcode : {"\x8b", "X", "B", "T"}) expect_refused(opcode + far.substr(0, 4) + ".", "ends too early");
+  for (const char* opcode : {"\x8d", "\x8e"}) expect_refused(opcode + far + ".", "ends too early");
+  EXPECT_NO_THROW(read_pickle("\x95" + far + "N."));  // a frame is a hint for buffering
 }
 
 TEST(StateLayout, PartitionsAreEqualAndPaddedAtTheEnd) {

@@ -8,11 +8,15 @@ namespace deepscale {
 
 int64_t PyTensor::numel() const {
   int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
+  for (const int64_t size : sizes) {
+    if (size == 0) return 0;  // whatever the others are
+    count *= size;
+  }
   return count;
 }
 
 bool PyTensor::is_contiguous() const {
+  if (numel() == 0) return true;
   int64_t expected = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
     if (sizes[d] != 1 && strides[d] != expected) return false;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -52,15 +53,20 @@ class PyValue {
   PyValue(int value) : data_(static_cast<int64_t>(value)) {}
   PyValue(int64_t value) : data_(value) {}
   PyValue(double value) : data_(value) {}
-  PyValue(std::string value) : data_(std::move(value)) {}
-  PyValue(const char* value) : data_(std::string(value)) {}
+  PyValue(std::string value) : data_(std::make_shared<const std::string>(std::move(value))) {}
+  PyValue(const char* value) : PyValue(std::string(value)) {}
   PyValue(PyNode* node) : data_(node) {}
   PyValue(const void*) = delete;  ///< would become a bool
 
   [[nodiscard]] bool is_none() const { return std::holds_alternative<std::monostate>(data_); }
   template <typename T>
   [[nodiscard]] const T* get_if() const {
-    return std::get_if<T>(&data_);
+    if constexpr (std::is_same_v<T, std::string>) {
+      const Text* const text = std::get_if<Text>(&data_);
+      return text == nullptr ? nullptr : text->get();
+    } else {
+      return std::get_if<T>(&data_);
+    }
   }
   /// The node, or null for a plain value.
   [[nodiscard]] PyNode* node() const;
@@ -86,7 +92,9 @@ class PyValue {
   [[nodiscard]] std::vector<std::pair<std::string, const PyValue*>> as_entries(std::string_view what) const;
 
  private:
-  std::variant<std::monostate, bool, int64_t, double, std::string, PyNode*> data_;
+  // Shared: two bytes of a file are enough to name a text of a megabyte once more.
+  using Text = std::shared_ptr<const std::string>;
+  std::variant<std::monostate, bool, int64_t, double, Text, PyNode*> data_;
 };
 
 struct PyNode {

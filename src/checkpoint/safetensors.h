@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,7 +32,13 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-/// data_bytes: size of the data part. file: for messages. Throws CheckpointError that names the file and the tensor.
+/// The format's names of element types: "BF16" <-> kBFloat16. Nothing for one that we do not have.
+std::optional<DType> safetensors_dtype(std::string_view name);
+std::string_view safetensors_name(DType dtype);
+
+/// Strict JSON: no comments, no name twice. Memory in proportion to what is accepted: the first entry that lies ends
+/// it. data_bytes: size of the data part. file: for messages. Throws CheckpointError that names the file and the
+/// tensor.
 SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t data_bytes, const std::string& file);
 
 /// An open file, its header checked. Threads: one at a time.
@@ -54,6 +61,7 @@ class SafetensorsFile {
   std::string path_;
   std::ifstream stream_;
   SafetensorsHeader header_;
+  std::vector<size_t> by_name_;  // indexes of entries, in the order of their names
   int64_t data_begin_ = 0;
 };
 

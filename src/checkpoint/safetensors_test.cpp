@@ -113,8 +113,64 @@ TEST_F(Safetensors, HeadersThatLieAreRefused) {
                "damaged");
   expect_error(with_header(R"({"__metadata__": 3})", ""), "__metadata__");
   expect_error(with_header("[1]", ""), "no object");
-  expect_error(with_header(std::string(500, '['), ""), "damaged");
+  expect_error(with_header(std::string(500, '['), ""), "no object");
+  expect_error(with_header(R"({"v":{"x":)" + std::string(100000, '['), ""), "deeper than 64");
+  expect_error(with_header(R"({"v":{"dtype":"U8","dtype":"U8","shape":[4],"data_offsets":[0,4]}})", four),
+               "dtype occurs twice");
   expect_error(std::string("\xff\xff\xff\xff\xff\xff\xff\x7f", 8), "cannot hold the header");
+}
+
+TEST_F(Safetensors, HeadersAreStrictJson) {
+  const std::string entry = R"("v":{"dtype":"U8","shape":[4],"data_offsets":[0,4]})", four(4, 'x');
+  for (const auto& accepted :
+       {"{" + entry + "}", " {" + entry + "} \n", R"({"__metadata__":null,)" + entry + "}",
+        R"({"__metadata__":{"a":"\u0001"},)" + entry +
+            "}",  // a text, though the configuration's reader uses it for itself
+        std::string(R"({"v":{"new":[{"x":[1.5]}],"dtype":"U8","shape":[4],"data_offsets":[0,4]}})")}) {
+    EXPECT_NO_THROW(SafetensorsFile::open(write_bytes("good.safetensors", with_header(accepted, four)))) << accepted;
+  }
+  for (const auto& refused :
+       {"{/* x */" + entry + "}", "{" + entry + ",}", "# x\n{" + entry + "}", "\xEF\xBB\xBF{" + entry + "}",
+        "{" + entry + "}" + std::string(1, '\0') + "more", "{" + entry + "}more", std::string()}) {
+    expect_error(with_header(refused, four), "damaged");
+  }
+  for (const char* number : {"4.0", "-0", "4e0", "Infinity", "\"4\"", "null", "[4]"}) {
+    const std::string header = std::string(R"({"v":{"dtype":"U8","shape":[)") + number + R"(],"data_offsets":[0,4]}})";
+    EXPECT_THROW(SafetensorsFile::open(write_bytes("bad.safetensors", with_header(header, four))), CheckpointError)
+        << number;
+  }
+}
+
+TEST_F(Safetensors, MessagesStayShortAndPrintable) {
+  const std::string name = std::string(100000, 'n') + "\\u0007";
+  try {
+    (void)parse_safetensors_header("{\"" + name + R"(":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}})", 4, "f");
+    FAIL() << "no error";
+  } catch (const CheckpointError& error) {
+    EXPECT_LT(std::string(error.what()).size(), 400u);
+  }
+  std::string sizes = "1";
+  for (int i = 0; i < 100000; ++i) sizes += ",1";
+  try {
+    (void)parse_safetensors_header(R"({"v":{"dtype":"U8","shape":[)" + sizes + R"(,-1],"data_offsets":[0,4]}})", 4,
+                                   "f");
+    FAIL() << "no error";
+  } catch (const CheckpointError& error) {
+    EXPECT_LT(std::string(error.what()).size(), 400u);
+  }
+}
+
+TEST_F(Safetensors, AHundredThousandTensorsAreFoundByName) {
+  std::string json = "{";
+  constexpr int kCount = 100000;
+  for (int i = 0; i < kCount; ++i) {
+    json += (i == 0 ? "" : ",") + ("\"t" + std::to_string(i)) + R"(":{"dtype":"U8","shape":[1],"data_offsets":[)" +
+            std::to_string(i) + "," + std::to_string(i + 1) + "]}";
+  }
+  const SafetensorsFile file =
+      SafetensorsFile::open(write_bytes("many.safetensors", with_header(json + "}", std::string(kCount, 'x'))));
+  for (int i = 0; i < kCount; ++i) ASSERT_EQ(file.find("t" + std::to_string(i))->begin, i);
+  EXPECT_EQ(file.find("t"), nullptr);
 }
 
 TEST_F(Safetensors, MissingFilesAndFoldersAreNamed) {

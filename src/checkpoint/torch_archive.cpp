@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "checkpoint/file_replace.h"
 #include "checkpoint/pickle.h"
 #include "platform/files.h"
@@ -36,10 +37,10 @@ void TorchArchive::find_tensors() {
   for (const PyTensor* tensor : tensors_below(document_.root)) {
     const std::string name = "data/" + tensor->record;
     const ZipFile::Member* const member = zip_.find(name);
-    DS_CHECK_AS(CheckpointError, member != nullptr, "it has no part \"{}\"", name);
+    DS_CHECK_AS(CheckpointError, member != nullptr, "it has no part \"{}\"", printable(name));
     const int64_t needed = tensor->storage_numel * size_of(tensor->dtype);
-    DS_CHECK_AS(CheckpointError, member->bytes >= needed, "its part \"{}\" has {} bytes, {} are needed", name,
-                member->bytes, needed);
+    DS_CHECK_AS(CheckpointError, member->bytes >= needed, "its part \"{}\" has {} bytes, {} are needed",
+                printable(name), member->bytes, needed);
     begins_[tensor->record] = member->begin;
   }
 }
@@ -65,7 +66,7 @@ TorchArchive TorchArchive::open(const std::string& path) {
 
 void TorchArchive::read_storage(const PyTensor& tensor, int64_t begin, int64_t length, void* destination) {
   DS_CHECK_AS(CheckpointError, begin >= 0 && length >= 0 && begin <= tensor.storage_numel - length,
-              "checkpoint file {}: elements {} to {} of {} are asked for", path_, begin, begin + length,
+              "checkpoint file {}: {} elements from {} on of {} are asked for", path_, length, begin,
               tensor.storage_numel);
   const int64_t element = size_of(tensor.dtype);
   try {

@@ -5,8 +5,10 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "platform/files.h"
 
 namespace deepscale {
@@ -104,6 +106,18 @@ std::string_view extension_of(std::string_view extra) {
   return {};
 }
 
+using Ranges = std::vector<std::pair<int64_t, int64_t>>;  // first byte, first byte behind
+
+/// Parts that share bytes let a small file hold any amount of data, and two readers see different files.
+void check_apart(Ranges ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    DS_CHECK_AS(CheckpointError, ranges[i - 1].second <= ranges[i].first,
+                "two of its parts overlap: one reaches to byte {}, another begins at {}", ranges[i - 1].second,
+                ranges[i].first);
+  }
+}
+
 uint32_t narrow(int64_t value) {
   return value >= kIn64 ? kIn64 : static_cast<uint32_t>(value);
 }
@@ -135,7 +149,7 @@ ZipFile ZipFile::open(const std::string& path) {
 
 void ZipFile::read_at(int64_t offset, void* destination, int64_t count) {
   DS_CHECK_AS(CheckpointError, offset >= 0 && count >= 0 && count <= size_ && offset <= size_ - count,
-              "bytes {} to {} are not inside its {} bytes", offset, offset + count, size_);
+              "{} bytes from {} on are not inside its {} bytes", count, offset, size_);
   stream_.clear();
   stream_.seekg(offset);
   stream_.read(static_cast<char*>(destination), count);
@@ -196,6 +210,7 @@ void ZipFile::read_directory(const Directory& directory) {
   std::string bytes(static_cast<size_t>(directory.bytes), '\0');
   read_at(directory.begin, bytes.data(), directory.bytes);
   Fields fields(bytes);
+  Ranges taken;
   for (int64_t i = 0; i < directory.count; ++i) {
     DS_CHECK_AS(CheckpointError, fields.take<uint32_t>() == kEntryMark, "its directory is damaged");
     fields.skip(6);
@@ -214,26 +229,31 @@ void ZipFile::read_directory(const Directory& directory) {
     Fields extension(extension_of(fields.take_bytes(extra_bytes)));
     fields.skip(comment_bytes);
     member.bytes = wide(whole_bytes, extension);
-    member.stored = wide(packed_bytes, extension) == member.bytes && not_compressed;
-    member.begin = data_begin(wide(header, extension));
-    DS_CHECK_AS(CheckpointError, member.bytes <= directory.begin && member.begin <= directory.begin - member.bytes,
-                "its part \"{}\" is cut off", name);
+    const int64_t in_file = wide(packed_bytes, extension);
+    member.stored = in_file == member.bytes && not_compressed;
+    const int64_t local = wide(header, extension);
+    member.begin = data_begin(local);
+    DS_CHECK_AS(CheckpointError, in_file <= directory.begin && member.begin <= directory.begin - in_file,
+                "its part \"{}\" is cut off", printable(name));
+    taken.emplace_back(local, member.begin + in_file);
     if (i == 0) folder_ = name.substr(0, std::min(name.find('/'), name.size()));
-    members_.emplace(std::move(name), member);
+    const bool is_new = members_.emplace(name, member).second;
+    DS_CHECK_AS(CheckpointError, is_new, "it has two parts \"{}\"", printable(name));
   }
+  check_apart(std::move(taken));
 }
 
 const ZipFile::Member* ZipFile::find(const std::string& name) const {
   const auto found = members_.find(folder_ + "/" + name);
   if (found == members_.end()) return nullptr;
   DS_CHECK_AS(CheckpointError, found->second.stored, "its part \"{}\" is compressed, which torch.save does not do",
-              name);
+              printable(name));
   return &found->second;
 }
 
 std::string ZipFile::read(const std::string& name) {
   const Member* const member = find(name);
-  DS_CHECK_AS(CheckpointError, member != nullptr, "it has no part \"{}\"", name);
+  DS_CHECK_AS(CheckpointError, member != nullptr, "it has no part \"{}\"", printable(name));
   std::string bytes(static_cast<size_t>(member->bytes), '\0');
   read_at(member->begin, bytes.data(), member->bytes);
   DS_CHECK_AS(CheckpointError, crc32(bytes.data(), bytes.size()) == member->crc,

@@ -72,6 +72,40 @@ TEST_F(Zip, DamagedBytesNeverDoMoreThanThrow) {
   EXPECT_GT(refused, 1000);
 }
 
+TEST_F(Zip, PartsThatShareBytesOrANameAreRefused) {
+  const auto refusal = [&](const std::string& bytes) -> std::string {
+    write(bytes);
+    try {
+      (void)ZipFile::open(path_);
+      return "no error";
+    } catch (const CheckpointError& error) {
+      return error.what();
+    }
+  };
+  std::string shared = sample();
+  const size_t first = shared.find("PK\x01\x02"), second = shared.find("PK\x01\x02", first + 1);
+  shared.replace(second + 42, 4, shared.substr(first + 42, 4));  // both entries point to the same local header
+  EXPECT_NE(refusal(shared).find("overlap"), std::string::npos) << refusal(shared);
+  std::ostringstream out;
+  ZipWriter zip(out, "box");
+  zip.add("same", "1", 1);
+  zip.add("same", "2", 1);
+  zip.finish();
+  EXPECT_NE(refusal(out.str()).find("two parts \"box/same\""), std::string::npos) << refusal(out.str());
+}
+
+TEST_F(Zip, PositionsAtTheEndOf64BitsAreRefused) {
+  std::ostringstream out;
+  ZipWriter zip(out, "box");
+  for (int i = 0; i < 66'000; ++i) zip.add(std::to_string(i), &i, sizeof(i));
+  zip.finish();
+  std::string bytes = out.str();
+  const size_t locator = bytes.rfind("PK\x06\x07");
+  bytes.replace(locator + 8, 8, "\xff\xff\xff\xff\xff\xff\xff\x7f");
+  write(bytes);
+  EXPECT_THROW((void)ZipFile::open(path_), CheckpointError);
+}
+
 TEST_F(Zip, ACommentAtTheEndIsAllowed) {
   std::string bytes = sample();
   bytes[bytes.size() - 2] = 6;

@@ -5,15 +5,18 @@
 #include <cctype>
 #include <cmath>
 #include <limits>
-#include <unordered_set>
+#include <set>
 #include <vector>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace deepscale::config {
 namespace {
 
 constexpr size_t kMaxDepth = 64;
+constexpr size_t kMaxDuplicatesShown = 20;
+constexpr size_t kMaxMessage = 300;
 
 // JSON has no spelling for infinity. While the library reads or writes the text, a one-character string stands for it:
 // written with an escape it is exactly as long as "Infinity", so that error positions stay true.
@@ -139,7 +142,9 @@ class Builder : public nlohmann::json_sax<Json> {
   bool start_array(std::size_t) override { return open(Json::array()); }
   bool key(string_t& value) override {
     Level& level = levels_.back();
-    if (!level.seen.insert(value).second) duplicates_.push_back(path() + value);
+    if (!level.seen.insert(value).second && ++duplicate_count_ <= kMaxDuplicatesShown) {
+      duplicates_.push_back(path() + printable(value));
+    }
     level.key = std::move(value);
     return true;
   }
@@ -155,19 +160,20 @@ class Builder : public nlohmann::json_sax<Json> {
 
   const std::string& error() const { return error_; }
   const std::vector<std::string>& duplicates() const { return duplicates_; }
+  size_t duplicate_count() const { return duplicate_count_; }
   Json take() { return std::move(result_); }
 
  private:
   struct Level {
     Json value;
     std::string key;
-    std::unordered_set<std::string> seen;
+    std::set<std::string> seen;  // not hashed: the keys may have been chosen so that their hashes are equal
   };
 
   std::string path() const {
     std::string text;
     for (size_t i = 0; i + 1 < levels_.size(); ++i) {
-      if (!levels_[i].key.empty()) text += levels_[i].key + ".";
+      if (!levels_[i].key.empty()) text += printable(levels_[i].key) + ".";
     }
     return text;
   }
@@ -201,6 +207,7 @@ class Builder : public nlohmann::json_sax<Json> {
   Json result_;
   std::vector<Level> levels_;
   std::vector<std::string> duplicates_;
+  size_t duplicate_count_ = 0;
   std::string error_;
 };
 
@@ -232,13 +239,17 @@ int base64_digit(char c) {
 }  // namespace
 
 Json parse_json_text(std::string_view text) {
+  // The library takes this byte for the end of the text.
+  const size_t zero = text.find('\0');
+  DS_CHECK_AS(ConfigError, zero == std::string_view::npos, "configuration is not JSON: {}: a byte that is 0",
+              line_and_column(text, zero));
   const std::string json = Normalizer(text).run();
   Builder builder;
   const bool complete = Json::sax_parse(json, &builder);
-  DS_CHECK_AS(ConfigError, complete, "configuration is not JSON: {}", builder.error());
+  DS_CHECK_AS(ConfigError, complete, "configuration is not JSON: {}", printable(builder.error(), kMaxMessage));
   DS_CHECK_AS(ConfigError, builder.duplicates().empty(),
-              "configuration: duplicate keys: {}; a key may occur once in an object, remove all but one",
-              fmt::join(builder.duplicates(), ", "));
+              "configuration: duplicate keys: {}{}; a key may occur once in an object, remove all but one",
+              fmt::join(builder.duplicates(), ", "), builder.duplicate_count() > kMaxDuplicatesShown ? ", ..." : "");
   return builder.take();
 }
 

@@ -83,6 +83,19 @@ TEST(JsonText, DeepNestingIsRefusedInsteadOfOverflowingTheStack) {
   EXPECT_CONTAINS(failure(std::string(100000, '[')), "deeper than 64");
 }
 
+TEST(JsonText, AZeroByteDoesNotEndTheText) {
+  EXPECT_CONTAINS(failure(std::string("{\"a\": 1}\0 and more", 18)), "line 1, column 9");
+}
+
+TEST(JsonText, MessagesStaySmallWhateverTheTextHolds) {
+  EXPECT_LT(failure("{\"a\": \"" + std::string(1 << 20, 'x')).size(), 500u);
+  std::string twice = "{\"" + std::string(1 << 20, 'k') + "\": {\"a\": 1";
+  for (int i = 0; i < 100'000; ++i) twice += ",\"a\":1";  // their paths together: 100 GB
+  const std::string message = failure(twice + "}}");
+  EXPECT_CONTAINS(message, "duplicate keys");
+  EXPECT_LT(message.size(), 10'000u);
+}
+
 TEST(JsonText, Base64UrlIsDecoded) {
   EXPECT_EQ(decode_base64url("eyJhIjogMX0="), R"({"a": 1})");
   EXPECT_EQ(decode_base64url("eyJhIjogMX0"), R"({"a": 1})");

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from deepspeed._C import CheckpointError
+from deepspeed.checkpoint.pickle_check import Refused, check_torch_file
 
 
 def _harmless() -> list[Any]:
@@ -41,11 +42,14 @@ def load_file(path: str) -> dict:
     if not os.path.isfile(path):
         raise CheckpointError(f"checkpoint file {path} does not exist: the checkpoint is not complete, or the directory or tag is wrong")
     try:
+        check_torch_file(path, _is_zip(path))
         with torch.serialization.safe_globals(_harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Refused as error:
+        raise CheckpointError(f"checkpoint file {path} is not loaded: {error}; it is damaged, or made to harm who loads it") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"checkpoint file {path}: {_why(error)}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever instructions that make no sense lead to: IndexError, struct.error, MemoryError ...
         raise CheckpointError(f"checkpoint file {path}: {_damaged(error)}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"checkpoint file {path} holds {type(loaded).__name__} where a dictionary is expected")
@@ -68,5 +72,7 @@ def _why(error: Exception) -> str:
 
 
 def _damaged(error: Exception) -> str:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
+    # Not torch's whole message: it recommends to load such a file without these checks.
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    first = (text.strip().splitlines() or [type(error).__name__])[0][:300]
     return f"it is cut off or damaged ({first}): restore it, or load another tag"
