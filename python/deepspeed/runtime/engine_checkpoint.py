@@ -81,11 +81,11 @@ class CheckpointMethods:
         in_model_file = trains and not self._config.shards_optimizer
         optimizer_state = self.optimizer.state_dict() if in_model_file else None
         frozen = self._config.shards_gradients and not exclude_frozen
-        shapes = self._param_shapes() if trains and self._config.shards_optimizer else None
+        shapes = self._param_shapes() if trains else None
         state = {
             "module": self.module_state_dict(exclude_frozen_parameters=exclude_frozen), BUFFER_NAMES: self._get_buffer_names(),
             "optimizer": optimizer_state, PARAM_SHAPES: shapes, FROZEN_PARAM_SHAPES: self._frozen(_shape_of) if frozen else None,
-            SHARED_PARAMS: self._shared_params() if trains and self._config.shards_optimizer else None,
+            SHARED_PARAMS: self._shared_params() if trains else None,
             FROZEN_PARAM_FRAGMENTS: self._frozen(self._frozen_piece) if frozen else None,
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None, "data_sampler": None,
             "random_ltd": None, "skipped_steps": self.skipped_steps, "global_steps": self.global_steps,
@@ -273,7 +273,10 @@ class CheckpointMethods:
             raise ValueError(f"load_dir must be a non-empty string, got {load_dir!r}")
         load_dir = os.fspath(load_dir)
         if self.load_universal_checkpoint():
-            raise NotImplementedError("checkpoint.load_universal: universal checkpoints are not built yet")
+            from deepspeed.runtime.universal_load import load_universal
+            return load_universal(self, load_dir, tag, strict=load_module_strict, optimizer=load_optimizer_states and not load_module_only,
+                                  scheduler=load_lr_scheduler_states and not load_module_only, module_only=load_module_only,
+                                  custom_load_fn=custom_load_fn)
         if tag is None:
             # As rank 0 sees it: other machines may not see the same files.
             tag = text_of_rank_0(self, _read_latest(load_dir) if self.global_rank == 0 else None, "latest checkpoint")
