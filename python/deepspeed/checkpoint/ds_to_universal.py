@@ -14,12 +14,10 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Iterable, Sequence
 
-import torch
-
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint import universal_checkpoint as universal
-from deepspeed.checkpoint.constants import (DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, PARAM, UNIVERSAL_CHECKPOINT_INFO,
-                                            UNIVERSAL_CHECKPOINT_VERSION_KEY, UNIVERSAL_CHECKPOINT_VERSION_VALUE)
+from deepspeed.checkpoint.constants import (DS_VERSION, PARAM, UNIVERSAL_CHECKPOINT_INFO, UNIVERSAL_CHECKPOINT_VERSION_KEY,
+                                            UNIVERSAL_CHECKPOINT_VERSION_VALUE)
 from deepspeed.checkpoint.universal_merge import MergeRules
 from deepspeed.checkpoint.universal_source import UniversalSource
 
@@ -42,40 +40,29 @@ def convert(input_folder: str, output_folder: str, *, workers: int = 2, strict: 
     """Writes `output_folder` and `latest_universal` beside it. CheckpointError, naming the file, when the input is not complete."""
     source = UniversalSource(input_folder)
     rules = MergeRules(_layout_info(source, inject_missing_state))
-    unmatched = rules.unmatched([*source.names, *source.untrained()])
+    unmatched = rules.unmatched([*source.names, *source.model.untrained(source.names)])
     if unmatched and strict:
         raise CheckpointError(f"checkpoint {input_folder}: no parameter matches the patterns {unmatched} of {UNIVERSAL_CHECKPOINT_INFO}: they are of "
                               "another model; --no_strict converts nevertheless")
     output_folder = os.path.abspath(output_folder)
-    _refuse_to_replace(output_folder, os.path.abspath(input_folder))
-    partial = f"{output_folder}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(os.path.join(partial, universal.ZERO_FOLDER))
+    if output_folder == os.path.abspath(input_folder):
+        raise CheckpointError(f"{output_folder} is the input, not a universal checkpoint: choose another --output_folder")
+    partial = universal.begin(output_folder)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for _ in _shown(pool.map(lambda name: _write_trained(source, rules, name, partial), source.names), len(source.names), progress):
             pass
     _write_untrained(source, rules, partial)
     universal.write(_common(source), universal.optimizer_state_file(partial))
     _write_models(source, partial)
-    _move(partial, output_folder)
-    universal.write_latest(os.path.dirname(output_folder), os.path.basename(output_folder))
+    universal.move(partial, output_folder)
 
 
 def _layout_info(source: UniversalSource, inject: bool) -> dict[str, Any]:
-    info = source.first.get(UNIVERSAL_CHECKPOINT_INFO)
+    info = source.model.first.get(UNIVERSAL_CHECKPOINT_INFO)
     if info is None and source.tp_degree > 1 and not inject:
-        raise CheckpointError(f"{source.model_paths[0][0]} has no entry {UNIVERSAL_CHECKPOINT_INFO!r}, which says how {source.tp_degree} "
+        raise CheckpointError(f"{source.model.paths[0][0]} has no entry {UNIVERSAL_CHECKPOINT_INFO!r}, which says how {source.tp_degree} "
                               "tensor-parallel ranks cut their parameters; --inject_missing_state takes the first dimension for all")
     return {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE} if info is None else info
-
-
-def _refuse_to_replace(output: str, source: str) -> None:
-    """Only universal checkpoints and empty folders are written over."""
-    if not os.path.basename(output):
-        raise CheckpointError(f"--output_folder {output} has no name")
-    if os.path.exists(output) and (output == source or not os.path.isdir(output) or
-                                   (os.listdir(output) and not os.path.isdir(os.path.join(output, universal.ZERO_FOLDER)))):
-        raise CheckpointError(f"{output} exists and is not a universal checkpoint: choose another --output_folder, or remove it")
 
 
 def _shown(steps: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
@@ -96,13 +83,13 @@ def _write_trained(source: UniversalSource, rules: MergeRules, name: str, output
 
 def _write_untrained(source: UniversalSource, rules: MergeRules, output: str) -> None:
     """Frozen parameters, buffers and other names of parameters, so that the folder holds the whole model in fp32."""
-    for name, read in source.untrained().items():
+    for name, read in source.model.untrained(source.names).items():
         value, beside = rules.merge(name, [piece.float() for piece in read()])
         universal.write({PARAM: value.contiguous(), **beside}, universal.state_file(output, name, "fp32"))
-    for name, value in source.buffers().items():
+    for name, value in source.model.buffers().items():
         if value.is_floating_point():
             universal.write({PARAM: value.float()}, universal.state_file(output, name, "fp32"))
-    for alias, name in source.aliases().items():
+    for alias, name in source.model.aliases().items():
         original = universal.state_file(output, name, "fp32")
         if os.path.isfile(original):
             target = universal.state_file(output, alias, "fp32")
@@ -111,34 +98,17 @@ def _write_untrained(source: UniversalSource, rules: MergeRules, output: str) ->
 
 
 def _common(source: UniversalSource) -> dict[str, Any]:
-    plain = {DS_VERSION: source.first.get(DS_VERSION), **source.common()}
+    plain = {DS_VERSION: source.model.first.get(DS_VERSION), **source.common()}
     states = {name: {"keys": source.keys(name), "scalars": source.scalars(name)} for name in source.names}
     return universal.common_state(plain, source.param_groups(), source.step(), states)
 
 
 def _write_models(source: UniversalSource, output: str) -> None:
-    """Copies; and, for engines of the other kind of stage, a file of their name without trained parameters."""
-    for path in (path for paths in source.model_paths for path in paths):
+    for path in (path for paths in source.model.paths for path in paths):
         shutil.copyfile(path, os.path.join(output, os.path.basename(path)))
-    if source.tp_degree > 1:
-        return
-    untrained = {name: read()[0].clone() for name, read in source.untrained().items()}
-    module = {name: torch.empty(0, dtype=value.dtype) if name in source.names else value.clone()
-              for name, value in source.first["module"].items() if isinstance(value, torch.Tensor) and name not in source.aliases()}
-    light = {**source.first, "module": {**module, **untrained}, "optimizer": None,
-             FROZEN_PARAM_SHAPES: {name: value.shape for name, value in untrained.items()}, FROZEN_PARAM_FRAGMENTS: untrained}
-    name = universal.WHOLE_MODEL_FILE if source.sharded else universal.SHARDED_MODEL_FILE
-    universal.write(light, os.path.join(output, name))
-
-
-def _move(partial: str, output: str) -> None:
-    """Under its name, in place of what was there."""
-    old = f"{output}.replaced"
-    shutil.rmtree(old, ignore_errors=True)
-    if os.path.exists(output):
-        os.rename(output, old)
-    os.rename(partial, output)
-    shutil.rmtree(old, ignore_errors=True)
+    if source.tp_degree == 1:
+        name, state = source.model.light(source.names)
+        universal.write(state, os.path.join(output, name))
 
 
 def main(args: Any = None) -> None:

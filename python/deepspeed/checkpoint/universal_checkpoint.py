@@ -13,6 +13,7 @@ file that was lost is found to be missing, and the states that are numbers.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,27 @@ def write(value: Any, path: str) -> None:
     torch.save(value, path)
 
 
-def write_latest(root: str, folder: str) -> None:
-    partial = os.path.join(root, f"{LATEST_UNIVERSAL}.partial")
-    with open(partial, "w") as file:
+def begin(output: str) -> str:
+    """A new folder, to be moved to `output` when it is complete. Only universal checkpoints and empty folders may be written over."""
+    usable = not os.path.exists(output) or (os.path.isdir(output) and (not os.listdir(output) or os.path.isdir(os.path.join(output, ZERO_FOLDER))))
+    if not usable or not os.path.basename(output):
+        raise CheckpointError(f"{output} exists and is not a universal checkpoint: choose another folder, or remove it")
+    partial = f"{output}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(os.path.join(partial, ZERO_FOLDER))
+    return partial
+
+
+def move(partial: str, output: str) -> None:
+    """Under its name, in place of what was there; then named by latest_universal."""
+    old = f"{output}.replaced"
+    shutil.rmtree(old, ignore_errors=True)
+    if os.path.exists(output):
+        os.rename(output, old)
+    os.rename(partial, output)
+    root, folder = os.path.split(output)
+    latest = os.path.join(root, LATEST_UNIVERSAL)
+    with open(f"{latest}.partial", "w") as file:
         file.write(folder)
-    os.replace(partial, os.path.join(root, LATEST_UNIVERSAL))
+    os.replace(f"{latest}.partial", latest)
+    shutil.rmtree(old, ignore_errors=True)

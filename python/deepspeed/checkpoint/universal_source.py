@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, BUFFER_NAMES, 
                                             FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT,
                                             PARAM_SHAPES, PARAM_SLICE_MAPPINGS, SHARED_PARAMS, SINGLE_PARTITION_OF_FP32_GROUPS)
 from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.checkpoint.universal_checkpoint import SHARDED_MODEL_FILE, STEP, WHOLE_MODEL_FILE
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
 _MODEL = re.compile(rf"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+){re.escape(MODEL_FILE_SUFFIX)}")
@@ -46,8 +47,8 @@ def _grid(directory: str, pattern: re.Pattern, what: str) -> list[list[str]]:
     return [[found[tp, dp] for dp in range(size[1])] for tp in range(size[0])]
 
 
-class UniversalSource:
-    """What a universal checkpoint needs to know of another one. One StateFiles and one list of model files per tensor-parallel rank."""
+class ModelFiles:
+    """The model-state files of a folder, and all of a model that is not in optimizer files."""
 
     def __init__(self, directory: str) -> None:
         if not os.path.isdir(directory):
@@ -57,37 +58,78 @@ class UniversalSource:
         if other:
             raise CheckpointError(f"checkpoint {directory} holds {other[0]}: checkpoints of pipelines and of mixtures of experts cannot be "
                                   "converted here")
-        self.model_paths = _grid(directory, _MODEL, "model")
-        if not self.model_paths:
+        self.paths = _grid(directory, _MODEL, "model")
+        if not self.paths:
             raise CheckpointError(f"checkpoint {directory} has no model files (*{MODEL_FILE_SUFFIX}): give the folder of one tag, such as "
                                   "global_step100")
-        self.models = [[load_file(path) for path in paths] for paths in self.model_paths]
-        for paths, models in zip(self.model_paths, self.models):
+        self.ranks = [[load_file(path) for path in paths] for paths in self.paths]
+        for paths, models in zip(self.paths, self.ranks):
             for path, model in zip(paths, models):
                 if "module" not in model or "dp_world_size" not in model:
                     raise CheckpointError(f"{path} is not a model-state file")
-        self.first: dict = self.models[0][0]
-        self.sharded = os.path.basename(self.model_paths[0][0]).startswith("zero_pp_rank_")
+        self.first: dict = self.ranks[0][0]
+        self.sharded = os.path.basename(self.paths[0][0]).startswith("zero_pp_rank_")
+
+    def aliases(self) -> dict[str, str]:
+        return dict(self.first.get(SHARED_PARAMS) or {})
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {name: self.first["module"][name] for name in self.first.get(BUFFER_NAMES, ()) if name in self.first["module"]}
+
+    def untrained(self, trained: Iterable[str]) -> dict[str, Callable[[], list[Tensor]]]:
+        """Readers of the whole values of all other parameters: one tensor per tensor-parallel rank."""
+        shapes = self.first.get(FROZEN_PARAM_SHAPES) or {}
+        known = {*trained, *self.first.get(BUFFER_NAMES, ()), *self.aliases()}
+        names = list(shapes) if self.sharded or shapes else [name for name, value in self.first["module"].items()
+                                                             if name not in known and isinstance(value, Tensor)]
+        return {name: lambda name=name: [self._untrained(models, name) for models in self.ranks] for name in names}
+
+    def _untrained(self, models: list[dict], name: str) -> Tensor:
+        if not self.sharded:
+            return models[0]["module"][name]
+        shape = torch.Size(models[0][FROZEN_PARAM_SHAPES][name])
+        return torch.cat([model[FROZEN_PARAM_FRAGMENTS][name].reshape(-1) for model in models])[:shape.numel()].view(shape)
+
+    def light(self, trained: Iterable[str]) -> tuple[str, dict[str, Any]]:
+        """(file name, contents) of a model-state file for engines of the other kind of stage, which look for another name: without
+        trained parameters."""
+        trained = set(trained)
+        untrained = {name: read()[0].clone() for name, read in self.untrained(trained).items()}
+        aliases = self.aliases()
+        module = {name: torch.empty(0, dtype=value.dtype) if name in trained else value.clone()
+                  for name, value in self.first["module"].items() if isinstance(value, Tensor) and name not in aliases}
+        shapes = {name: value.shape for name, value in untrained.items()}
+        state = {**self.first, "module": {**module, **untrained}, "optimizer": None, FROZEN_PARAM_SHAPES: shapes,
+                 FROZEN_PARAM_FRAGMENTS: untrained}
+        return (WHOLE_MODEL_FILE if self.sharded else SHARDED_MODEL_FILE), state
+
+
+class UniversalSource:
+    """What a universal checkpoint needs to know of another one. `files`: one StateFiles per tensor-parallel rank."""
+
+    def __init__(self, directory: str) -> None:
+        self.model = ModelFiles(directory)
+        self.directory = directory
         self.files = self._state_files()
-        self.groups = self.files[0].groups
-        self.names = [name for group in self.groups for name, _ in group]
+        self.names = [name for group in self.files[0].groups for name, _ in group]
         self._check()
 
     # ---- opening
     def _state_files(self) -> list[StateFiles]:
-        if self.first.get("optimizer") is not None:
-            return [_without_sharding(models[0], paths[0]) for models, paths in zip(self.models, self.model_paths)]
+        model = self.model
+        if model.first.get("optimizer") is not None:
+            return [_without_sharding(models[0], paths[0]) for models, paths in zip(model.ranks, model.paths)]
         optimizers = _grid(self.directory, _OPTIMIZER, "optimizer")
         if not optimizers:
             raise CheckpointError(f"checkpoint {self.directory} has no optimizer files (*{OPTIM_FILE_SUFFIX}): they are missing, or it was saved "
                                   "without an optimizer")
-        if len(optimizers) != len(self.model_paths):
-            raise CheckpointError(f"checkpoint {self.directory} has model files of {len(self.model_paths)} tensor-parallel ranks and optimizer "
+        if len(optimizers) != len(model.paths):
+            raise CheckpointError(f"checkpoint {self.directory} has model files of {len(model.paths)} tensor-parallel ranks and optimizer "
                                   f"files of {len(optimizers)}: files are missing")
         made = []
-        for paths, models, model_paths in zip(optimizers, self.models, self.model_paths):
+        for paths, models, model_paths in zip(optimizers, model.ranks, model.paths):
             ranks = models[0]["dp_world_size"]
-            if len(paths) != ranks or (self.sharded and len(model_paths) != ranks):
+            if len(paths) != ranks or (model.sharded and len(model_paths) != ranks):
                 raise CheckpointError(f"checkpoint {self.directory} was saved by {ranks} data-parallel ranks, but has {len(paths)} optimizer "
                                       f"and {len(model_paths)} model files: files are missing")
             if not models[0].get(PARAM_SHAPES):
@@ -119,18 +161,16 @@ class UniversalSource:
         return {key: value for key, value in self.files[0].state_of(name).items() if not self._by_element(name, key, value)}
 
     def _by_element(self, name: str, key: str, value: Any) -> bool:
-        if not isinstance(value, Tensor) or key == "step":
+        if not isinstance(value, Tensor) or key == STEP:
             return False
         return value.dim() > 0 or (not self.files[0].flat_groups and len(self.files[0].shape(name)) == 0)
 
     def slices(self, name: str, key: str) -> list[Tensor]:
         """One shaped fp32 tensor per tensor-parallel rank."""
         values = []
-        for files, models in zip(self.files, self.models):
-            if key == "fp32" and not files.has_masters:
-                values.append(models[0]["module"][name].float())
-                continue
-            value = files.read_whole(name, key)
+        for files, models in zip(self.files, self.model.ranks):
+            in_model = key == "fp32" and not files.has_masters
+            value = models[0]["module"][name].float() if in_model else files.read_whole(name, key)
             if value is None:
                 raise CheckpointError(f"{files.paths[0]}: there is no {key} of {name}: the file is damaged")
             values.append(value)
@@ -138,10 +178,8 @@ class UniversalSource:
 
     def step(self) -> Any:
         """As stored: a tensor or a number; None before the first step."""
-        for name in self.names:
-            if "step" in self.scalars(name):
-                return self.scalars(name)["step"]
-        return self.files[0].step()
+        stored = (self.scalars(name).get(STEP) for name in self.names)
+        return next((step for step in stored if step is not None), self.files[0].step())
 
     def common(self) -> dict[str, Any]:
         """The entries of an optimizer file that are not values of parameters."""
@@ -149,26 +187,6 @@ class UniversalSource:
 
     def param_groups(self) -> list[dict]:
         return self.files[0].param_groups()
-
-    def aliases(self) -> dict[str, str]:
-        return dict(self.first.get(SHARED_PARAMS) or {})
-
-    def untrained(self) -> dict[str, Callable[[], list[Tensor]]]:
-        """Readers of the whole values of parameters that are not trained: one tensor per tensor-parallel rank."""
-        shapes = self.first.get(FROZEN_PARAM_SHAPES) or {}
-        known = {*self.names, *self.first.get(BUFFER_NAMES, ()), *self.aliases()}
-        names = list(shapes) if self.sharded or shapes else [name for name, value in self.first["module"].items()
-                                                             if name not in known and isinstance(value, Tensor)]
-        return {name: lambda name=name: [self._untrained(models, name) for models in self.models] for name in names}
-
-    def _untrained(self, models: list[dict], name: str) -> Tensor:
-        if not self.sharded:
-            return models[0]["module"][name]
-        shape = torch.Size(models[0][FROZEN_PARAM_SHAPES][name])
-        return torch.cat([model[FROZEN_PARAM_FRAGMENTS][name].reshape(-1) for model in models])[:shape.numel()].view(shape)
-
-    def buffers(self) -> dict[str, Tensor]:
-        return {name: self.first["module"][name] for name in self.first.get(BUFFER_NAMES, ()) if name in self.first["module"]}
 
 
 def _optimizer_state(path: str) -> dict:

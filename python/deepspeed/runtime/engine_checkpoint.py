@@ -75,10 +75,11 @@ class CheckpointMethods:
         together.agree()
         return True
 
-    def _save_model_states(self, directory: str, client_state: dict, exclude_frozen: bool, together: Together) -> None:
+    def _save_model_states(self, directory: str, client_state: dict, exclude_frozen: bool, together: Together,
+                           with_optimizer: bool = True) -> None:
         from deepspeed import __version__
         sharded, trains = self._config.shards_parameters, self._stepper is not None
-        in_model_file = trains and not self._config.shards_optimizer
+        in_model_file = trains and with_optimizer and not self._config.shards_optimizer
         optimizer_state = self.optimizer.state_dict() if in_model_file else None
         frozen = self._config.shards_gradients and not exclude_frozen
         shapes = self._param_shapes() if trains else None
@@ -128,10 +129,11 @@ class CheckpointMethods:
                 self._copy_recovery_script(save_dir)
 
     def _copy_recovery_script(self, save_path: str) -> None:
-        from deepspeed.utils import zero_to_fp32
-        target = os.path.join(save_path, "zero_to_fp32.py")
-        shutil.copyfile(zero_to_fp32.__file__, target)
-        os.chmod(target, os.stat(target).st_mode | stat.S_IEXEC)
+        from deepspeed.utils import zero_to_fp32, zero_to_torch
+        for script in (zero_to_fp32, zero_to_torch):
+            target = os.path.join(save_path, os.path.basename(script.__file__))
+            shutil.copyfile(script.__file__, target)
+            os.chmod(target, os.stat(target).st_mode | stat.S_IEXEC)
 
     def _param_shapes(self) -> list[OrderedDict]:
         return [OrderedDict((entry.name, torch.Size(entry.shape)) for entry in entries) for entries in file_groups(self)]
@@ -257,6 +259,11 @@ class CheckpointMethods:
                 write_file(_private(state), path)
         together.agree()
         return True
+
+    def save_universal_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None) -> bool:
+        """A universal checkpoint in save_dir/tag, named by save_dir/latest_universal. Collective; one parameter in memory at a time."""
+        from deepspeed.runtime.universal_save import save_universal
+        return save_universal(self, save_dir, tag, client_state)
 
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
         return self.save_16bit_model(save_dir, save_filename)
