@@ -84,10 +84,9 @@ class UniversalFiles:
         below = self.common.get(OPTIMIZER_STATE_DICT) or {}
         found = [state[universal.STEP] for state in below.get("state", {}).values() if isinstance(state, dict) and universal.STEP in state]
         found += [group[universal.STEP] for group in self.param_groups() if universal.STEP in group]
-        if not found:
-            paths = [self._path(name, universal.STEP) for name in (self._listed or self._saved)]
-            found = [load_object(path) for path in paths if os.path.isfile(path)][:1]
-        return max(int(step) for step in found) if found else None
+        paths = [self._path(name, universal.STEP) for name in (self._listed or self._saved)]
+        found += [load_object(path) for path in paths if os.path.isfile(path)][:1]
+        return max(int(step) for step in found) if found else None  # some optimizers leave the group's count at 0
 
     def param_groups(self) -> list[dict]:
         return self.common.get(PARAM_GROUPS) or []
