@@ -14,8 +14,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = convert_arguments("Puts the weights of a sharded checkpoint together, in fp32, fp16 or bf16.")
     parser.add_argument("--dtype", required=True, choices=sorted(OUTPUT_DTYPE_NAMES), help="dtype of the output")
     given = parser.parse_args(args)
-    convert_zero_checkpoint_to_state_dict(given.checkpoint_dir, given.output_dir, given.max_shard_size, given.safe_serialization, given.tag,
-                                          given.exclude_frozen_parameters, given.dtype)
+    convert_zero_checkpoint_to_state_dict(given.checkpoint_dir, given.output_dir, given.dtype, given.max_shard_size, given.safe_serialization,
+                                          given.tag, given.exclude_frozen_parameters)
 
 
 if __name__ == "__main__":
