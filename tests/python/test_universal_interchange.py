@@ -38,7 +38,7 @@ def values(directory: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-CASES = [(stage, world, "fp32") for stage in (1, 2, 3) for world in (1, 2)] + [(stage, 2, "bf16") for stage in (1, 2, 3)]
+CASES = [(stage, world, "fp32") for stage in (1, 2, 3) for world in (1, 2)] + [(stage, 2, "bf16") for stage in (1, 3)]
 
 
 @pytest.mark.parametrize("stage,world,dtype", CASES)
