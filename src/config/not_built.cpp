@@ -57,7 +57,6 @@ std::vector<NotBuilt> training_rows() {
        [](const O& o) {
          return optimizer_is(o, {"muadam", "muadamw", "musgd"});
        }},
-      {"checkpoint.load_universal", kSwitchOff, [](const O& o) { return o.checkpoint.load_universal; }},
       {"checkpoint.parallel_write.pipeline_stage", kSwitchOff,
        [](const O& o) { return o.checkpoint.parallel_write.pipeline_stage; }},
       {"datastates_ckpt", kRemove, [](const O& o) { return o.datastates_ckpt.text != "null"; }},

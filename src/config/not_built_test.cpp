@@ -21,7 +21,6 @@ const std::map<std::string_view, std::string_view>& switched_on() {
       {"aio.use_gds", R"("aio": {"use_gds": true})"},
       {"optimizer.type OneBitAdam, ZeroOneAdam or OneBitLamb", R"("optimizer": {"type": "OneBitAdam"})"},
       {"optimizer.type MuAdam, MuAdamW or MuSGD", R"("optimizer": {"type": "musgd"})"},
-      {"checkpoint.load_universal", R"("checkpoint": {"load_universal": true})"},
       {"checkpoint.parallel_write.pipeline_stage", R"("checkpoint": {"parallel_write": {"pipeline_stage": true}})"},
       {"datastates_ckpt", R"("datastates_ckpt": {"host_cache_size": 16})"},
       {"nebula", R"("nebula": {"enabled": true, "persistent_storage_path": "/x"})"},

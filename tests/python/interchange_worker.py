@@ -1,6 +1,7 @@
 """One rank of an interchange run; runs unchanged under real DeepSpeed and under this project, which only differ by what `deepspeed` is.
 
-    interchange_worker.py JOB    JOB: JSON with stage, dtype, optimizer, directory, load (bool), steps, save (bool)
+    interchange_worker.py JOB    JOB: JSON with stage, dtype, optimizer, directory, load (bool), steps, save (bool), and if wanted offload,
+                                 universal (what is loaded), save_universal (what is saved)
 
 Prints one line: JSON with the losses after loading and the full final weights' sums. The environment gives rank and world.
 """
@@ -62,6 +63,8 @@ def main(job: dict) -> dict:
         config[job["dtype"]] = {"enabled": True}
     if job.get("offload"):
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    if job.get("universal"):
+        config["checkpoint"] = {"load_universal": True}
     model = Model()
     engine, *_ = deepspeed.initialize(model=model, model_parameters=[p for p in model.parameters() if p.requires_grad], config=config)
     first = 0
@@ -76,7 +79,8 @@ def main(job: dict) -> dict:
         engine.step()
         losses.append(loss.item())
     if job["save"]:
-        engine.save_checkpoint(job["directory"], tag="step", client_state={"position": first + job["steps"]})
+        save = engine.save_universal_checkpoint if job.get("save_universal") else engine.save_checkpoint
+        save(job["directory"], tag="step", client_state={"position": first + job["steps"]})
     sums = {}
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):

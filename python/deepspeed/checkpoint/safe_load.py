@@ -22,13 +22,15 @@ from deepspeed.checkpoint.pickle_check import Refused, check_torch_file
 def _harmless() -> list[Any]:
     import numpy
 
+    from deepspeed.checkpoint.universal_checkpoint import SubparamShape
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler, LossScalerBase
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
     reconstruct = numpy._core.multiarray._reconstruct
     scalar = numpy._core.multiarray.scalar
     found: list[Any] = [
-        DynamicLossScaler, LossScaler, LossScalerBase, ZeroStageEnum, fragment_address, argparse.Namespace, collections.OrderedDict,
+        DynamicLossScaler, LossScaler, LossScalerBase, ZeroStageEnum, SubparamShape, fragment_address, argparse.Namespace,
+        collections.OrderedDict,
         collections.defaultdict, collections.deque, collections.Counter, datetime.timedelta, datetime.datetime, datetime.date,
         pathlib.PosixPath, pathlib.PurePosixPath, complex, set, frozenset, slice, range, numpy.ndarray, numpy.dtype, reconstruct, scalar,
         (reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
@@ -38,22 +40,27 @@ def _harmless() -> list[Any]:
 
 
 def load_file(path: str) -> dict:
-    """The contents of one checkpoint file, tensors mapped from disk. Raises CheckpointError naming the file."""
+    """The dictionary in one checkpoint file, tensors mapped from disk. Raises CheckpointError naming the file."""
+    loaded = load_object(path)
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"checkpoint file {path} holds {type(loaded).__name__} where a dictionary is expected")
+    return loaded
+
+
+def load_object(path: str) -> Any:
+    """load_file for files that may hold something else, such as one tensor."""
     if not os.path.isfile(path):
         raise CheckpointError(f"checkpoint file {path} does not exist: the checkpoint is not complete, or the directory or tag is wrong")
     try:
         check_torch_file(path, _is_zip(path))
         with torch.serialization.safe_globals(_harmless()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Refused as error:
         raise CheckpointError(f"checkpoint file {path} is not loaded: {error}; it is damaged, or made to harm who loads it") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"checkpoint file {path}: {_why(error)}") from error
     except Exception as error:  # whatever instructions that make no sense lead to: IndexError, struct.error, MemoryError ...
         raise CheckpointError(f"checkpoint file {path}: {_damaged(error)}") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"checkpoint file {path} holds {type(loaded).__name__} where a dictionary is expected")
-    return loaded
 
 
 def _is_zip(path: str) -> bool:

@@ -101,16 +101,16 @@ class CheckpointMethods:
                 CHECKPOINT_PARALLEL_DIMS: {CHECKPOINT_PP_DEGREE: 1, CHECKPOINT_TP_DEGREE: self.mp_world_size}, "ds_config": self.config,
                 DS_VERSION: __version__}
 
-    def _save_model_states(self, saving: CheckpointSave, client_state: dict, exclude_frozen: bool) -> None:
+    def _save_model_states(self, saving: Any, client_state: dict, exclude_frozen: bool, with_optimizer: bool = True) -> None:
         sharded, trains = self._config.shards_parameters, self._stepper is not None
-        in_model_file = trains and not self._config.shards_optimizer
+        in_model_file = trains and with_optimizer and not self._config.shards_optimizer
         optimizer_state = self.optimizer.state_dict() if in_model_file else None
         frozen = self._config.shards_gradients and not exclude_frozen
-        shapes = self._param_shapes() if trains and self._config.shards_optimizer else None
+        shapes = self._param_shapes() if trains else None
         state = {
             "module": self.module_state_dict(exclude_frozen_parameters=exclude_frozen), BUFFER_NAMES: self._get_buffer_names(),
             "optimizer": optimizer_state, PARAM_SHAPES: shapes, FROZEN_PARAM_SHAPES: self._frozen(_shape_of) if frozen else None,
-            SHARED_PARAMS: self._shared_params() if trains and self._config.shards_optimizer else None,
+            SHARED_PARAMS: self._shared_params() if trains else None,
             FROZEN_PARAM_FRAGMENTS: self._frozen(self._frozen_piece) if frozen else None,
             **self._counters(), **client_state,
         }
@@ -135,10 +135,11 @@ class CheckpointMethods:
                 self._copy_recovery_script(saving.save_dir)
 
     def _copy_recovery_script(self, save_path: str) -> None:
-        from deepspeed.utils import zero_to_fp32
-        target = os.path.join(save_path, "zero_to_fp32.py")
-        shutil.copyfile(zero_to_fp32.__file__, target)
-        os.chmod(target, os.stat(target).st_mode | stat.S_IEXEC)
+        from deepspeed.utils import zero_to_fp32, zero_to_torch
+        for script in (zero_to_fp32, zero_to_torch):
+            target = os.path.join(save_path, os.path.basename(script.__file__))
+            shutil.copyfile(script.__file__, target)
+            os.chmod(target, os.stat(target).st_mode | stat.S_IEXEC)
 
     def _param_shapes(self) -> list[OrderedDict]:
         return [OrderedDict((entry.name, torch.Size(entry.shape)) for entry in entries) for entries in file_groups(self)]
@@ -265,6 +266,11 @@ class CheckpointMethods:
         together.agree()
         return True
 
+    def save_universal_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None) -> bool:
+        """A universal checkpoint in save_dir/tag, named by save_dir/latest_universal. Collective; one parameter in memory at a time."""
+        from deepspeed.runtime.universal_save import save_universal
+        return save_universal(self, save_dir, tag, client_state)
+
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
         return self.save_16bit_model(save_dir, save_filename)
 
@@ -279,12 +285,13 @@ class CheckpointMethods:
         if not load_dir:
             raise ValueError(f"load_dir must be a non-empty string, got {load_dir!r}")
         load_dir = os.fspath(load_dir)
-        if self.load_universal_checkpoint():
-            raise NotImplementedError("checkpoint.load_universal: universal checkpoints are not built yet")
         self.wait_for_checkpoint()
         options = {"strict": load_module_strict, "optimizer": load_optimizer_states and not load_module_only,
                    "scheduler": load_lr_scheduler_states and not load_module_only, "module_only": load_module_only,
                    "custom_load_fn": custom_load_fn}
+        if self.load_universal_checkpoint():
+            from deepspeed.runtime.universal_load import load_universal
+            return load_universal(self, load_dir, tag, **options)
         if tag is not None:
             return open_checkpoint(self, load_dir, str(tag)).load(**options)
         # As rank 0 sees it: other machines may not see the same files.

@@ -10,8 +10,9 @@ import glob
 import json
 import os
 import re
+import sys
 from collections import OrderedDict
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +22,11 @@ from deepspeed.checkpoint.constants import (BUFFER_NAMES, FROZEN_PARAM_FRAGMENTS
 from deepspeed.checkpoint.safe_load import load_file
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OUTPUT_DTYPE_NAMES = {"fp32": torch.float32, "float32": torch.float32, "fp16": torch.float16, "float16": torch.float16,
+                      "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+# Names of dtypes in safetensors files.
+_SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+                torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
 
 def atoi(text: str) -> int | str:
@@ -93,13 +98,13 @@ class _Checkpoint:
             raise ValueError(f"the model-state files of {directory} are not of a model checkpoint")
         self.files = StateFiles(states, [list(group.items()) for group in first[PARAM_SHAPES]], self.optimizer_paths)
 
-    def items(self, exclude_frozen_parameters: bool) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
-        """(name, shape, reader) of buffers, frozen and trained parameters."""
+    def items(self, exclude_frozen_parameters: bool) -> Iterator[tuple[str, Any, Callable[[], Tensor]]]:
+        """(name, shape or stored tensor, reader) of buffers, frozen and trained parameters. Values are fp32, or not numbers with a point."""
         first = self.models[0]
         for name in first[BUFFER_NAMES]:
             value = first["module"].get(name)
             if value is not None:
-                yield name, value.shape, lambda value=value: value.float()
+                yield name, value, lambda value=value: _plain(value)
         if not exclude_frozen_parameters:
             for name, shape in (first.get(FROZEN_PARAM_SHAPES) or {}).items():
                 yield name, torch.Size(shape), lambda name=name: self._frozen(name)
@@ -108,14 +113,14 @@ class _Checkpoint:
             for name, shape in group:
                 yield name, torch.Size(shape), lambda name=name: self.files.read_whole(name)
 
-    def _whole_in_module(self) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
+    def _whole_in_module(self) -> Iterator[tuple[str, Any, Callable[[], Tensor]]]:
         """Frozen parameters of files that do not list them: they are whole in the module's own state."""
         first = self.models[0]
         known = {*first[BUFFER_NAMES], *(first.get(FROZEN_PARAM_SHAPES) or {}), *self.files.place, *self.aliases()}
         if len(self.models) == 1:
             for name, value in first["module"].items():
                 if name not in known and isinstance(value, Tensor) and value.numel() > 0:
-                    yield name, value.shape, lambda value=value: value.float()
+                    yield name, value, lambda value=value: _plain(value)
 
     def _frozen(self, name: str) -> Tensor:
         shape = torch.Size(self.models[0][FROZEN_PARAM_SHAPES][name])
@@ -124,6 +129,11 @@ class _Checkpoint:
 
     def aliases(self) -> dict[str, str]:
         return dict(self.models[0].get(SHARED_PARAMS) or {})  # older files store pairs
+
+
+def _plain(value: Tensor) -> Tensor:
+    """fp32; indices and masks as they are."""
+    return value.float() if value.is_floating_point() else value.clone()
 
 
 def _directory(checkpoint_dir: str, tag: str | None) -> str:
@@ -147,8 +157,10 @@ def get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir: str, tag: str | Non
     then the same object."""
     checkpoint = _Checkpoint(_directory(checkpoint_dir, tag))
     state: dict[str, Any] = OrderedDict()
-    for name, shape, read in checkpoint.items(exclude_frozen_parameters):
-        state[name] = GatheredTensor(read, shape) if lazy_mode else read()
+    for name, described, read in checkpoint.items(exclude_frozen_parameters):
+        stored = isinstance(described, Tensor)
+        dtype = described.dtype if stored and not described.is_floating_point() else torch.float32
+        state[name] = GatheredTensor(read, described.shape if stored else described, dtype) if lazy_mode else read()
     for alias, source in checkpoint.aliases().items():
         if source in state:
             state[alias] = state[source]
@@ -156,26 +168,26 @@ def get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir: str, tag: str | Non
 
 
 def _resolve_output_dtype(dtype: Any) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    try:
-        return _DTYPES[dtype or "fp32"]
-    except KeyError:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}") from None
+    found = OUTPUT_DTYPE_NAMES.get(dtype.lower().removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in OUTPUT_DTYPE_NAMES.values():
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(sorted(OUTPUT_DTYPE_NAMES))}")
+    return found
+
+
+def _output_dtype(value: Any, wanted: torch.dtype | None) -> torch.dtype:
+    """Indices and masks keep their dtype."""
+    return wanted if wanted is not None and value.dtype.is_floating_point else value.dtype
 
 
 def to_torch_tensor(state_dict: dict[str, Any], return_empty_tensor: bool = False, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Tensors for the lazy values of a state dictionary; shared ones once."""
+    wanted = None if dtype is None else _resolve_output_dtype(dtype)
     made: dict[int, Tensor] = {}
     result: dict[str, Tensor] = OrderedDict()
     for name, value in state_dict.items():
         if id(value) not in made:
-            wanted = dtype or value.dtype
-            if return_empty_tensor:
-                made[id(value)] = torch.empty(value.shape, dtype=wanted)
-            else:
-                whole = value if isinstance(value, Tensor) else value.contiguous()
-                made[id(value)] = whole.to(wanted)
+            own = _output_dtype(value, wanted)
+            made[id(value)] = torch.empty(value.shape, dtype=own) if return_empty_tensor else value.contiguous().to(own)
         result[name] = made[id(value)]
     return result
 
@@ -184,53 +196,85 @@ def _byte_size(text: str | int) -> int:
     if isinstance(text, int):
         return text
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", text)
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", text)
     if found is None or found.group(2).upper() not in units:
         raise ValueError(f"max_shard_size {text!r} is not a size like '5GB'")
     return int(float(found.group(1)) * units[found.group(2).upper()])
 
 
-def _split(state: dict[str, Any], limit: int, element_bytes: int) -> list[dict[str, Any]]:
-    """Consecutive parts of at most `limit` bytes (a single larger tensor is a part of its own)."""
-    parts: list[dict[str, Any]] = [OrderedDict()]
-    size = 0
+def _split(state: dict[str, Any], limit: int, wanted: torch.dtype) -> tuple[list[dict[str, Any]], int]:
+    """Parts of at most `limit` bytes, in the order of the names, and the bytes of all. A tensor that is larger is a part of its own, and the
+    part that was begun goes on after it; another name of a tensor stands beside the first one."""
+    parts: list[dict[str, Any]] = []
+    current: dict[str, Any] = OrderedDict()
+    part_of: dict[int, dict[str, Any]] = {}
+    size = total = 0
     for name, value in state.items():
-        bytes_ = value.shape.numel() * element_bytes
-        if parts[-1] and size + bytes_ > limit:
-            parts.append(OrderedDict())
-            size = 0
-        parts[-1][name] = value
+        if id(value) in part_of:
+            part_of[id(value)][name] = value
+            continue
+        bytes_ = value.shape.numel() * _output_dtype(value, wanted).itemsize
+        total += bytes_
+        if bytes_ > limit:
+            parts.append(OrderedDict({name: value}))
+            part_of[id(value)] = parts[-1]
+            continue
+        if size + bytes_ > limit:
+            parts.append(current)
+            current, size = OrderedDict(), 0
+        current[name] = value
+        part_of[id(value)] = current
         size += bytes_
-    return parts
+    return parts + [current] if current or not parts else parts, total
 
 
-def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, max_shard_size: str | int | None = "5GB",
-                                          safe_serialization: bool = False, tag: str | None = None,
-                                          exclude_frozen_parameters: bool = False, dtype: Any = None) -> None:
-    """Writes the state dictionary into `output_dir`, as pytorch_model*.bin or model*.safetensors with an index when there are parts."""
+def _save_safetensors(part: dict[str, Any], path: str, wanted: torch.dtype) -> None:
+    """One tensor in memory at a time: 8 bytes of the header's size, a JSON header, the tensors' bytes end to end."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, value in part.items():
+        own = _output_dtype(value, wanted)
+        if own not in _SAFETENSORS:
+            raise ValueError(f"{name} has dtype {own}, which safetensors files cannot hold: convert without safe_serialization")
+        end = offset + value.shape.numel() * own.itemsize
+        header[name] = {"dtype": _SAFETENSORS[own], "shape": list(value.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in part.values():
+            whole = value.contiguous().to(_output_dtype(value, wanted))
+            file.write(memoryview(whole.contiguous().reshape(-1).view(torch.uint8).numpy()))
+
+
+def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, dtype: Any = torch.float32,
+                                          max_shard_size: str | int | None = "5GB", safe_serialization: bool = False,
+                                          tag: str | None = None, exclude_frozen_parameters: bool = False) -> None:
+    """Writes the state dictionary into `output_dir`, as pytorch_model*.bin or model*.safetensors with an index when there are parts.
+
+    In memory is one part, or with safe_serialization one tensor; the checkpoint's files are mapped."""
     wanted = _resolve_output_dtype(dtype)
     state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, exclude_frozen_parameters, lazy_mode=True)
     if safe_serialization:
-        from safetensors.torch import save_file
         state = _without_aliases(state)  # the format has no shared tensors
     stem, ending = ("model", "safetensors") if safe_serialization else ("pytorch_model", "bin")
-    element_bytes = torch.empty(0, dtype=wanted).element_size()
-    parts = [state] if max_shard_size is None else _split(state, _byte_size(max_shard_size), element_bytes)
+    limit = sys.maxsize if max_shard_size is None else _byte_size(max_shard_size)
+    parts, total = _split(state, limit, wanted)
     os.makedirs(output_dir, exist_ok=True)
-    weight_map, total = {}, 0
+    weight_map = {}
     for number, part in enumerate(parts):
         name = f"{stem}.{ending}" if len(parts) == 1 else f"{stem}-{number + 1:05d}-of-{len(parts):05d}.{ending}"
-        tensors = to_torch_tensor(part, dtype=wanted)
         path = os.path.join(output_dir, name)
         if safe_serialization:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
+            _save_safetensors(part, path, wanted)
         else:
-            torch.save(tensors, path)
-        weight_map.update(dict.fromkeys(tensors, name))
-        total += sum(value.numel() * element_bytes for value in tensors.values())
+            torch.save(to_torch_tensor(part, dtype=wanted), path)
+        weight_map.update(dict.fromkeys(part, name))
     if len(parts) > 1:
         with open(os.path.join(output_dir, f"{stem}.{ending}.index.json"), "w", encoding="utf-8") as file:
             json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, file, indent=2, sort_keys=True)
+            file.write("\n")
 
 
 def _without_aliases(state: dict[str, Any]) -> dict[str, Any]:
@@ -247,8 +291,8 @@ def convert_zero_checkpoint_to_fp32_state_dict(checkpoint_dir: str, output_dir: 
                                                safe_serialization: bool = False, tag: str | None = None,
                                                exclude_frozen_parameters: bool = False) -> None:
     """convert_zero_checkpoint_to_state_dict in fp32."""
-    convert_zero_checkpoint_to_state_dict(checkpoint_dir, output_dir, max_shard_size, safe_serialization, tag, exclude_frozen_parameters,
-                                          dtype="fp32")
+    convert_zero_checkpoint_to_state_dict(checkpoint_dir, output_dir, torch.float32, max_shard_size, safe_serialization, tag,
+                                          exclude_frozen_parameters)
 
 
 def load_state_dict_from_zero_checkpoint(model: torch.nn.Module, checkpoint_dir: str, tag: str | None = None) -> torch.nn.Module:
@@ -259,19 +303,22 @@ def load_state_dict_from_zero_checkpoint(model: torch.nn.Module, checkpoint_dir:
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Puts the weights of a sharded checkpoint together.")
+def convert_arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint_dir", help="directory that contains `latest`, or the tag's parent")
     parser.add_argument("output_dir", help="where pytorch_model.bin or model.safetensors is written")
-    parser.add_argument("--max_shard_size", default="5GB", help="largest output file, e.g. 5GB")
+    parser.add_argument("--max_shard_size", default="5GB", help="largest output file, e.g. 5GB or 500MB")
     parser.add_argument("--safe_serialization", action="store_true", help="write safetensors")
     parser.add_argument("-t", "--tag", default=None, help="checkpoint tag, e.g. global_step1 (default: the one in `latest`)")
     parser.add_argument("--exclude_frozen_parameters", action="store_true", help="leave out frozen parameters")
-    parser.add_argument("--dtype", default="fp32", choices=sorted(_DTYPES), help="dtype of the output")
     parser.add_argument("-d", "--debug", action="store_true", help="accepted for older command lines")
-    arguments = parser.parse_args()
-    convert_zero_checkpoint_to_state_dict(arguments.checkpoint_dir, arguments.output_dir, arguments.max_shard_size,
-                                          arguments.safe_serialization, arguments.tag, arguments.exclude_frozen_parameters, arguments.dtype)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    given = convert_arguments("Puts the fp32 weights of a sharded checkpoint together.").parse_args(args)
+    convert_zero_checkpoint_to_fp32_state_dict(given.checkpoint_dir, given.output_dir, given.max_shard_size, given.safe_serialization, given.tag,
+                                               given.exclude_frozen_parameters)
 
 
 if __name__ == "__main__":

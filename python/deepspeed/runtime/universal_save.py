@@ -1,0 +1,105 @@
+"""Writes a universal checkpoint (deepspeed/checkpoint/universal_checkpoint.py) from a running engine, one parameter at a time."""
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepspeed._C import CheckpointError
+from deepspeed.checkpoint import universal_checkpoint as universal
+from deepspeed.checkpoint.constants import CAT_DIM, DS_VERSION, MODEL_STATE_KEYS, PARAM
+from deepspeed.checkpoint.universal_source import ModelFiles
+from deepspeed.runtime.agreement import Together
+from deepspeed.runtime.checkpoint_state import Entry, StateReader, _param_groups, _scale_history, _scaler_entries, optimizer_groups
+
+
+@torch.no_grad()
+def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict | None) -> bool:
+    """engine.save_universal_checkpoint. Rank r writes every world-th parameter, all ranks take part in reading each."""
+    if engine.live_core("save_universal_checkpoint") is None or engine._stepper is None:
+        raise CheckpointError("save_universal_checkpoint: the engine has no optimizer, so there are no states to write: use save_checkpoint")
+    reserved = sorted(set(client_state or {}) & set(MODEL_STATE_KEYS))
+    if reserved:
+        raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
+    tag = str(f"global_step{engine.global_steps}_universal" if tag is None else tag)
+    output = os.path.join(os.path.abspath(os.fspath(save_dir)), tag)
+    partial = f"{output}.partial"
+    together = Together(engine, f"save_universal_checkpoint({output})", CheckpointError)
+    if engine.global_rank == 0:
+        with together.attempt():
+            universal.begin(output)
+    together.agree()
+    states = _write_parameters(engine, partial, together)
+    engine._save_model_states(_Folder(partial, together), client_state or {}, False, with_optimizer=False)
+    together.agree()
+    if engine.global_rank == 0:
+        with together.attempt():
+            universal.write(_common(engine, states), universal.optimizer_state_file(partial))
+            models = ModelFiles(partial)
+            name, light = models.light(states)
+            universal.write(light, os.path.join(partial, name))
+            _write_rest(models, states, partial)
+            universal.move(partial, output)
+    together.agree()
+    return True
+
+
+class _Folder:
+    """Where the engine's model states go: as CheckpointSave takes them."""
+
+    def __init__(self, path: str, together: Together) -> None:
+        self._path, self._together = path, together
+
+    def write(self, name: str, state: Any) -> None:
+        with self._together.attempt():
+            universal.write(state, os.path.join(self._path, name))
+
+
+def _write_parameters(engine: Any, output: str, together: Together) -> dict[str, dict]:
+    """What was written, by parameter."""
+    reader, states = StateReader(engine), {}
+    ranks, rank = engine.communicator.size, engine.communicator.rank
+    for number, entry in enumerate(entry for group in optimizer_groups(engine) for entry in group):
+        names = reader.names(entry.group) if reader.exists else {}
+        written = ["fp32"]
+        for key, name in {"fp32": "fp32", **names}.items():
+            value = reader.full(entry.index, key)
+            if value is None:
+                continue
+            written += [name] if key != "fp32" else []
+            if number % ranks == rank:
+                with together.attempt():
+                    universal.write({PARAM: _private(value, entry), CAT_DIM: 0}, universal.state_file(output, entry.name, name))
+        scalars = reader.scalars([entry]) if len(written) > 1 else {}
+        if number % ranks == rank and universal.STEP in scalars:
+            with together.attempt():
+                universal.write(scalars[universal.STEP], universal.state_file(output, entry.name, universal.STEP))
+        states[entry.name] = {"keys": written, "scalars": scalars}
+    return states
+
+
+def _private(value: Tensor, entry: Entry) -> Tensor:
+    """torch.save writes whole storages."""
+    whole = value.view(entry.shape)
+    return whole.clone() if whole.untyped_storage().nbytes() != whole.numel() * whole.element_size() else whole
+
+
+def _common(engine: Any, states: dict[str, dict]) -> dict[str, Any]:
+    from deepspeed import __version__
+    step = next((state["scalars"][universal.STEP] for state in states.values() if universal.STEP in state["scalars"]), None)
+    names = [[entry.name for entry in group] for group in optimizer_groups(engine)]
+    starts = [sum(map(len, names[:number])) for number in range(len(names))]
+    groups = _param_groups(engine, lambda number: list(range(starts[number], starts[number] + len(names[number]))))
+    scale = _scaler_entries(engine) if engine._config.shards_optimizer else _scale_history(engine)
+    plain = {**scale, "zero_stage": engine.zero_optimization_stage(), "clip_grad": engine.gradient_clipping(), DS_VERSION: __version__}
+    return universal.common_state(plain, groups, step, states)
+
+
+def _write_rest(models: ModelFiles, trained: dict[str, dict], output: str) -> None:
+    """Frozen parameters and buffers, so that the folder holds the whole model in fp32."""
+    values = {name: read()[0] for name, read in models.untrained(trained).items()}
+    for name, value in {**values, **models.buffers()}.items():
+        if value.is_floating_point():
+            universal.write({PARAM: value.float().contiguous()}, universal.state_file(output, name, "fp32"))
