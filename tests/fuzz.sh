@@ -26,7 +26,7 @@ has_fuzzer() {
   return $status
 }
 fuzz_needs() {
-  system_needs | grep -E '^(g\+\+|cmake|ninja-build|nlohmann-json3-dev|libcli11-dev|libfmt-dev|libspdlog-dev|libhwy-dev|liburing-dev)\|'
+  system_needs | grep -E '^(g\+\+|cmake|ninja-build|nlohmann-json3-dev|libcli11-dev|libfmt-dev|libspdlog-dev|libhwy-dev|libxxhash-dev|liburing-dev)\|'
   cat <<'NEEDS'
 clang-14|has_clang|compiler with libFuzzer
 libclang-rt-14-dev|has_fuzzer|run-time libraries of libFuzzer and the sanitizers

@@ -12,7 +12,7 @@ from deepspeed.checkpoint import universal_checkpoint as universal
 from deepspeed.checkpoint.constants import CAT_DIM, DS_VERSION, MODEL_STATE_KEYS, PARAM
 from deepspeed.checkpoint.universal_source import ModelFiles
 from deepspeed.runtime.agreement import Together
-from deepspeed.runtime.checkpoint_state import Entry, StateReader, _param_groups, _scale_history, _scaler_entries, optimizer_groups
+from deepspeed.runtime.checkpoint_state import Entry, StateReader, param_groups, _scale_history, scaler_entries, optimizer_groups
 
 
 @torch.no_grad()
@@ -91,8 +91,8 @@ def _common(engine: Any, states: dict[str, dict]) -> dict[str, Any]:
     step = next((state["scalars"][universal.STEP] for state in states.values() if universal.STEP in state["scalars"]), None)
     names = [[entry.name for entry in group] for group in optimizer_groups(engine)]
     starts = [sum(map(len, names[:number])) for number in range(len(names))]
-    groups = _param_groups(engine, lambda number: list(range(starts[number], starts[number] + len(names[number]))))
-    scale = _scaler_entries(engine) if engine._config.shards_optimizer else _scale_history(engine)
+    groups = param_groups(engine, lambda number: list(range(starts[number], starts[number] + len(names[number]))))
+    scale = scaler_entries(engine) if engine._config.shards_optimizer else _scale_history(engine)
     plain = {**scale, "zero_stage": engine.zero_optimization_stage(), "clip_grad": engine.gradient_clipping(), DS_VERSION: __version__}
     return universal.common_state(plain, groups, step, states)
 
