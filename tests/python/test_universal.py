@@ -154,6 +154,35 @@ def test_other_optimizers_keep_their_states(optimizer, stage, tmp_path):
     assert train(resumed, 3, first=3) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("form", ["whole", "flat"])
+def test_folders_without_a_list_of_files_load_too(form, tmp_path):
+    """As DeepSpeed writes them: of stages 1 and 2 with a group count that stays 0, of stage 3 flat tensors and no steps."""
+    engine = engine_for(2)
+    train(engine, 3)
+    engine.save_checkpoint(tmp_path, tag="t")
+    expected = train(engine, 3, first=3)
+    directory = convert(tmp_path)
+    common = torch.load(os.path.join(directory, "zero", "optimizer_state.pt"), weights_only=False)
+    del common["universal_states"]
+    if form == "whole":
+        del common["optimizer_state_dict"]
+        common["param_groups"] = [{**group, "step": 0} for group in common["param_groups"]]
+    torch.save(common, os.path.join(directory, "zero", "optimizer_state.pt"))
+    for folder, _, names in os.walk(os.path.join(directory, "zero")):
+        for name in names:
+            path = os.path.join(folder, name)
+            if name == "step.pt" and form == "flat":
+                os.remove(path)
+            elif name not in ("step.pt", "optimizer_state.pt") and form == "flat":
+                torch.save(torch.load(path, weights_only=False)["param"].reshape(-1).clone(), path)
+    for stage in (1, 3):
+        resumed = engine_for(stage, seed=7, universal=True)
+        resumed.load_checkpoint(tmp_path)
+        assert resumed._core.get_step() == 3 and train(resumed, 3, first=3) == expected
+    os.remove(os.path.join(directory, "zero", "up.weight", "exp_avg_sq.pt"))
+    assert_loading_fails_and_changes_nothing(tmp_path, "up.weight/exp_avg_sq.pt")
+
+
 def test_weights_alone_and_before_the_first_step(tmp_path):
     engine = engine_for(2)
     engine.save_checkpoint(tmp_path, tag="t")
