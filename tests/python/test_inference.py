@@ -151,6 +151,56 @@ def test_post_init_quant_quantises_the_named_layers(group_dim, tmp_path, monkeyp
         assert torch.allclose(ours, theirs, atol=0.05) and not torch.equal(ours, theirs)
 
 
+def _whole_numel(model: nn.Module) -> int:
+    return sum(param.numel() for param in model.parameters() if param.numel() > 10)
+
+
+def _quantise_in_files(folder: str, threshold: int) -> None:
+    """A model in files is quantised with one module at a time in memory, stays there, is what its plan says, and computes what a model
+    that was quantised in memory does."""
+    import deepspeed
+    from deepspeed.inference.quantization import _init_group_wise_weight_quantization, quantization
+    from deepspeed.runtime import engine_build
+    from deepspeed.runtime.zero.parameter import slot_of
+    rules = {"up": {"num_bits": 8, "group_size": 32}, "embed": {"num_bits": 4, "group_size": 32}, "down": {"num_bits": 8, "group_size": 32},
+             "head": {"num_bits": 8, "group_size": 32}}
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _zero(folder, max_in_cpu=0),
+              "weight_quantization": {"post_init_quant": rules}}
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
+    plain = _tower(layers=12)
+    largest = max(sum(param.numel() for param in part.parameters(recurse=False)) for part in plain.modules())
+    quantised = _init_group_wise_weight_quantization(_tower(layers=12), {"weight_quantization": {"post_init_quant": rules}})
+    with deepspeed.zero.Init(config_dict_or_path=config):
+        model = _tower(layers=12)
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+        for ours, theirs in zip(model.parameters(), plain.parameters()):
+            ours.data.copy_(theirs)
+    seen = []
+    quantize_layer, shard = quantization.quantize_layer, engine_build.shard
+    quantization.quantize_layer = lambda *arguments: (seen.append(_whole_numel(model)), quantize_layer(*arguments))[1]
+    engine_build.shard = lambda *arguments: (seen.append(_whole_numel(model)), shard(*arguments))[1]
+    try:
+        engine = _engine(model, config).eval()
+    finally:
+        quantization.quantize_layer, engine_build.shard = quantize_layer, shard
+    small = sum(param.numel() for param in plain.parameters() if param.numel() <= threshold)
+    assert len(seen) >= 25 and max(seen) <= largest + small
+    units = {id(slot.unit): slot.unit for param in model.parameters() if (slot := slot_of(param)).unit is not None}
+    assert all(unit.in_file for unit in units.values())
+    assert all(slot_of(block["up"].weight).unit is not None for block in model.blocks)
+    rows = {(row["state"], row["place"]): row["bytes"] for row in engine.memory_plan()["rows"]}
+    pages = sum(-(-unit.shard(0).nbytes // 4096) for unit in units.values())
+    assert rows["parameters", "file"] <= 4096 * (pages + len(units))
+    with torch.no_grad():
+        assert torch.equal(engine(_ids()), quantised(_ids()))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("threshold", [10, 200])
+def test_a_model_in_files_is_quantised_module_by_module(world, threshold, tmp_path):
+    run_ranks(_quantise_in_files, world, {"folder": str(tmp_path), "threshold": threshold})
+
+
 def test_post_init_quant_contradicts_training(monkeypatch):
     import deepspeed
     single_rank(monkeypatch)
@@ -168,6 +218,27 @@ def test_shared_weights_stay_shared(monkeypatch):
     _init_group_wise_weight_quantization(model, {"weight_quantization": {"post_init_quant": rules}})
     assert model.head.weight is model.embed.weight
     assert torch.allclose(model(_ids()), expected, atol=0.3)
+
+
+def test_a_shared_weight_that_one_rule_misses_stays_for_the_layer_that_reads_it(tmp_path, monkeypatch):
+    import deepspeed
+    from deepspeed.inference.quantization import _init_group_wise_weight_quantization
+    rules = {"head": {"num_bits": 8, "group_size": 32}}
+    model = _tower(tied=True)
+    before = model.embed.weight.clone()
+    _init_group_wise_weight_quantization(model, {"weight_quantization": {"post_init_quant": rules}})
+    assert torch.equal(model.embed.weight, before) and model.head.weight is not model.embed.weight
+    single_rank(monkeypatch)
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _zero(tmp_path, max_in_cpu=0),
+              "weight_quantization": {"post_init_quant": rules}}
+    with deepspeed.zero.Init(config_dict_or_path=config):
+        sharded = _tower(tied=True)
+    with deepspeed.zero.GatheredParameters(list(sharded.parameters()), modifier_rank=0):
+        for ours, theirs in zip(sharded.parameters(), _tower(tied=True).parameters()):
+            ours.data.copy_(theirs)
+    engine = _engine(sharded, config).eval()
+    with torch.no_grad():
+        assert torch.allclose(engine(_ids()), model(_ids()), atol=1e-5)
 
 
 def test_a_name_that_matches_two_rules_is_refused():

@@ -14,7 +14,7 @@ from deepspeed import _C
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.runtime.native_recipe import native_recipe
 from deepspeed.runtime.optimizer_config import group_index
-from deepspeed.runtime.precision import cast_module, training_dtype
+from deepspeed.runtime.precision import cast_parameters, training_dtype
 from deepspeed.runtime.zero.parameter import bind_engine, dissolve, is_sharded, manage, members_of_units, shard, slot_of
 from deepspeed.utils.logging import log_dist
 from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config, z3_leaf_module
@@ -55,11 +55,16 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
     apply_zero_leaf_module_config(module, leaf.classes, leaf.names, leaf.name_suffixes)
     named = list(module.named_parameters())
     persistent = _persistent(named, config)
-    _dissolve_misfits(module, config, persistent)
+    misfits = _misfits(module, config, persistent)
+    tiers: dict[int, Any] = {}  # id(parameter) -> tier of the files that it was taken out of
     for _, param in named:
         manage(param, communicator, process_group)
     seen: set[int] = set()
-    for name, _, params in _owners(module):
+    for name, owner, params in _owners(module):
+        # One module at a time, so that no more than its parameters are whole in memory.
+        _dissolve_units([p for _, p in params if id(p) in misfits and is_sharded(p)], misfits, tiers)
+        for part in owner.modules() if z3_leaf_module(owner) else [owner]:
+            cast_parameters(part, config, is_sharded)
         by_dtype: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
         for full_name, param in params:
             if id(param) in seen or id(param) in persistent or is_sharded(param):
@@ -67,22 +72,32 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
             seen.add(id(param))
             by_dtype.setdefault(training_dtype(param, config), []).append((full_name, param))
         for dtype, fresh in by_dtype.items():
-            shard(name or type(module).__name__, [n for n, _ in fresh], [p for _, p in fresh], groups, dtype, communicator, process_group)
+            tier = next((tiers[id(p)] for _, p in fresh if tiers.get(id(p)) is not None), None)
+            shard(name or type(module).__name__, [n for n, _ in fresh], [p for _, p in fresh], groups, dtype, communicator, process_group,
+                  tier)
 
 
-def _dissolve_misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -> None:
-    """Units of zero.Init that hold a persistent parameter, another dtype, or a part of a leaf module are undone."""
-    dissolved = False
+def _misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -> dict[int, list[nn.Parameter]]:
+    """Units that hold a persistent parameter, another dtype, or a part of a leaf module, and have to be undone: id(parameter) -> the
+    parameters of its unit."""
+    found: dict[int, list[nn.Parameter]] = {}
     in_leaf = {id(p) for m in module.modules() if z3_leaf_module(m) for p in m.parameters()}
     for members in members_of_units(module.parameters()).values():
         whole_unit = len(members) == len(slot_of(members[0]).unit.params)
         dtype = members[0].dtype  # the unit's; asking for its shard would read the file
         wrong_dtype = (config.fp16.enabled or config.bf16.enabled) and dtype != config.model_dtype
         if wrong_dtype or not whole_unit or any(id(p) in persistent or id(p) in in_leaf for p in members):
+            found.update((id(param), members) for param in members)
+    return found
+
+
+def _dissolve_units(params: list[nn.Parameter], misfits: dict[int, list[nn.Parameter]], tiers: dict[int, Any]) -> None:
+    for param in params:
+        if is_sharded(param):  # the one before may have been of the same unit
+            members = misfits[id(param)]
+            tier = slot_of(param).unit.tier
+            tiers.update((id(member), tier) for member in members)
             dissolve(members)
-            dissolved = True
-    if dissolved:
-        cast_module(module, config, is_sharded)
 
 
 def quantize_layers(module: nn.Module, config: DeepSpeedConfig, trains: bool) -> None:
@@ -95,7 +110,7 @@ def quantize_layers(module: nn.Module, config: DeepSpeedConfig, trains: bool) ->
         raise DeepSpeedConfigError("weight_quantization.post_init_quant is for inference, and this engine has an optimizer: remove the section, "
                                    "or the optimizer and its parameters")
     from deepspeed.inference.quantization.quantization import quantize_by_name
-    count = quantize_by_name(module, rules)
+    count = quantize_by_name(module, rules, config.model_dtype if config.fp16.enabled or config.bf16.enabled else None)
     log_dist(f"weight_quantization.post_init_quant: {count} layers", ranks=[0])
 
 

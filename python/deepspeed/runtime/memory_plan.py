@@ -27,13 +27,29 @@ class MemoryPlanError(RuntimeError):
     """The run does not fit; the message says what is short, by how much, and the nearest setting that fits."""
 
 
-def _shapes(module: nn.Module) -> list[tuple[str, list[int], torch.dtype, bool, str]]:
+def _shapes(module: nn.Module, config: DeepSpeedConfig, trains: bool) -> list[tuple[str, list[int], torch.dtype, bool, str]]:
+    """Name, shape, dtype, whether it may be trained, and module of every parameter, as the engine will have it."""
+    packed = {} if trains else _packed_numels(module, config)
     found = []
     for name, param in module.named_parameters():
-        if param.dtype.is_floating_point:
-            shape = getattr(param, "ds_shape", param.shape) if is_sharded(param) else param.shape
-            found.append((name, list(shape), param.dtype, param.requires_grad, name.rpartition(".")[0] or type(module).__name__))
+        if not param.dtype.is_floating_point:
+            continue
+        shape = list(getattr(param, "ds_shape", param.shape) if is_sharded(param) else param.shape)
+        owner = name.rpartition(".")[0] or type(module).__name__
+        numel, stays = packed.get(id(param), (0, True))
+        if stays:
+            found.append((name, shape, param.dtype, param.requires_grad, owner))
+        if numel > 0:
+            found.append((name, [numel], param.dtype, False, owner))
     return found
+
+
+def _packed_numels(module: nn.Module, config: DeepSpeedConfig) -> dict[int, tuple[int, bool]]:
+    rules = {} if config.weight_quantization is None else vars(config.weight_quantization.post_init_quant)
+    if not rules:
+        return {}
+    from deepspeed.inference.quantization.quantization import packed_numels
+    return packed_numels(module, rules, config.model_dtype if config.fp16.enabled or config.bf16.enabled else None)
 
 
 def _held(module: nn.Module) -> tuple[int, int, int]:
@@ -98,16 +114,17 @@ def announce(module: nn.Module, config: DeepSpeedConfig, optimizer: Any, trains:
     mode = os.environ.get("DEEPSCALE_MEMORY_PLAN", "error")
     if mode not in ("error", "warn", "off"):
         raise ValueError(f"DEEPSCALE_MEMORY_PLAN is {mode!r}: error, warn or off is expected")
+    local_ranks = ranks_per_host(communicator, device)  # also without a plan: the others may want one
     if mode == "off":
         return None
     accelerator = get_accelerator()
     on_device = accelerator.device_name() != "cpu"
     states, external = _states(optimizer)
     memory, files, on_devices = _held(module)
-    world = {"ranks": communicator.size, "ranks_per_host": ranks_per_host(communicator, device), "accelerator": on_device,
+    world = {"ranks": communicator.size, "ranks_per_host": local_ranks, "accelerator": on_device,
              "trains": trains, "states": states, "external": external, "held_memory_bytes": memory, "held_file_bytes": files,
              "device_bytes": accelerator.available_memory() + on_devices if on_device else None}
-    plan = _C.plan_memory(config.resolved_json, _shapes(module), world)
+    plan = _C.plan_memory(config.resolved_json, _shapes(module, config, trains), world)
     log_dist("memory plan\n" + plan["table"].rstrip(), ranks=[0])
     if plan["misfit"] and mode == "error":
         raise MemoryPlanError(plan["misfit"].rstrip() + "\nDEEPSCALE_MEMORY_PLAN=warn starts nevertheless.")

@@ -47,16 +47,22 @@ def training_dtype(param: torch.Tensor, config: DeepSpeedConfig) -> torch.dtype:
 
 
 @torch.no_grad()
-def cast_module(module: nn.Module, config: DeepSpeedConfig, is_sharded: Callable[[torch.Tensor], bool]) -> None:
-    """Casts unsharded parameters and, where configured, buffers. In place."""
-    for part in module.modules():
-        layout = part.__dict__.get("_ds_packed")  # a quantised layer: its bytes are no numbers of their dtype
-        if layout is not None and not is_sharded(part.weight) and part.weight.dtype != training_dtype(part.weight, config):
-            part.weight.data = layout.pack(layout.unpack(part.weight).to(training_dtype(part.weight, config)))
-    for param in module.parameters():
+def cast_parameters(part: nn.Module, config: DeepSpeedConfig, is_sharded: Callable[[torch.Tensor], bool]) -> None:
+    """Casts the unsharded parameters that belong to `part` itself. In place."""
+    layout = part.__dict__.get("_ds_packed")  # a quantised layer: its bytes are no numbers of their dtype
+    if layout is not None and not is_sharded(part.weight) and part.weight.dtype != training_dtype(part.weight, config):
+        part.weight.data = layout.pack(layout.unpack(part.weight).to(training_dtype(part.weight, config)))
+    for param in part.parameters(recurse=False):
         wanted = training_dtype(param, config)
         if param.dtype != wanted and not is_sharded(param):
             param.data = param.data.to(wanted)
+
+
+@torch.no_grad()
+def cast_module(module: nn.Module, config: DeepSpeedConfig, is_sharded: Callable[[torch.Tensor], bool]) -> None:
+    """Casts unsharded parameters and, where configured, buffers. In place."""
+    for part in module.modules():
+        cast_parameters(part, config, is_sharded)
     keep = fp32_names(module, config)
     buffer_dtype = to_dtype(config.data_types.buffer_dtype)
     for name, buffer in module.named_buffers():

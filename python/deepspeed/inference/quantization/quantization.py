@@ -4,39 +4,92 @@ from __future__ import annotations
 import logging
 from typing import Any, Mapping
 
+import torch
 import torch.nn as nn
 
-from deepspeed.inference.quantization.layers import QUANTIZATION_LAYER_MAPPINGS, _Packed, quantize_layer
+from deepspeed import _C
+from deepspeed.inference.quantization.layers import QUANTIZATION_LAYER_MAPPINGS, PackedLayout, _Packed, quantize_layer
+from deepspeed.inference.quantization.utils import options_of
 from deepspeed.utils.logging import log_dist
 
+_TRIM_EVERY = 64 << 20
 
-def quantize_by_name(model: nn.Module, rules: Mapping[str, Any]) -> int:
-    """Quantises every nn.Linear and nn.Embedding whose name contains a key of `rules`; returns how many. Sharded weights are made
-    whole first, one layer at a time. Weights that several layers share stay shared. Collective where parameters are sharded."""
-    from deepspeed.runtime.zero.parameter import dissolve, is_sharded
-    packed_of: dict[int, tuple[nn.Module, nn.Parameter]] = {}
-    count = 0
-    for name, layer in model.named_modules():
-        if type(layer) not in QUANTIZATION_LAYER_MAPPINGS or isinstance(layer, _Packed):
+
+class _Choice:
+    """What `rules` choose of a model: layers by the weight that they read, and the parameters that other layers read too."""
+
+    def __init__(self, model: nn.Module, rules: Mapping[str, Any]) -> None:
+        self.layers: dict[int, list[nn.Module]] = {}  # id(weight) -> layers
+        self.options: dict[int, Any] = {}  # id(weight) -> its rule, of the first layer
+        self.elsewhere: set[int] = set()
+        for name, layer in model.named_modules():
+            weight = layer._parameters.get("weight")
+            keys = [key for key in rules if key in name] if type(layer) in QUANTIZATION_LAYER_MAPPINGS else []
+            assert len(keys) <= 1, f"{name} matched multiple quantization key word {keys[0]} and {keys[1]}"
+            if not keys or not weight.is_floating_point():
+                self.elsewhere.update(id(param) for param in layer._parameters.values() if param is not None)
+                continue
+            self.elsewhere.update(id(param) for key, param in layer._parameters.items() if key != "weight" and param is not None)
+            self.layers.setdefault(id(weight), []).append(layer)
+            self.options.setdefault(id(weight), rules[keys[0]])
+
+
+def packed_numels(model: nn.Module, rules: Mapping[str, Any], dtype: torch.dtype | None) -> dict[int, tuple[int, bool]]:
+    """id(weight) -> elements that quantize_by_name() will pack it into, and whether other layers go on reading the weight itself."""
+    choice = _Choice(model, rules)
+    found = {}
+    for key, layers in choice.layers.items():
+        weight = layers[0].weight
+        layout = PackedLayout(*getattr(weight, "ds_shape", weight.shape), options_of(choice.options[key]))
+        found[key] = layout.shape.numel(dtype or weight.dtype), key in choice.elsewhere
+    return found
+
+
+def quantize_by_name(model: nn.Module, rules: Mapping[str, Any], dtype: torch.dtype | None = None) -> int:
+    """Quantises every nn.Linear and nn.Embedding whose name contains a key of `rules`; returns how many. Of sharded weights one unit
+    at a time is made whole, packed, and sharded again where it lived (in memory, in files) as `dtype` (None: as it was). Weights that
+    several layers share stay shared. Collective where parameters are sharded."""
+    from deepspeed.runtime.zero.parameter import dissolve, members_of_units, shard, slot_of
+    choice = _Choice(model, rules)
+    names = {id(param): name for name, param in model.named_parameters()}
+    moved_bytes = 0
+    for members in list(members_of_units(model.parameters()).values()):
+        if not any(id(param) in choice.layers for param in members):
             continue
-        keys = [key for key in rules if key in name]
-        assert len(keys) <= 1, f"{name} matched multiple quantization key word {keys[0]} and {keys[1]}"
-        if not keys:
-            continue
-        before = layer.weight
-        if id(before) in packed_of:
-            twin = packed_of[id(before)][0]
-            layer.__dict__["_ds_packed"] = twin._ds_packed
-            layer._parameters["weight"] = twin.weight
-            layer.__class__ = QUANTIZATION_LAYER_MAPPINGS[type(layer)]
-        else:
-            if is_sharded(before):
-                dissolve([before])
-            quantize_layer(layer, rules[keys[0]])
-            packed_of[id(before)] = (layer, before)  # keeps `before` alive, so that its id stays its own
-            before.data = before.data.new_empty(0)
-        count += 1
-    return count
+        slot = slot_of(members[0])
+        unit_name, tier = slot.unit.name, slot.unit.tier
+        dissolve(members)
+        fresh: list[tuple[str, nn.Parameter]] = []
+        for param in members:
+            if dtype is not None and param.dtype != dtype:
+                param.data = param.data.to(dtype)
+            if id(param) not in choice.layers or id(param) in choice.elsewhere:
+                fresh.append((names[id(param)], param))
+            if id(param) in choice.layers:
+                moved_bytes += param.numel() * param.element_size()
+                fresh.append((names[id(param)], _quantize_weight(param, choice)))
+        shard(unit_name, [name for name, _ in fresh], [param for _, param in fresh], slot.groups, fresh[0][1].dtype, slot.communicator,
+              slot.group, tier)
+        if moved_bytes >= _TRIM_EVERY:
+            _C.trim_heap()
+            moved_bytes = 0
+    for layers in list(choice.layers.values()):
+        if not isinstance(layers[0], _Packed):
+            _quantize_weight(layers[0].weight, choice)
+    return sum(len(layers) for layers in choice.layers.values())
+
+
+def _quantize_weight(weight: nn.Parameter, choice: _Choice) -> nn.Parameter:
+    """The packed form of a whole weight, which all layers that were chosen for it read from now on."""
+    first, *others = choice.layers[id(weight)]
+    quantize_layer(first, choice.options[id(weight)])
+    for layer in others:
+        layer.__dict__["_ds_packed"] = first._ds_packed
+        layer._parameters["weight"] = first.weight
+        layer.__class__ = QUANTIZATION_LAYER_MAPPINGS[type(layer)]
+    if id(weight) not in choice.elsewhere:
+        weight.data = weight.data.new_empty(0)  # somebody may hold on to it
+    return first.weight
 
 
 def _init_group_wise_weight_quantization(model: nn.Module, ds_config: Mapping[str, Any]) -> nn.Module:

@@ -50,6 +50,7 @@ class ParamSlot:
         self.index = -1  # in the unit
         self.group: Any = None  # process group over which it is sharded
         self.communicator: Any = None
+        self.groups: Any = None  # _C.PlanGroups of its unit
         self.engine: Any = None  # weak reference to the engine that trains it
         self.engine_index = -1
         self.active_sub_modules: set = set()
@@ -214,7 +215,7 @@ def shard(name: str, names: list[str], params: list[nn.Parameter], groups: Any, 
     slots = [manage(param, communicator, process_group) for param in params]
     unit = _C.ParamUnit(name, names, params, groups, dtype, tier, keep_values)
     for index, slot in enumerate(slots):
-        slot.unit, slot.index = unit, index
+        slot.unit, slot.index, slot.groups = unit, index, groups
     return unit
 
 
