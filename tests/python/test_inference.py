@@ -387,3 +387,24 @@ def test_quantised_layers_can_be_copied_and_pickled():
     shape = PackedShape(8, 64, 4, 32, True)
     for other in (copy.deepcopy(shape), pickle.loads(pickle.dumps(shape))):
         assert (other.rows, other.cols, other.bits, other.group_size, other.symmetric) == (8, 64, 4, 32, True)
+
+
+@pytest.mark.parametrize("place", ["plain", "cpu", "nvme"])
+def test_a_checkpoint_is_loaded_whatever_holds_the_weights(place, tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    expected = model(torch.ones(2, 64))
+    other = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    zero = {"stage": 3, "offload_param": {"device": place, "nvme_path": str(tmp_path), "max_in_cpu": 0}}
+    options = {} if place == "plain" else {"zero": zero}
+    engine = deepspeed.init_inference(other, dtype=torch.float32, checkpoint=str(tmp_path / "weights.pt"), **options)
+    with torch.no_grad():
+        assert torch.equal(engine(torch.ones(2, 64)), expected)
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "weights.pt").read_bytes()[:500])
+    with pytest.raises(Exception, match="cut.pt"):
+        deepspeed.init_inference(nn.Linear(2, 2), checkpoint=str(tmp_path / "cut.pt"))
+    with pytest.raises(Exception, match="missing"):
+        deepspeed.init_inference(nn.Sequential(nn.Linear(64, 64), nn.Linear(9, 9)), checkpoint=str(tmp_path / "weights.pt"))

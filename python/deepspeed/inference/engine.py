@@ -5,6 +5,7 @@ what memory has room for stays. Without one the model is cast, moved and, if ask
 """
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -46,6 +47,30 @@ def zero_config(config: DeepSpeedInferenceConfig) -> dict[str, Any]:
     return text
 
 
+def _load_checkpoint(model: nn.Module, checkpoint: Any) -> None:
+    """Into a model that is plain or sharded (zero.Init), one module at a time. Raises an error that names the file."""
+    if isinstance(checkpoint, dict) or not str(checkpoint).endswith((".pt", ".bin", ".pth")):
+        raise NotImplementedError("init_inference(checkpoint=...): only the path of one torch file of a state_dict is read yet, got "
+                                  f"{checkpoint!r}; load the model before init_inference() instead")
+    from deepspeed.checkpoint.safe_load import load_file
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+    state = load_file(os.fspath(checkpoint))
+    state = state.get("module", state)
+    known: set[str] = set()
+    missing: list[str] = []
+    errors: list[str] = []
+    for prefix, module in model.named_modules():
+        start = f"{prefix}." if prefix else ""
+        own = [start + name for name in (*module._parameters, *module._buffers)]
+        known.update(name for name in own if name in state)
+        with GatheredParameters(list(module.parameters(recurse=False)), modifier_rank=0):
+            module._load_from_state_dict(state, start, {}, True, missing, [], errors)
+    unexpected = sorted(set(state) - known)
+    if missing or unexpected or errors:
+        raise ConfigValidationError(f"init_inference(checkpoint={str(checkpoint)!r}): missing {missing[:3]}, unexpected {unexpected[:3]}"
+                                    + "".join(f"; {error}" for error in errors[:3]))
+
+
 class InferenceEngine(nn.Module):
     """Runs a model forward. Attributes that it does not have are the module's."""
 
@@ -57,6 +82,8 @@ class InferenceEngine(nn.Module):
         self._model_times: list[float] = []
         self._engine = None
         model.eval()
+        if config.checkpoint:
+            _load_checkpoint(model, config.checkpoint)
         if config.zero:
             from deepspeed.runtime.setup import make_engine
             self._engine = make_engine(args=None, model=model, config=zero_config(config), config_params=None, mpu=None, mesh_param=None,
@@ -65,8 +92,6 @@ class InferenceEngine(nn.Module):
         else:
             self.module = self._place(model)
         self.module.eval()
-        if config.checkpoint:
-            self._load_checkpoint(config.checkpoint)
 
     def _place(self, model: nn.Module) -> nn.Module:
         config = self._config
@@ -79,15 +104,6 @@ class InferenceEngine(nn.Module):
         if not config.keep_module_on_host:
             model.to(get_accelerator().current_device_name())
         return model
-
-    def _load_checkpoint(self, checkpoint: Any) -> None:
-        if isinstance(checkpoint, dict) or not str(checkpoint).endswith((".pt", ".bin", ".pth")):
-            raise NotImplementedError("init_inference(checkpoint=...): only the path of one torch file of a state_dict is read yet, got "
-                                      f"{checkpoint!r}; load the model before init_inference() instead")
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        missing, unexpected = self.module.load_state_dict(state.get("module", state), strict=False)
-        if missing or unexpected:
-            raise ConfigValidationError(f"init_inference(checkpoint={checkpoint!r}): missing {missing[:3]}, unexpected {unexpected[:3]}")
 
     # ---- running
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
