@@ -19,6 +19,8 @@ from deepspeed.runtime.zero.parameter import bind_engine, dissolve, is_sharded, 
 from deepspeed.utils.logging import log_dist
 from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config, z3_leaf_module
 
+_TRIM_EVERY = 64 << 20
+
 
 def _owners(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module, list[tuple[str, nn.Parameter]]]]:
     """(module name, module, its parameters) of every module that forms a unit: leaf modules with all below, others with their own."""
@@ -60,9 +62,10 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
     for _, param in named:
         manage(param, communicator, process_group)
     seen: set[int] = set()
+    dissolved_bytes = 0
     for name, owner, params in _owners(module):
         # One module at a time, so that no more than its parameters are whole in memory.
-        _dissolve_units([p for _, p in params if id(p) in misfits and is_sharded(p)], misfits, tiers)
+        dissolved_bytes += _dissolve_units([p for _, p in params if id(p) in misfits and is_sharded(p)], misfits, tiers)
         for part in owner.modules() if z3_leaf_module(owner) else [owner]:
             cast_parameters(part, config, is_sharded)
         by_dtype: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
@@ -75,6 +78,10 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
             tier = next((tiers[id(p)] for _, p in fresh if tiers.get(id(p)) is not None), None)
             shard(name or type(module).__name__, [n for n, _ in fresh], [p for _, p in fresh], groups, dtype, communicator, process_group,
                   tier)
+        if dissolved_bytes >= _TRIM_EVERY:
+            # Otherwise holes in the heap, between the small parameters that stay, add up to the size of the model.
+            _C.trim_heap()
+            dissolved_bytes = 0
 
 
 def _misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -> dict[int, list[nn.Parameter]]:
@@ -91,13 +98,17 @@ def _misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -
     return found
 
 
-def _dissolve_units(params: list[nn.Parameter], misfits: dict[int, list[nn.Parameter]], tiers: dict[int, Any]) -> None:
+def _dissolve_units(params: list[nn.Parameter], misfits: dict[int, list[nn.Parameter]], tiers: dict[int, Any]) -> int:
+    """Returns how many bytes became whole."""
+    whole = 0
     for param in params:
         if is_sharded(param):  # the one before may have been of the same unit
             members = misfits[id(param)]
             tier = slot_of(param).unit.tier
             tiers.update((id(member), tier) for member in members)
             dissolve(members)
+            whole += sum(member.numel() * member.element_size() for member in members)
+    return whole
 
 
 def quantize_layers(module: nn.Module, config: DeepSpeedConfig, trains: bool) -> None:
