@@ -402,7 +402,7 @@ def test_a_checkpoint_is_loaded_whatever_holds_the_weights(place, tmp_path, monk
     options = {} if place == "plain" else {"zero": zero}
     engine = deepspeed.init_inference(other, dtype=torch.float32, checkpoint=str(tmp_path / "weights.pt"), **options)
     with torch.no_grad():
-        assert torch.equal(engine(torch.ones(2, 64)), expected)
+        torch.testing.assert_close(engine(torch.ones(2, 64)), expected)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "weights.pt").read_bytes()[:500])
     with pytest.raises(Exception, match="cut.pt"):
         deepspeed.init_inference(nn.Linear(2, 2), checkpoint=str(tmp_path / "cut.pt"))
