@@ -25,8 +25,7 @@ void check_size(const std::string& folder, const ManifestFile& file) {
 class BlockReader {
  public:
   BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks)
-      : folder_(folder),
-        source_(file),
+      : source_(file),
         blocks_(std::move(blocks)),
         memory_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, kAhead + 1) * kChecksumBlock),
         queue_({.depth = 16, .block_bytes = int64_t{1} << 20}),
@@ -50,7 +49,6 @@ class BlockReader {
   }
 
  private:
-  const std::string& folder_;
   const ManifestFile& source_;
   std::vector<int64_t> blocks_;
   PrivateMemory memory_;
