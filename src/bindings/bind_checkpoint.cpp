@@ -113,9 +113,7 @@ void register_checkpoint(py::module_& m) {
       .def("take_snapshot", &SaveJob::take_snapshot, py::arg("image"), py::arg("threads"), ReleaseGil())
       .def("start", &SaveJob::start)
       .def_property_readonly("done", &SaveJob::done)
-      .def("wait", &SaveJob::wait, ReleaseGil())
-      .def_property_readonly("total_bytes", &SaveJob::total_bytes)
-      .def_property_readonly("written_bytes", &SaveJob::written_bytes);
+      .def("wait", &SaveJob::wait, ReleaseGil());
   py::class_<CheckpointTensors, std::shared_ptr<CheckpointTensors>>(m, "CheckpointTensors")
       .def(py::init<std::string>(), py::arg("folder"), ReleaseGil())
       .def("names",

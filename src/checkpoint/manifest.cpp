@@ -9,6 +9,7 @@
 
 #include "base/checked_math.h"
 #include "base/error.h"
+#include "base/shape.h"
 #include "config/json_text.h"
 #include "platform/files.h"
 
@@ -178,15 +179,7 @@ void check_manifest(const Manifest& manifest, bool is_part, const Reader& reader
 }  // namespace
 
 int64_t ManifestTensor::numel() const {
-  int64_t numel = 1;
-  for (const int64_t size : shape) numel *= size;
-  return numel;
-}
-
-const ManifestTensor* Manifest::find(std::string_view name) const {
-  const auto found =
-      std::find_if(tensors.begin(), tensors.end(), [&](const ManifestTensor& tensor) { return tensor.name == name; });
-  return found == tensors.end() ? nullptr : &*found;
+  return numel_of(shape);
 }
 
 int64_t Manifest::bytes() const {

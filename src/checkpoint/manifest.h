@@ -54,8 +54,6 @@ struct Manifest {
   std::vector<ManifestTensor> tensors;
   std::string info = "{}";  ///< text of a JSON object
 
-  /// Null when there is no such tensor.
-  [[nodiscard]] const ManifestTensor* find(std::string_view name) const;
   [[nodiscard]] int64_t bytes() const;  ///< of all files
 };
 

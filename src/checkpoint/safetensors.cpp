@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "checkpoint/file_replace.h"
 #include "platform/files.h"
 
@@ -68,15 +69,9 @@ void SafetensorsFile::read(const SafetensorsEntry& entry, int64_t offset, int64_
               entry.name, path_);
 }
 
-namespace {
-
-int64_t bytes_of(const SafetensorsItem& item) {
-  int64_t bytes = size_of(item.dtype);
-  for (const int64_t size : item.shape) bytes *= size;
-  return bytes;
+int64_t SafetensorsItem::bytes() const {
+  return numel_of(shape) * size_of(dtype);
 }
-
-}  // namespace
 
 std::string safetensors_header_text(const std::vector<SafetensorsItem>& items,
                                     const std::map<std::string, std::string>& metadata) {
@@ -84,7 +79,7 @@ std::string safetensors_header_text(const std::vector<SafetensorsItem>& items,
   for (const auto& [key, text] : metadata) json["__metadata__"][key] = text;
   int64_t position = 0;
   for (const auto& item : items) {
-    const int64_t bytes = bytes_of(item);
+    const int64_t bytes = item.bytes();
     json[item.name] = {
         {"dtype", safetensors_name(item.dtype)}, {"shape", item.shape}, {"data_offsets", {position, position + bytes}}};
     position += bytes;
@@ -100,7 +95,7 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsIte
   const std::string header = safetensors_header_text(items, metadata);
   replace_file(path, [&](std::ostream& out) {
     out.write(header.data(), static_cast<std::streamsize>(header.size()));
-    for (const auto& item : items) out.write(static_cast<const char*>(item.data), bytes_of(item));
+    for (const auto& item : items) out.write(static_cast<const char*>(item.data), item.bytes());
   });
 }
 

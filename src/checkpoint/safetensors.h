@@ -71,6 +71,8 @@ struct SafetensorsItem {
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
+
+  [[nodiscard]] int64_t bytes() const;
 };
 
 /// The length and the header of a file with these tensors, whose bytes follow one after the other; `data` is not read.

@@ -1,6 +1,7 @@
 #include "checkpoint/save_job.h"
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "platform/files.h"
 
 namespace deepscale {
@@ -23,17 +24,11 @@ SaveJob::~SaveJob() {
 std::vector<ShardItem> SaveJob::items() const {
   std::vector<ShardItem> items;
   for (const SavedSlice& slice : slices_) {
-    int64_t numel = 1;
-    for (const int64_t size : slice.shape) numel *= size;
     // A whole tensor keeps its shape, so that other programs find it as it is.
-    const bool whole = slice.offset == 0 && slice.numel == numel;
+    const bool whole = slice.offset == 0 && slice.numel == numel_of(slice.shape);
     items.push_back({slice.name, slice.dtype, whole ? slice.shape : std::vector<int64_t>{slice.numel}, slice.data});
   }
   return items;
-}
-
-ShardWriteOptions SaveJob::write_options() {
-  return {&cancelled_, [this](int64_t bytes) { written_bytes_ = bytes; }};
 }
 
 /// The other ranks wait for this one's part: what keeps it from coming is said in the folder.
@@ -74,9 +69,8 @@ void SaveJob::run() {
   FileChecksums sums;
   reporting([&] {
     ShardStream stream(items(), kMetadata);
-    total_bytes_ = stream.bytes();
     for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
-    sums = write_shard(folder_ + "/" + plan_.tensor_file, stream, write_options());
+    sums = write_shard(folder_ + "/" + plan_.tensor_file, stream, &cancelled_);
   });
   finish(&sums);
 }
@@ -86,7 +80,6 @@ void SaveJob::take_snapshot(std::shared_ptr<ShardImage> image, int threads) {
   if (slices_.empty()) return;
   reporting([&] {
     image_->take(items(), kMetadata, threads);
-    total_bytes_ = image_->bytes();
     for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(image_->begin_of(static_cast<int>(i)));
   });
   for (SavedSlice& slice : slices_) slice.data = nullptr;  // what they belong to may go now
@@ -98,7 +91,7 @@ void SaveJob::start() {
     try {
       FileChecksums sums;
       if (!slices_.empty()) {
-        reporting([&] { sums = image_->write(folder_ + "/" + plan_.tensor_file, write_options()); });
+        reporting([&] { sums = image_->write(folder_ + "/" + plan_.tensor_file, &cancelled_); });
       }
       finish(slices_.empty() ? nullptr : &sums);
     } catch (...) {

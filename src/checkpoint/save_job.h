@@ -55,23 +55,17 @@ class SaveJob {
   /// Until start()'s work is over; throws what went wrong, every time.
   void wait();
 
-  [[nodiscard]] int64_t total_bytes() const { return total_bytes_; }  ///< of the tensors' file
-  [[nodiscard]] int64_t written_bytes() const { return written_bytes_; }
-
  private:
   [[nodiscard]] std::vector<ShardItem> items() const;
   template <typename Work>
   void reporting(const Work& work);
   void finish(const FileChecksums* tensors);
-  [[nodiscard]] ShardWriteOptions write_options();
 
   SavePlan plan_;
   std::string folder_;
   std::vector<SavedSlice> slices_;
   std::vector<int64_t> begins_;
   std::shared_ptr<ShardImage> image_;
-  int64_t total_bytes_ = 0;
-  std::atomic<int64_t> written_bytes_ = 0;
   std::atomic<bool> cancelled_ = false;
   std::atomic<bool> done_ = false;
   std::exception_ptr error_;

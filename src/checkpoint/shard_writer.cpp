@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "checkpoint/safetensors.h"
 #include "platform/async_file.h"
 #include "platform/files.h"
@@ -19,9 +20,7 @@ constexpr int64_t kPage = 4096;
 constexpr int64_t kBuffers = 4;  // of a block each: two being filled or waiting while others are on their way
 
 int64_t bytes_of(const ShardItem& item) {
-  int64_t bytes = size_of(item.dtype);
-  for (const int64_t size : item.shape) bytes *= size;
-  return bytes;
+  return numel_of(item.shape) * size_of(item.dtype);
 }
 
 std::string header_of(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata) {
@@ -30,44 +29,34 @@ std::string header_of(const std::vector<ShardItem>& items, const std::map<std::s
   return safetensors_header_text(listed, metadata);
 }
 
-/// The file, and the transfers under way.
-class Output {
- public:
-  Output(const std::string& path, int64_t bytes, const ShardWriteOptions& options)
-      : options_(options),
-        queue_({.depth = 8, .block_bytes = int64_t{1} << 20}),
-        file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {
-    file_.preallocate(bytes);
-  }
-
-  /// The memory must stay until the transfer is done: at the latest when `wait_until` lets it go.
-  void write(int64_t offset, const char* data, int64_t bytes) {
-    DS_CHECK_AS(IoError, options_.cancelled == nullptr || !*options_.cancelled, "writing {} was cancelled",
-                file_.path());
-    transfers_.push_back(file_.write(offset, data, bytes));
-    ends_.push_back(offset + bytes);
-  }
-  /// Waits until at most `left` transfers are under way.
-  void wait_until(size_t left) {
-    while (transfers_.size() > left) {
-      transfers_.front().wait();
-      transfers_.pop_front();
-      if (options_.progress) options_.progress(ends_.front());
-      ends_.pop_front();
+/// Writes a file block by block. block_at(offset, bytes) returns a block's memory, which must stay until kBuffers - 1
+/// more blocks were asked for.
+template <typename BlockAt>
+FileChecksums write_blocks(const std::string& path, int64_t total, const std::atomic<bool>* cancelled,
+                           const BlockAt& block_at) {
+  FileChecksums sums{total, {}};
+  AsyncFileQueue queue({.depth = 8, .block_bytes = int64_t{1} << 20});
+  const AsyncFile file = queue.open(path, FileMode::kCreate, FileCaching::kDirect);
+  file.preallocate(total);
+  std::deque<FileTransfer> transfers;
+  const auto wait_until = [&](size_t left) {
+    while (transfers.size() > left) {
+      transfers.front().wait();
+      transfers.pop_front();
     }
+  };
+  for (int64_t offset = 0; offset < total; offset += kChecksumBlock) {
+    const int64_t bytes = std::min(kChecksumBlock, total - offset);
+    wait_until(kBuffers - 1);
+    const char* const data = block_at(offset, bytes);
+    DS_CHECK_AS(IoError, cancelled == nullptr || !*cancelled, "writing {} was cancelled", path);
+    transfers.push_back(file.write(offset, data, bytes));
+    sums.blocks.push_back(checksum_of(data, bytes));
   }
-  void finish() {
-    wait_until(0);
-    file_.sync();
-  }
-
- private:
-  const ShardWriteOptions& options_;
-  AsyncFileQueue queue_;
-  AsyncFile file_;
-  std::deque<FileTransfer> transfers_;
-  std::deque<int64_t> ends_;
-};
+  wait_until(0);
+  file.sync();
+  return sums;
+}
 
 }  // namespace
 
@@ -106,20 +95,13 @@ void ShardStream::copy(int64_t offset, int64_t bytes, char* destination) {
   if (offset == bytes_) data_.reset();
 }
 
-FileChecksums write_shard(const std::string& path, ShardStream& stream, const ShardWriteOptions& options) {
-  FileChecksums sums{stream.bytes(), {}};
+FileChecksums write_shard(const std::string& path, ShardStream& stream, const std::atomic<bool>* cancelled) {
   const PrivateMemory memory(kBuffers * kChecksumBlock);
-  Output out(path, sums.bytes, options);
-  for (int64_t offset = 0, block = 0; offset < sums.bytes; offset += kChecksumBlock, ++block) {
-    const int64_t bytes = std::min(kChecksumBlock, sums.bytes - offset);
-    out.wait_until(kBuffers - 1);
-    char* const buffer = memory.data() + block % kBuffers * kChecksumBlock;
+  return write_blocks(path, stream.bytes(), cancelled, [&](int64_t offset, int64_t bytes) {
+    char* const buffer = memory.data() + offset / kChecksumBlock % kBuffers * kChecksumBlock;
     stream.copy(offset, bytes, buffer);
-    sums.blocks.push_back(checksum_of(buffer, bytes));
-    out.write(offset, buffer, bytes);
-  }
-  out.finish();
-  return sums;
+    return buffer;
+  });
 }
 
 void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata,
@@ -158,17 +140,8 @@ void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::s
   }
 }
 
-FileChecksums ShardImage::write(const std::string& path, const ShardWriteOptions& options) const {
-  FileChecksums sums{bytes_, {}};
-  Output out(path, bytes_, options);
-  for (int64_t offset = 0; offset < bytes_; offset += kChecksumBlock) {
-    const int64_t bytes = std::min(kChecksumBlock, bytes_ - offset);
-    out.wait_until(kBuffers - 1);
-    out.write(offset, memory_->data() + offset, bytes);
-    sums.blocks.push_back(checksum_of(memory_->data() + offset, bytes));
-  }
-  out.finish();
-  return sums;
+FileChecksums ShardImage::write(const std::string& path, const std::atomic<bool>* cancelled) const {
+  return write_blocks(path, bytes_, cancelled, [this](int64_t offset, int64_t) { return memory_->data() + offset; });
 }
 
 }  // namespace deepscale

@@ -48,14 +48,9 @@ class ShardStream {
   std::shared_ptr<const void> data_;
 };
 
-struct ShardWriteOptions {
-  const std::atomic<bool>* cancelled = nullptr;  ///< when it becomes true, the writer throws
-  std::function<void(int64_t bytes)> progress;   ///< called with what has been written so far
-};
-
 /// Writes, brings it to the disk, and returns the checksums of what was meant. Throws IoError naming the file and what
-/// the system says; a file that was begun stays.
-FileChecksums write_shard(const std::string& path, ShardStream& stream, const ShardWriteOptions& options = {});
+/// the system says, or when `cancelled` has become true; a file that was begun stays.
+FileChecksums write_shard(const std::string& path, ShardStream& stream, const std::atomic<bool>* cancelled = nullptr);
 
 /// A copy of a stream, page-aligned. Its memory can be used again for the next one.
 class ShardImage {
@@ -65,7 +60,8 @@ class ShardImage {
   [[nodiscard]] int64_t bytes() const { return bytes_; }
   [[nodiscard]] int64_t begin_of(int item) const { return begins_[item]; }
   [[nodiscard]] int64_t capacity() const { return memory_ ? memory_->bytes() : 0; }
-  FileChecksums write(const std::string& path, const ShardWriteOptions& options = {}) const;
+  /// As write_shard().
+  FileChecksums write(const std::string& path, const std::atomic<bool>* cancelled = nullptr) const;
 
  private:
   std::unique_ptr<PrivateMemory> memory_;

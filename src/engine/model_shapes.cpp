@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "checkpoint/safetensors.h"
 #include "config/config_file.h"
 #include "config/json_text.h"
@@ -60,7 +61,7 @@ std::set<std::string> files_of_index(const std::string& path) {
 }  // namespace
 
 int64_t ParamShape::numel() const {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  return numel_of(shape);
 }
 
 int64_t ModelShapes::numel() const {

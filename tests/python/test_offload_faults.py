@@ -13,7 +13,7 @@ import pytest
 import torch
 from common import run_ranks, single_rank
 from limits import in_own_mounts, linux_only, run_limited
-from models import config, full_weights, make_model, train
+from models import config, full_weights, train
 from test_offload_files import _engine, _same, _zero
 
 

@@ -19,6 +19,11 @@ def same_everywhere(engine: Any, number: int, what: str) -> bool:
     return -low == high
 
 
+def any_rank(engine: Any, flag: bool, what: str) -> bool:
+    """Whether `flag` is set on any rank."""
+    return bool(_reduced(engine, [int(flag)], "max", what)[0]) if engine.communicator.size > 1 else flag
+
+
 def text_of_rank_0(engine: Any, text: str | None, what: str) -> str | None:
     """Rank 0's text (or None) on every rank."""
     if engine.communicator.size == 1:

@@ -14,7 +14,7 @@ import torch
 
 from deepspeed import _C
 from deepspeed._C import CheckpointError
-from deepspeed.runtime.agreement import Together, text_of_rank_0
+from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_native import NativeLoader
 from deepspeed.utils.logging import log_dist, logger
@@ -87,11 +87,7 @@ class CheckpointSave:
         """Whether a copy of what is written fits into memory. What all ranks decide together."""
         size = sum(numel * dtype.itemsize for _, _, _, numel, dtype, _ in self._slices)
         held = self.engine._save_image.capacity if self.engine._save_image is not None else 0
-        lacks = int(size - held > _C.available_memory() // 2)
-        if self.engine.communicator.size > 1:
-            facts = torch.tensor([lacks], device=self.engine.device)
-            self.engine.communicator.all_reduce(facts, "max", "room for a copy").wait()
-            lacks = facts.item()
+        lacks = any_rank(self.engine, size - held > _C.available_memory() // 2, "room for a copy")
         if lacks:
             log_dist("checkpoint.async_save: memory has no room for a copy of the state: training waits until it is written", ranks=[0])
         return not lacks

@@ -46,6 +46,7 @@ class CheckpointLoader:
         self.model_paths: list[str] = []
         self.models: list[dict] = []
         self.files: StateFiles | None = None
+        self._values: dict[str, Tensor | None] = {}  # of the module, as _check_module() found them
 
     def load(self, *, strict: bool, optimizer: bool, scheduler: bool, module_only: bool,
              custom_load_fn: Callable | None) -> tuple[str, dict]:
@@ -53,26 +54,36 @@ class CheckpointLoader:
         together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, " Nothing was changed.")
         with together.attempt():
             self._open(optimizer)
-            values = self._check_module(strict) if custom_load_fn is None else {}
-            if optimizer and self.files is not None and engine._stepper is not None:
-                check_files(engine, self.files, True)
+            self._check(strict, optimizer, custom_load_fn is None)
         together.agree()
         # Gradients of the weights that go, and where they stood in an accumulation window.
         engine.zero_grad()
         engine.micro_steps = engine._unmanaged_backwards = 0
-        if custom_load_fn is None:
-            self._store_module(values)
-        else:
+        if custom_load_fn is not None:
             engine.load_module_state_dict({"module": self._whole_module()}, custom_load_fn=custom_load_fn,
                                           fetch_z3_params=engine.parameter_offload is not None)
-        if engine._stepper is not None:
-            if optimizer and self.files is not None:
-                restore(engine, self.files, True, engine.zero_load_from_fp32_weights())
-            else:
-                if optimizer:
-                    reset_optimizer(engine)
-                engine._core.refresh_from_parameters()
+        self._store(optimizer, custom_load_fn is None)
         return self._finish(optimizer, scheduler, module_only)
+
+    def _check(self, strict: bool, optimizer: bool, module: bool) -> None:
+        """CheckpointError for anything that would stop _store() half way. module: whether it stores the model itself."""
+        self._values = self._check_module(strict) if module else {}
+        if optimizer and self.files is not None and self.engine._stepper is not None:
+            check_files(self.engine, self.files, True)
+
+    def _store(self, optimizer: bool, module: bool) -> None:
+        """Collective."""
+        engine = self.engine
+        if module:
+            self._store_module(self._values)
+        if engine._stepper is None:
+            return
+        if optimizer and self.files is not None:
+            restore(engine, self.files, True, engine.zero_load_from_fp32_weights())
+        else:
+            if optimizer:
+                reset_optimizer(engine)
+            engine._core.refresh_from_parameters()
 
     # ---- opening
     def _open(self, optimizer: bool) -> None:

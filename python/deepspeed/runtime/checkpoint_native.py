@@ -50,6 +50,7 @@ class NativeState:
         self._reader = StateReader(engine) if self.trains else None
         self._entries = {e.index: e for group in optimizer_groups(engine) for e in group}
         self._exclude_frozen = exclude_frozen
+        self.in_files = bool(engine._core.file_tier_facts())
         self._everyone = self._exchange()
 
     def _exchange(self) -> list[dict]:
@@ -98,10 +99,6 @@ class NativeState:
                 # States in files are loaded when the writer gets there, one after the other.
                 source = read if self.in_files else read()
                 yield f"{name}/{entry.name}", list(entry.shape), begin, end - begin, dtypes[key], source
-
-    @property
-    def in_files(self) -> bool:
-        return bool(self.engine._core.file_tier_facts())
 
     def _local(self, index: int, key: str) -> Tensor | None:
         return local_value(self.engine, index, key)
@@ -181,24 +178,6 @@ def local_value(engine: Any, index: int, key: str) -> Tensor | None:
 class NativeLoader(CheckpointLoader):
     """A checkpoint in the native format, for one engine."""
 
-    def load(self, *, strict: bool, optimizer: bool, scheduler: bool, module_only: bool,
-             custom_load_fn: Callable | None) -> tuple[str, dict]:
-        engine = self.engine
-        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, " Nothing was changed.")
-        with together.attempt():
-            self._open(optimizer)
-            self._check(strict, optimizer)
-        together.agree()
-        engine.zero_grad()
-        engine.micro_steps = engine._unmanaged_backwards = 0
-        if custom_load_fn is not None:
-            engine.load_module_state_dict({"module": self._whole_module()}, custom_load_fn=custom_load_fn,
-                                          fetch_z3_params=engine.parameter_offload is not None)
-        self._store(optimizer, custom_load_fn is None)
-        if self._random is not None and optimizer:
-            restore_random_states(self._random["random"])
-        return self._finish(optimizer, scheduler, module_only)
-
     def _open(self, optimizer: bool) -> None:
         self.tensors = _C.CheckpointTensors(self.directory)
         self.model_paths = [os.path.join(self.directory, COMMON)]
@@ -226,7 +205,7 @@ class NativeLoader(CheckpointLoader):
                 return prefix + name, torch.Size(found[0]), found[1]
         return None
 
-    def _check(self, strict: bool, optimizer: bool) -> None:
+    def _check(self, strict: bool, optimizer: bool, module: bool) -> None:
         params = dict(self.engine.module.named_parameters(remove_duplicate=False))
         missing, wrong, known = [], [], set()
         for name, here in self.engine.module.state_dict(keep_vars=True).items():
@@ -267,6 +246,8 @@ class NativeLoader(CheckpointLoader):
         if module:
             self._store_whole(trained, together)
         together.agree()
+        if self._random is not None and optimizer:
+            restore_random_states(self._random["random"])
         if engine._stepper is None:
             return
         if optimizer and self.optimizer is not None:
@@ -283,6 +264,8 @@ class NativeLoader(CheckpointLoader):
     def _read_fragments(self, trained: dict[int, Any], optimizer: bool, module: bool) -> None:
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""
         engine = self.engine
+        reader = StateReader(engine) if trained and engine._stepper.native else None
+        in_files = bool(engine._core.file_tier_facts())
         batch: list[tuple[str, int, Tensor]] = []
         stores: list[Callable[[], None]] = []
         waiting = 0
@@ -290,8 +273,8 @@ class NativeLoader(CheckpointLoader):
             offset, length = engine._core.fragment_of(index)
             if length == 0:
                 continue
-            for key, name in self._wanted(entry, optimizer, module).items():
-                target, store = self._destination(index, key, name, length)
+            for key, name in self._wanted(entry, reader, optimizer, module).items():
+                target, store = self._destination(index, key, name, length, in_files)
                 batch.append((name, offset, target))
                 if store is not None:
                     stores.append(store)
@@ -309,14 +292,13 @@ class NativeLoader(CheckpointLoader):
         batch.clear()
         stores.clear()
 
-    def _wanted(self, entry: Any, optimizer: bool, module: bool) -> dict[str, str]:
+    def _wanted(self, entry: Any, reader: StateReader | None, optimizer: bool, module: bool) -> dict[str, str]:
         """The engine's names of what is to be read of a parameter -> names in the manifest."""
         wanted = {}
         if module and (stored := self._stored(entry.name)) is not None:
             wanted["fp32"] = stored[0]
         if optimizer and self.optimizer is not None and self.optimizer["has_states"]:
-            names = StateReader(self.engine).names(entry.group) if self.engine._stepper.native else \
-                {key: key for key in self._state_names(entry.name)}
+            names = reader.names(entry.group) if reader is not None else {key: key for key in self._state_names(entry.name)}
             wanted |= {key: f"{name}/{entry.name}" for key, name in names.items() if self.tensors.find(f"{name}/{entry.name}") is not None}
         return wanted
 
@@ -329,11 +311,11 @@ class NativeLoader(CheckpointLoader):
                     self._by_param.setdefault(owner, []).append(key)
         return self._by_param.get(param, [])
 
-    def _destination(self, index: int, key: str, name: str, length: int) -> tuple[Tensor, Callable[[], None] | None]:
+    def _destination(self, index: int, key: str, name: str, length: int, in_files: bool) -> tuple[Tensor, Callable[[], None] | None]:
         """Where to read to, and what puts it into the engine afterwards (None: it is there)."""
         engine, dtype = self.engine, self.tensors.find(name)[1]
         if engine._stepper.native:
-            if not engine._core.file_tier_facts():
+            if not in_files:
                 here = engine._core.read_local(index, key)
                 if here is not None and here.is_cpu and here.dtype == dtype and here.is_contiguous():
                     return here, None

@@ -15,11 +15,9 @@ from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.runtime.native_recipe import native_recipe
 from deepspeed.runtime.optimizer_config import group_index
 from deepspeed.runtime.precision import cast_parameters, training_dtype
-from deepspeed.runtime.zero.parameter import bind_engine, dissolve, is_sharded, manage, members_of_units, shard, slot_of
+from deepspeed.runtime.zero.parameter import HeapTrimmer, bind_engine, dissolve, is_sharded, manage, members_of_units, shard, slot_of
 from deepspeed.utils.logging import log_dist
 from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config, z3_leaf_module
-
-_TRIM_EVERY = 64 << 20
 
 
 def _owners(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module, list[tuple[str, nn.Parameter]]]]:
@@ -62,10 +60,10 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
     for _, param in named:
         manage(param, communicator, process_group)
     seen: set[int] = set()
-    dissolved_bytes = 0
+    trimmer = HeapTrimmer()
     for name, owner, params in _owners(module):
         # One module at a time, so that no more than its parameters are whole in memory.
-        dissolved_bytes += _dissolve_units([p for _, p in params if id(p) in misfits and is_sharded(p)], misfits, tiers)
+        dissolved_bytes = _dissolve_units([p for _, p in params if id(p) in misfits and is_sharded(p)], misfits, tiers)
         for part in owner.modules() if z3_leaf_module(owner) else [owner]:
             cast_parameters(part, config, is_sharded)
         by_dtype: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
@@ -78,10 +76,7 @@ def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communi
             tier = next((tiers[id(p)] for _, p in fresh if tiers.get(id(p)) is not None), None)
             shard(name or type(module).__name__, [n for n, _ in fresh], [p for _, p in fresh], groups, dtype, communicator, process_group,
                   tier)
-        if dissolved_bytes >= _TRIM_EVERY:
-            # Otherwise holes in the heap, between the small parameters that stay, add up to the size of the model.
-            _C.trim_heap()
-            dissolved_bytes = 0
+        trimmer.left(dissolved_bytes)
 
 
 def _misfits(module: nn.Module, config: DeepSpeedConfig, persistent: set[int]) -> dict[int, list[nn.Parameter]]:

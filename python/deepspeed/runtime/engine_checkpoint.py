@@ -21,7 +21,7 @@ from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, ope
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
-from deepspeed.utils.logging import log_dist, logger
+from deepspeed.utils.logging import logger
 
 
 def write_file(state: Any, path: str) -> None:
@@ -51,12 +51,7 @@ class CheckpointMethods:
         self.live_core("save_checkpoint").check_whole()
         if not save_dir:
             raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
-        client_state = {} if client_state is None else client_state
-        if not isinstance(client_state, dict):
-            raise ValueError(f"client_state must be a dictionary, got {type(client_state).__name__}: {client_state!r:.80}")
-        reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
-        if reserved:
-            raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
+        client_state = _checked_client_state(client_state)
         save_dir = os.fspath(save_dir)
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
         self._check_tag(tag)
@@ -88,7 +83,7 @@ class CheckpointMethods:
         state = NativeState(self, exclude_frozen)
         common = {**self._counters(), "shared_params": self._shared_params(), **state.common(), **client_state}
         if state.rank == 0:
-            saving.write(COMMON, _private(common))
+            saving.write(COMMON, private_copies(common))
         saving.write(rank_file(state.rank), {"random": random_states()})
         saving.tensors(tensor_file(state.rank), state.slices(), in_files=state.in_files)
 
@@ -118,7 +113,7 @@ class CheckpointMethods:
             state["module"] = self._placeholders(state["module"])
         rank = self.communicator.rank
         if sharded or rank == 0:
-            saving.write(model_file("", rank if sharded else None), _private(state))
+            saving.write(model_file("", rank if sharded else None), private_copies(state))
 
     def _placeholders(self, state: dict) -> dict:
         """A model state without values of parameters: they are in the optimizer files, as pieces."""
@@ -262,14 +257,14 @@ class CheckpointMethods:
             logger.info(f"Saving model weights to {path}")
             with together.attempt():
                 os.makedirs(save_dir, exist_ok=True)
-                write_file(_private(state), path)
+                write_file(private_copies(state), path)
         together.agree()
         return True
 
     def save_universal_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None) -> bool:
         """A universal checkpoint in save_dir/tag, named by save_dir/latest_universal. Collective; one parameter in memory at a time."""
         from deepspeed.runtime.universal_save import save_universal
-        return save_universal(self, save_dir, tag, client_state)
+        return save_universal(self, save_dir, tag, _checked_client_state(client_state))
 
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
         return self.save_16bit_model(save_dir, save_filename)
@@ -299,6 +294,16 @@ class CheckpointMethods:
         return (None, None) if latest is None else load_newest(self, load_dir, latest, options)
 
 
+def _checked_client_state(client_state: dict | None) -> dict:
+    client_state = {} if client_state is None else client_state
+    if not isinstance(client_state, dict):
+        raise ValueError(f"client_state must be a dictionary, got {type(client_state).__name__}: {client_state!r:.80}")
+    reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
+    if reserved:
+        raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
+    return client_state
+
+
 def _read_latest(load_dir: str) -> str | None:
     latest = os.path.join(load_dir, "latest")
     try:
@@ -313,7 +318,7 @@ def _shape_of(_index: int, param: Any) -> torch.Size:
     return getattr(param, "ds_shape", param.shape)
 
 
-def _private(value: Any, copies: dict | None = None) -> Any:
+def private_copies(value: Any, copies: dict | None = None) -> Any:
     """Tensors that are views into larger buffers are copied, because torch.save writes whole storages. What was shared stays shared."""
     copies = {} if copies is None else copies
     if isinstance(value, Tensor):
@@ -325,9 +330,9 @@ def _private(value: Any, copies: dict | None = None) -> Any:
             copies[place] = plain.clone()
         return copies[place]
     if isinstance(value, OrderedDict):
-        return OrderedDict((key, _private(item, copies)) for key, item in value.items())
+        return OrderedDict((key, private_copies(item, copies)) for key, item in value.items())
     if isinstance(value, dict):
-        return {key: _private(item, copies) for key, item in value.items()}
+        return {key: private_copies(item, copies) for key, item in value.items()}
     if isinstance(value, list):
-        return [_private(item, copies) for item in value]
+        return [private_copies(item, copies) for item in value]
     return value

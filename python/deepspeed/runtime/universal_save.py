@@ -5,24 +5,21 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint import universal_checkpoint as universal
-from deepspeed.checkpoint.constants import CAT_DIM, DS_VERSION, MODEL_STATE_KEYS, PARAM
+from deepspeed.checkpoint.constants import CAT_DIM, DS_VERSION, PARAM
 from deepspeed.checkpoint.universal_source import ModelFiles
 from deepspeed.runtime.agreement import Together
-from deepspeed.runtime.checkpoint_state import Entry, StateReader, param_groups, _scale_history, scaler_entries, optimizer_groups
+from deepspeed.runtime.checkpoint_state import StateReader, _scale_history, optimizer_groups, param_groups, scaler_entries
+from deepspeed.runtime.engine_checkpoint import private_copies
 
 
 @torch.no_grad()
-def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict | None) -> bool:
+def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict) -> bool:
     """engine.save_universal_checkpoint. Rank r writes every world-th parameter, all ranks take part in reading each."""
     if engine.live_core("save_universal_checkpoint") is None or engine._stepper is None:
         raise CheckpointError("save_universal_checkpoint: the engine has no optimizer, so there are no states to write: use save_checkpoint")
-    reserved = sorted(set(client_state or {}) & set(MODEL_STATE_KEYS))
-    if reserved:
-        raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
     tag = str(f"global_step{engine.global_steps}_universal" if tag is None else tag)
     output = os.path.join(os.path.abspath(os.fspath(save_dir)), tag)
     partial = f"{output}.partial"
@@ -32,7 +29,7 @@ def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict | No
             universal.begin(output)
     together.agree()
     states = _write_parameters(engine, partial, together)
-    engine._save_model_states(_Folder(partial, together), client_state or {}, False, with_optimizer=False)
+    engine._save_model_states(_Folder(partial, together), client_state, False, with_optimizer=False)
     together.agree()
     if engine.global_rank == 0:
         with together.attempt():
@@ -71,19 +68,13 @@ def _write_parameters(engine: Any, output: str, together: Together) -> dict[str,
             written += [name] if key != "fp32" else []
             if number % ranks == rank:
                 with together.attempt():
-                    universal.write({PARAM: _private(value, entry), CAT_DIM: 0}, universal.state_file(output, entry.name, name))
+                    universal.write({PARAM: private_copies(value.view(entry.shape)), CAT_DIM: 0}, universal.state_file(output, entry.name, name))
         scalars = reader.scalars([entry]) if len(written) > 1 else {}
         if number % ranks == rank and universal.STEP in scalars:
             with together.attempt():
                 universal.write(scalars[universal.STEP], universal.state_file(output, entry.name, universal.STEP))
         states[entry.name] = {"keys": written, "scalars": scalars}
     return states
-
-
-def _private(value: Tensor, entry: Entry) -> Tensor:
-    """torch.save writes whole storages."""
-    whole = value.view(entry.shape)
-    return whole.clone() if whole.untyped_storage().nbytes() != whole.numel() * whole.element_size() else whole
 
 
 def _common(engine: Any, states: dict[str, dict]) -> dict[str, Any]:

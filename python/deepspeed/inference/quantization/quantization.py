@@ -7,12 +7,9 @@ from typing import Any, Mapping
 import torch
 import torch.nn as nn
 
-from deepspeed import _C
 from deepspeed.inference.quantization.layers import QUANTIZATION_LAYER_MAPPINGS, PackedLayout, _Packed, quantize_layer
 from deepspeed.inference.quantization.utils import options_of
 from deepspeed.utils.logging import log_dist
-
-_TRIM_EVERY = 64 << 20
 
 
 class _Choice:
@@ -49,13 +46,14 @@ def quantize_by_name(model: nn.Module, rules: Mapping[str, Any], dtype: torch.dt
     """Quantises every nn.Linear and nn.Embedding whose name contains a key of `rules`; returns how many. Of sharded weights one unit
     at a time is made whole, packed, and sharded again where it lived (in memory, in files) as `dtype` (None: as it was). Weights that
     several layers share stay shared. Collective where parameters are sharded."""
-    from deepspeed.runtime.zero.parameter import dissolve, members_of_units, shard, slot_of
+    from deepspeed.runtime.zero.parameter import HeapTrimmer, dissolve, members_of_units, shard, slot_of
     choice = _Choice(model, rules)
     names = {id(param): name for name, param in model.named_parameters()}
-    moved_bytes = 0
+    trimmer = HeapTrimmer()
     for members in list(members_of_units(model.parameters()).values()):
         if not any(id(param) in choice.layers for param in members):
             continue
+        moved_bytes = 0
         slot = slot_of(members[0])
         unit_name, tier = slot.unit.name, slot.unit.tier
         dissolve(members)
@@ -70,9 +68,7 @@ def quantize_by_name(model: nn.Module, rules: Mapping[str, Any], dtype: torch.dt
                 fresh.append((names[id(param)], _quantize_weight(param, choice)))
         shard(unit_name, [name for name, _ in fresh], [param for _, param in fresh], slot.groups, fresh[0][1].dtype, slot.communicator,
               slot.group, tier)
-        if moved_bytes >= _TRIM_EVERY:
-            _C.trim_heap()
-            moved_bytes = 0
+        trimmer.left(moved_bytes)
     for layers in list(choice.layers.values()):
         if not isinstance(layers[0], _Packed):
             _quantize_weight(layers[0].weight, choice)

@@ -63,6 +63,23 @@ class ParamSlot:
         return None
 
 
+class HeapTrimmer:
+    """Gives the heap's holes back now and then while large parameters leave it: between the small ones that stay, the holes would add up
+    to the size of the model."""
+
+    _EVERY_BYTES = 64 << 20
+
+    def __init__(self) -> None:
+        self._left_bytes = 0  # since the heap was trimmed
+
+    def left(self, size: int) -> None:
+        """So many bytes have left the heap."""
+        self._left_bytes += size
+        if self._left_bytes >= self._EVERY_BYTES:
+            _C.trim_heap()
+            self._left_bytes = 0
+
+
 def slot_of(param: torch.Tensor) -> ParamSlot | None:
     """The slot of a managed parameter, or None. (isinstance of nn.Parameter is slow, and this runs at every access.)"""
     return param.__dict__.get("_ds_slot")

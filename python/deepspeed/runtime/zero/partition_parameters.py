@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import construction
 from deepspeed.runtime.zero.external import register_external_parameter, unregister_external_parameter
-from deepspeed.runtime.zero.parameter import (ZeroParameter, ZeroParamStatus, ZeroParamType, is_sharded, members_of_units, shard,
+from deepspeed.runtime.zero.parameter import (HeapTrimmer, ZeroParameter, ZeroParamStatus, ZeroParamType, is_sharded, members_of_units, shard,
                                               slot_of)
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.runtime.zero.utils import is_zero_param
@@ -30,7 +30,6 @@ _orig_torch_full = torch.full
 _orig_torch_arange = torch.arange
 _orig_torch_eye = torch.eye
 _orig_torch_randn = torch.randn
-_TRIM_EVERY = 64 << 20
 _DEFAULT_MAX_IN_CPU = 1_000_000_000
 _CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "randn")
 
@@ -81,7 +80,7 @@ class Init:
                  sequence_data_parallel_group: Any = None, param_swapper: Any = None,
                  tensor_overrides: Iterable = (DeepSpeedTensorOverride.dtype, DeepSpeedTensorOverride.device)) -> None:
         self.enabled = enabled
-        self._sharded_bytes = 0  # since the heap was trimmed
+        self._trimmer = HeapTrimmer()
         if not enabled:
             return
         if param_swapper is not None:
@@ -165,12 +164,7 @@ class Init:
             shard(unit_name, [f"{unit_name}.{own}" for own, _ in fresh], [param for _, param in fresh], self.groups, self.dtype,
                   self.communicator, self.process_group, self._file_tier if self._numel_in_memory < 0 else None,
                   keep_values)
-            self._sharded_bytes += numel * self.dtype.itemsize
-            if self._sharded_bytes >= _TRIM_EVERY:
-                # Otherwise holes in the heap add up to the size that the model would have whole.
-                _C.trim_heap()
-                self._sharded_bytes = 0
-
+            self._trimmer.left(numel * self.dtype.itemsize)
 
     def _pack_own(self, module: nn.Module, keep_values: bool) -> None:
         from deepspeed.inference.quantization.layers import quantize_layer
