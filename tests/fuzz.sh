@@ -56,6 +56,11 @@ run_target() {
   if [ $status -eq 0 ] && [ "$seconds" -gt 0 ]; then
     timeout --kill-after=10 $((seconds + 120)) "$program" "${options[@]}" "-max_total_time=$seconds" "$own" "$given" >>"$log" 2>&1 || status=$?
   fi
+  # libFuzzer's status after SIGINT or SIGTERM, and those of timeout: nothing was found, and the time was not used either.
+  if [ $status -eq 72 ] || [ $status -eq 124 ] || [ $status -eq 137 ]; then
+    say "   $name: STOPPED before its time ($status), which is no result; whole output: $log"
+    return 1
+  fi
   if [ $status -ne 0 ]; then
     say "   $name: FINDING ($status)"
     grep -v '^#' "$log" | tail -n 40 >&2

@@ -1,4 +1,6 @@
 // Damaged configurations end in ConfigError or are accepted; nothing else may happen.
+#include <fmt/core.h>
+
 #include <random>
 
 #include "config/test_support.h"
@@ -104,6 +106,15 @@ TEST(Fuzz, EveryKeyTakesEveryKindOfValueWithoutHarm) {
     }
     for (const char* value : values) survive("{" + opening + "\"" + path + "\": " + value + closing + "}");
   }
+}
+
+TEST(Fuzz, MegabytesOfUnknownKeysTakeSeconds) {
+  std::string text = R"({"train_batch_size": 8)";
+  for (int i = 0; i < 200'000; ++i) text += fmt::format(",\"k{}\":1", i);
+  EXPECT_EQ(Config::parse(text + "}", 1).warnings().size(), 200'000u);
+  const Config config = Config::parse(R"({"train_batch_size": 8, ")" + std::string(8 << 20, 'k') + "\": 1}", 1);
+  ASSERT_EQ(config.warnings().size(), 1u);
+  EXPECT_LT(config.warnings().front().size(), 300u);
 }
 
 }  // namespace

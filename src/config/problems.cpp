@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "base/error.h"
 
 namespace deepscale::config {
@@ -24,7 +22,7 @@ void Problems::error(std::string_view path, std::string_view text) {
 
 void Problems::warn(std::string_view path, std::string_view text) {
   std::string line = sentence(path, text);
-  if (std::find(warnings_.begin(), warnings_.end(), line) == warnings_.end()) warnings_.push_back(std::move(line));
+  if (known_warnings_.insert(line).second) warnings_.push_back(std::move(line));
 }
 
 void Problems::throw_if_any() const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,8 @@ class Problems {
   void warn(std::string_view path, std::string_view text);
 
   bool ok() const { return errors_.empty(); }
+  /// More than anybody reads: what is added needs no search for a remedy.
+  bool crowded() const { return errors_.size() + warnings_.size() > 1000; }
   const std::vector<std::string>& warnings() const { return warnings_; }
 
   /// Throws ConfigError when there are errors.
@@ -26,6 +29,7 @@ class Problems {
  private:
   std::vector<std::string> errors_;
   std::vector<std::string> warnings_;
+  std::set<std::string> known_warnings_;
 };
 
 /// "zero_optimization" + "stage" -> "zero_optimization.stage".

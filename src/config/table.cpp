@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace deepscale::config {
 namespace {
@@ -19,13 +20,16 @@ std::vector<std::string_view> known_names(const Section& section) {
   return names;
 }
 
+constexpr size_t kLongestTypo = 100;  // nobody mistyped more; and the search takes time
+
 void report_unknown(const Section& section, const std::string& path, const std::string& key, Problems& problems) {
-  const std::string where = join_path(path, key);
+  const std::string where = join_path(path, printable(key));
   if (section.root && key.find('.') != std::string::npos) {
     problems.warn(where, "has no effect: a key is not split at its dots; write nested objects instead");
     return;
   }
-  const std::string_view nearest = nearest_name(key, known_names(section));
+  const std::string_view nearest =
+      problems.crowded() || key.size() > kLongestTypo ? "" : nearest_name(key, known_names(section));
   const std::string hint = nearest.empty() ? "remove it" : fmt::format("did you mean '{}'?", nearest);
   if (section.unknown == UnknownKeys::kError) {
     problems.error(where, fmt::format("unknown key; {}", hint));
