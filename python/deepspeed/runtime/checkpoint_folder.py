@@ -130,6 +130,15 @@ class CheckpointSave:
             logger.error(f"[rank {self.engine.global_rank}] the checkpoint {self.path} was not saved: {problem}")
 
 
+def restore_replaced(engine: Any, load_dir: str, tag: Any) -> None:
+    """A checkpoint that a killed run had moved aside gets its name back, before all ranks look for it. Collective."""
+    together = Together(engine, f"load_checkpoint({load_dir})", CheckpointError)
+    if engine.global_rank == 0:
+        with together.attempt():
+            _C.restore_replaced(os.path.dirname(os.path.join(load_dir, "" if tag is None else str(tag))) or ".")
+    together.agree()
+
+
 def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
     """What loads a checkpoint of its layout. Raises on all ranks when a file is damaged; nothing has changed then."""
     directory = os.path.join(load_dir, tag)

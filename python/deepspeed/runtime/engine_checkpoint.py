@@ -17,7 +17,7 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, ZERO_FILE_PREFIX)
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
-from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint
+from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
@@ -284,6 +284,7 @@ class CheckpointMethods:
         options = {"strict": load_module_strict, "optimizer": load_optimizer_states and not load_module_only,
                    "scheduler": load_lr_scheduler_states and not load_module_only, "module_only": load_module_only,
                    "custom_load_fn": custom_load_fn}
+        restore_replaced(self, load_dir, tag)
         if self.load_universal_checkpoint():
             from deepspeed.runtime.universal_load import load_universal
             return load_universal(self, load_dir, tag, **options)
