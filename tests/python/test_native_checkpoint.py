@@ -63,6 +63,7 @@ def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
     assert saved["exp_avg/up.weight"].shape == weights["up.weight"].shape
     manifest = json.loads((tmp_path / "t" / "manifest.json").read_text())
     assert manifest["layout"] == "native" and manifest["info"]["stage"] == 2 and manifest["info"]["global_steps"] == 2
+    assert manifest["info"]["config"]["zero_optimization"]["stage"] == 2 and manifest["info"]["deepscale"]
 
 
 def test_a_torch_optimizer_keeps_its_states(tmp_path, monkeypatch):
