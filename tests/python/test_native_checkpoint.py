@@ -53,7 +53,7 @@ def test_a_run_goes_on_bit_for_bit(stage, place, tmp_path, monkeypatch):
 def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
     from safetensors.torch import load_file
     single_rank(monkeypatch)
-    engine = built(settings(2))
+    engine = built({**settings(2), "steps_per_print": float("inf")})
     steps(engine, 2)
     engine.save_checkpoint(tmp_path, tag="t")
     assert sorted(os.listdir(tmp_path)) == ["latest", "t"]
@@ -64,6 +64,7 @@ def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
     manifest = json.loads((tmp_path / "t" / "manifest.json").read_text())
     assert manifest["layout"] == "native" and manifest["info"]["stage"] == 2 and manifest["info"]["global_steps"] == 2
     assert manifest["info"]["config"]["zero_optimization"]["stage"] == 2 and manifest["info"]["deepscale"]
+    assert manifest["info"]["config"]["steps_per_print"] == "Infinity"
 
 
 def test_a_torch_optimizer_keeps_its_states(tmp_path, monkeypatch):

@@ -133,11 +133,8 @@ class CheckpointSave:
 
 
 def _as_json(config: dict) -> Any:
-    """What the user configured, for whoever reads the manifest."""
-    try:
-        return json.loads(json.dumps(config, default=repr, allow_nan=False))
-    except ValueError:  # infinities are no JSON
-        return repr(config)
+    """What the user configured, for whoever reads the manifest. Infinities, which Accelerate gives, are no JSON: they become text."""
+    return json.loads(json.dumps(config, default=repr), parse_constant=str)
 
 
 def restore_replaced(engine: Any, load_dir: str, tag: Any) -> None:
