@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Callable
 
 from common import built_program
 from reshard_worker import DAMAGES, key_of
@@ -30,26 +31,55 @@ IDENTICAL, CLOSE, WRONG = "identical", "close", "wrong"
 
 def cases(worlds: tuple[int, ...], tiers: tuple[str, ...], recipe: str = "adamw") -> list[dict]:
     return [{"stage": stage, "world": world, "tier": tier, "recipe": recipe}
-            for world in worlds for stage in STAGES for tier in tiers if not (stage == 0 and tier != "host")]
+            for world in worlds for stage in STAGES for tier in tiers if not (stage == 0 and tier == "cpu")]  # no effect there
 
 
-def launch(world: int, job: dict, folder: Path, limit_s: float) -> list[dict]:
-    """Answers of one run of the worker; what is missing after a failure is what it had not come to."""
-    path = folder / f"{'save' if job['save'] else 'resume'}-{world}.json"
-    path.write_text(json.dumps(job))
-    command = [built_program("deepspeed"), "--num_gpus", str(world), "--no_local_rank", str(WORKER), str(path)]
-    log = path.with_suffix(".log")
-    with open(log, "w") as output:
-        try:
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=limit_s,
-                                    env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}).returncode
-        except subprocess.TimeoutExpired:
-            status = f"no end after {limit_s:.0f} s"
-    results = Path(f"{path}.results")
-    answers = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    if status != 0:
-        print(f"--- {world} ranks, {path.stem}: {status} after {len(answers)} jobs\n{log.read_text()[-6000:]}", flush=True)
-    return answers
+class Launch:
+    """One run of the worker with so many ranks. It saves, sleeps until others have saved, and resumes."""
+
+    def __init__(self, world: int, job: dict, folder: Path, limit_s: float) -> None:
+        self.world, self.job, self.limit_s, self.seconds = world, job, limit_s, 0.0
+        self.path, self.log = folder / f"{world}-ranks.json", folder / f"{world}-ranks.log"
+        for leftover in folder.glob(f"{world}-ranks.json*"):
+            leftover.unlink()
+        self.path.write_text(json.dumps(job))
+        command = [built_program("deepspeed"), "--num_gpus", str(world), "--no_local_rank", str(WORKER), str(self.path)]
+        with open(self.log, "w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
+
+    def _wait(self, what: str, ready: Callable[[], bool]) -> None:
+        """Until it is ready, or has ended, or takes too long: then it is ended."""
+        begin, before = time.monotonic(), len(self.answers())
+        while not ready() and self.process.poll() is None:
+            time.sleep(0.05)
+            if time.monotonic() - begin > self.limit_s:
+                print(f"--- {self.world} ranks: no end of what they {what} after {self.limit_s:.0f} s", flush=True)
+                self.end()
+        took = time.monotonic() - begin
+        self.seconds += took
+        print(f"   {self.world} ranks: {what} {len(self.answers()) - before}, {took:.1f} s", file=sys.stderr, flush=True)
+
+    def saved(self) -> None:
+        self._wait("save", Path(f"{self.path}.saved").exists)
+
+    def resume(self) -> None:
+        Path(f"{self.path}.go").touch()
+        self._wait("resume", lambda: False)
+        if self.process.returncode != 0:
+            print(f"--- {self.world} ranks: status {self.process.returncode} after {len(self.answers())} jobs\n{self.log.read_text()[-6000:]}",
+                  flush=True)
+
+    def end(self) -> None:
+        """The launcher ends its ranks."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+
+    def answers(self) -> list[dict]:
+        results = Path(f"{self.path}.results")
+        lines = results.read_text().split("\n")[:-1] if results.exists() else []
+        return [json.loads(line) for line in lines]
 
 
 class Outcome:
@@ -58,12 +88,12 @@ class Outcome:
     def __init__(self, answer: dict, straight: dict | None) -> None:
         self.saved, self.case, self.damage = (answer["item"][key] for key in ("saved", "case", "damage"))
         self.difference, self.why = 0.0, answer.get("problem", "")
-        if straight is None:
+        if straight is None and not self.why:
             self.why = "the run that saved it failed"
-        elif not self.why:
+        self.compared = not self.why
+        if self.compared:
             self._compare(answer, straight)
-        identical = not self.why and answer["losses"] == straight["losses"]
-        if identical:
+        if not self.why and answer["losses"] == straight["losses"]:
             self.verdict = IDENTICAL
         elif not self.why and not self._must_be_identical() and self.difference <= TOLERANCE[self.case["recipe"]]:
             self.verdict = CLOSE
@@ -154,35 +184,28 @@ def check_straight(straight: dict[str, dict], chosen: list[dict]) -> int:
 
 
 # ---------------------------------------------------------------- the whole
-class Run:
-    def __init__(self, layout: str, folder: Path, limit_s: float) -> None:
-        self.layout, self.folder, self.limit_s = layout, folder, limit_s
-
-    def execute(self, saves: list[dict], pairs: list[tuple[dict, dict, str | None]]) -> tuple[dict[str, dict], list[Outcome]]:
-        """The runs that went on, by case, and the outcome of every pair."""
-        straight: dict[str, dict] = {}
-        outcomes: list[Outcome] = []
-        worlds = sorted({case["world"] for case in saves})
-        common = {"folder": str(self.folder), "format": self.layout, "save": [], "resume": []}
-        for world in worlds:
-            mine = [case for case in saves if case["world"] == world]
-            for answer in self._launched(world, {**common, "save": mine}):
-                straight[key_of(answer["item"])] = answer
-        for world in worlds:
-            mine = [{"saved": a, "case": b, "damage": damage} for a, b, damage in pairs if b["world"] == world]
-            answers = self._launched(world, {**common, "resume": mine})
+def execute(layout: str, folder: Path, limit_s: float, saves: list[dict],
+            pairs: list[tuple[dict, dict, str | None]]) -> tuple[dict[str, dict], list[Outcome]]:
+    """The runs that went on, by case, and the outcome of every pair."""
+    straight: dict[str, dict] = {}
+    outcomes: list[Outcome] = []
+    launches: list[Launch] = []
+    try:
+        for world in sorted({case["world"] for case in saves}):
+            job = {"folder": str(folder), "format": layout, "save": [case for case in saves if case["world"] == world],
+                   "resume": [{"saved": a, "case": b, "damage": damage} for a, b, damage in pairs if b["world"] == world]}
+            launches.append(Launch(world, job, folder, limit_s))
+            launches[-1].saved()
+            straight |= {key_of(answer["item"]): answer for answer in launches[-1].answers()}
+        for launched in launches:
+            launched.resume()
+            answers = [answer for answer in launched.answers() if answer["kind"] == "resume"]
             outcomes += [Outcome(answer, straight.get(key_of(answer["item"]["saved"]))) for answer in answers]
-            for item in mine[len(answers):]:
-                outcomes.append(Outcome({"item": item, "problem": "not reached: the run failed"}, None))
-        return straight, outcomes
-
-    def _launched(self, world: int, job: dict) -> list[dict]:
-        begin = time.monotonic()
-        answers = launch(world, job, self.folder, self.limit_s) if job["save"] or job["resume"] else []
-        took = sum(answer["seconds"] for answer in answers)
-        print(f"   {world} ranks: {len(answers)} {'saved' if job['save'] else 'resumed'}, {time.monotonic() - begin:.1f} s "
-              f"({took:.1f} s of work)", file=sys.stderr, flush=True)
-        return answers
+            outcomes += [Outcome({"item": item, "problem": "not reached: the run failed"}, None) for item in launched.job["resume"][len(answers):]]
+    finally:
+        for launched in launches:
+            launched.end()
+    return straight, outcomes
 
 
 def main() -> int:
@@ -195,7 +218,7 @@ def main() -> int:
     parser.add_argument("--recipes", default=None, help="recipes beside the matrix (default: all; quick: none), or none")
     parser.add_argument("--no-matrix", action="store_true", help="the recipes alone")
     parser.add_argument("--keep", default=None, help="folder to work in, which stays")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds for each launch")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds for what one launch saves, and for what it resumes")
     options = parser.parse_args()
     worlds, tiers = tuple(int(w) for w in options.worlds.split(",")), tuple(options.tiers.split(","))
     recipes = options.recipes.split(",") if options.recipes else () if options.quick else RECIPES
@@ -216,7 +239,7 @@ def main() -> int:
     begin = time.monotonic()
     try:
         saves = chosen + [case for ring_cases in rings.values() for case in ring_cases]
-        straight, outcomes = Run(options.format, folder, options.timeout).execute(saves, pairs)
+        straight, outcomes = execute(options.format, folder, options.timeout, saves, pairs)
     finally:
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,10 +250,11 @@ def report(options: argparse.Namespace, chosen: list[dict], rings: dict[str, lis
            outcomes: list[Outcome], seconds: float) -> int:
     sound, hurt = [o for o in outcomes if not o.damage], [o for o in outcomes if o.damage]
     wrong = [o for o in sound if o.verdict == WRONG]
-    unseen = [o for o in hurt if o.verdict != WRONG or o.why]
+    unseen = [o for o in hurt if o.verdict != WRONG or not o.compared]
     if chosen and sound:
         print_table(chosen, [o for o in sound if o.case["recipe"] == "adamw"])
-    print("excluded: stage 0 with states in files: without ZeRO an optimizer cannot be offloaded")
+    if "cpu" in options.tiers:
+        print("excluded: stage 0 with offload_optimizer.device cpu, which has no effect there")
     for problem in wrong[:20]:
         print(f"WRONG: {problem}")
     for miss in unseen[:20]:

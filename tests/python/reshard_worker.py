@@ -2,7 +2,8 @@
 
     deepspeed --num_gpus W reshard_worker.py JOBS      JOBS: JSON {"folder", "format", "save": [case], "resume": [{"saved", "case", "damage"}]}
 
-Writes one JSON line per job to JOBS.results (rank 0). Every job is the same training: ranks share out the rows of one global batch,
+Writes one JSON line per job to JOBS.results (rank 0). Between saving and resuming it makes JOBS.saved and sleeps until there is JOBS.go:
+by then other numbers of ranks have saved theirs. Every job is the same training: ranks share out the rows of one global batch,
 so the global loss (the mean over ranks) of different numbers of ranks can be compared. All that a step sees is restored or it is
 not the same: weights and optimizer states, a rate that changes every step, a buffer that counts, and random numbers of torch
 (dropout), Python and NumPy (which data).
@@ -15,7 +16,7 @@ import os
 import random
 import sys
 import time
-from typing import Any
+from typing import Any, Callable
 
 import numpy
 import torch
@@ -238,12 +239,21 @@ def main(path: str) -> None:
     worker = Worker(job)
     rank = int(os.environ["RANK"])
     with open(f"{path}.results" if rank == 0 else os.devnull, "w") as results:
-        for kind, items in (("save", job["save"]), ("resume", job["resume"])):
-            for item in items:
-                begin = time.monotonic()
-                answer = worker.save(item) if kind == "save" else worker.resume(item["saved"], item["case"], item["damage"])
-                results.write(json.dumps({"kind": kind, "item": item, "seconds": time.monotonic() - begin, **answer}) + "\n")
-                results.flush()
+
+        def answer(kind: str, item: dict, work: Callable[..., dict], *arguments: Any) -> None:
+            begin = time.monotonic()
+            found = work(*arguments)
+            results.write(json.dumps({"kind": kind, "item": item, "seconds": time.monotonic() - begin, **found}) + "\n")
+            results.flush()
+
+        for case in job["save"]:
+            answer("save", case, worker.save, case)
+        if rank == 0:
+            open(f"{path}.saved", "w").close()
+        while not os.path.exists(f"{path}.go"):
+            time.sleep(0.05)
+        for item in job["resume"]:
+            answer("resume", item, worker.resume, item["saved"], item["case"], item["damage"])
 
 
 if __name__ == "__main__":
