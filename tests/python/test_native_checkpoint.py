@@ -34,8 +34,6 @@ def steps(engine: Any, count: int) -> list[float]:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("place", ["memory", "files"])
 def test_a_run_goes_on_bit_for_bit(stage, place, tmp_path, monkeypatch):
-    if place == "files" and stage == 0:
-        pytest.skip("stage 0 has no offload")
     single_rank(monkeypatch)
     cfg = settings(stage, place, tmp_path / "nvme")
     engine = built(cfg)
