@@ -48,6 +48,19 @@ def test_a_run_goes_on_bit_for_bit(stage, place, tmp_path, monkeypatch):
         assert torch.equal(full_weights(other.module)[name], value), name
 
 
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_momentum_of_sgd_goes_on(place, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    cfg = {**settings(2, place, tmp_path / "nvme"), "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}
+    engine = built(cfg)
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path / "saved")
+    expected = steps(engine, 3)
+    other = built(cfg)
+    other.load_checkpoint(tmp_path / "saved")
+    assert steps(other, 3) == expected
+
+
 def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
     from safetensors.torch import load_file
     single_rank(monkeypatch)
