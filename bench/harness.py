@@ -15,18 +15,22 @@ Linux and other POSIX systems only (pipes are inherited by number).
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -74,6 +78,43 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+_open_sides: set["Side"] = set()
+_interrupted: list[int] = []  # the signal that ends this program
+
+
+def close_all() -> None:
+    """Ends the processes of all sides that are still there."""
+    for side in list(_open_sides):
+        side.close()
+
+
+def leave_nothing_behind() -> None:
+    """From here on SIGTERM and SIGHUP end the program as an exception does, and whatever ends it ends all sides."""
+
+    def end(number: int, _frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # clearing away is not interrupted
+        _interrupted.append(number)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    atexit.register(close_all)
+
+
+@contextlib.contextmanager
+def scratch_folder(name: str, where: str | None = None) -> Iterator[str]:
+    """A folder in `where` (default: TMPDIR) that is gone afterwards; the sides, which may write there, end before."""
+    if where is not None:
+        os.makedirs(where, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f"deepscale_{name}_", dir=where)
+    try:
+        yield folder
+    finally:
+        close_all()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Side:
     """`ranks` live processes of one implementation. A context manager; leaving it ends the processes."""
 
@@ -94,6 +135,7 @@ class Side:
         self.processes: list[subprocess.Popen] = []
         self.commands, self.answers = [], []
         self.closed = False
+        _open_sides.add(self)
         self.log = Path(os.environ.get("TMPDIR", "/tmp")) / f"deepscale-bench-{os.getpid()}-{name.replace(' ', '-').replace('/', '-')}.log"
         port = free_port()
         for rank in range(ranks):
@@ -194,6 +236,7 @@ class Side:
 
     def close(self) -> None:
         self.closed = True
+        _open_sides.discard(self)
         for pipe in self.commands + self.answers:
             try:
                 pipe.close()
@@ -201,7 +244,7 @@ class Side:
                 pass
         for process in self.processes:
             try:
-                process.wait(timeout=5)
+                process.wait(timeout=0 if _interrupted else 5)
             except subprocess.TimeoutExpired:
                 pass
             try:  # the worker leads a session of its own: nothing that it started outlives it
@@ -248,6 +291,7 @@ def arguments(
     if extra:
         extra(parser)
     args = parser.parse_args()
+    leave_nothing_behind()
     args.reference = args.reference_python if args.reference_python and Path(args.reference_python).exists() else None
     if args.reference is None and uses_reference:
         given = f"{args.reference_python} does not exist" if args.reference_python else "no --reference-python given"

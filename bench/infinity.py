@@ -27,11 +27,9 @@ import json
 import os
 import resource
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -497,13 +495,9 @@ def main() -> None:
     if not harness.have_ours():
         harness.result("infinity", ours=None, opponent=None, ratio=None, limit_share=None, met=None)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # files, groups and workers are cleared away then, too
-    folder = tempfile.mkdtemp(prefix="deepscale_infinity_", dir=args.folder)
-    try:
+    with harness.scratch_folder("infinity", args.folder) as folder:
         equal = same_bits(folder)
         found, theirs, limit, drive = measure(args, size, folder, rounds)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     share = statistics.median(row["seconds"] / row["limit"] for row in found["rows"])
     moved_work = [statistics.median(row["seconds"] * row["speed"] for row in side["rows"]) if side else None for side in (theirs, found)]
     expected = found["plan_bytes"] + found["program_bytes"]

@@ -94,7 +94,7 @@ def measure(name: str, python: str, ranks: int, stage: int, layers: int) -> dict
         import threading
 
         answers: list = []
-        waiter = threading.Thread(target=lambda: answers.append(finish(side)))
+        waiter = threading.Thread(target=lambda: answers.append(finish(side)), daemon=True)
         waiter.start()
         while waiter.is_alive():
             peak = max(peak, total(side))

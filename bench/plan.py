@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -94,8 +92,9 @@ def write_shapes(path: Path, layers: int) -> None:
 
 def planned(folder: Path, shapes: Path, config: dict, ranks: int) -> dict:
     (folder / "ds_config.json").write_text(json.dumps(config))
-    program = shutil.which("ds_plan") or "ds_plan"
-    run = subprocess.run([program, "--model", str(shapes), "--ds_config", str(folder / "ds_config.json"), "--world", str(ranks),
+    from deepspeed.launcher.runner import native_program
+
+    run = subprocess.run([native_program("ds_plan"), "--model", str(shapes), "--ds_config", str(folder / "ds_config.json"), "--world", str(ranks),
                           "--device", "cpu", "--program_mib", "0", "--json"], capture_output=True, text=True)
     if not run.stdout:
         raise RuntimeError(f"ds_plan failed: {run.stderr}")
@@ -110,7 +109,7 @@ def peak_of(name: str, ranks: int, layers: int, config: dict) -> float:
         base, peak = memory.total(side), 0
         side.begin("train", width=WIDTH, layers=layers, config=config, steps=6)
         answers: list = []
-        waiter = threading.Thread(target=lambda: answers.append(memory.finish(side)))
+        waiter = threading.Thread(target=lambda: answers.append(memory.finish(side)), daemon=True)
         waiter.start()
         while waiter.is_alive():
             peak = max(peak, memory.total(side))
@@ -138,6 +137,7 @@ def main() -> None:
     def extra(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--layers", type=int, help="layers of 1024 x 1024 (default: 96, quick: 48)")
         parser.add_argument("--case", help="only cases whose name contains this")
+        parser.add_argument("--folder", help="where the files of states go (default: TMPDIR)")
 
     args = harness.arguments(__doc__, extra)
     if not harness.have_ours():
@@ -145,7 +145,7 @@ def main() -> None:
     layers = args.layers or (48 if args.quick else 96)
     print(f"{layers * WIDTH * WIDTH / 1e6:.0f} M parameters")
     rows = []
-    with tempfile.TemporaryDirectory(prefix="deepscale_plan_") as folder:
+    with harness.scratch_folder("plan", args.folder) as folder:
         for case in CASES:
             if (case[2] or not args.quick) and (args.case or "") in case[0]:
                 rows.append(compare(case, layers, Path(folder)))

@@ -234,6 +234,7 @@ def main() -> None:
         runs = on_disk(args, folder, weights, limit)
         report(runs, on_host(args, folder), limit)
     finally:
+        harness.close_all()
         for files in args.folder.glob("files-*"):
             shutil.rmtree(files, ignore_errors=True)
         if not args.keep:

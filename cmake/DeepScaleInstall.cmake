@@ -37,7 +37,7 @@ if(TARGET ds_report AND program_folder)
   install(PROGRAMS $<TARGET_FILE:ds_report> DESTINATION "${program_folder}" RENAME dsr${CMAKE_EXECUTABLE_SUFFIX})
 endif()
 if(TARGET ds_elastic AND program_folder)
-  install(TARGETS ds_elastic ds_plan ds_ssh RUNTIME DESTINATION "${program_folder}")
+  install(TARGETS ds_ckpt ds_elastic ds_plan ds_ssh RUNTIME DESTINATION "${program_folder}")
 endif()
 
 if(TARGET deepscale)

@@ -113,6 +113,7 @@ struct CheckpointOptions {
   std::string format = "deepspeed";  ///< or "native"
   bool async_save = false;
   int64_t keep_last = 0;  ///< 0: all
+  bool load_data_position = true;
 };
 
 /// `comms_logger`.

@@ -133,6 +133,7 @@ void register_checkpoint(py::module_& m) {
       .def_property_readonly("layout", [](const CheckpointTensors& self) { return self.manifest().layout; })
       .def_property_readonly("info", [](const CheckpointTensors& self) { return self.manifest().info; });
   m.def("begin_save", &begin_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def("restore_replaced", &restore_replaced, py::arg("save_dir"), ReleaseGil());
   m.def(
       "abandon_save",
       [](const std::string& save_dir, const std::string& tag) { remove_directories(saving_folder(save_dir, tag)); },

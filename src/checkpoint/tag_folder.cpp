@@ -18,6 +18,20 @@ using config::Json;
 
 constexpr char kPartPrefix[] = "part_";
 constexpr char kFailedPrefix[] = "failed_";
+constexpr char kSaving[] = ".saving", kReplaced[] = ".replaced", kRemoved[] = ".removed";
+// Longer than commit_save() waits for the slowest rank.
+constexpr std::chrono::hours kAbandonedAfter(1);
+
+/// The folder beside the tag's that stands for a state of it.
+std::string hidden_folder(const std::string& save_dir, const std::string& tag, const char* state) {
+  return save_dir + "/." + tag + state;
+}
+
+/// The tag of a hidden folder's name; empty when it is none of that state.
+std::string tag_of_hidden(const std::string& name, std::string_view state) {
+  if (name.size() < state.size() + 2 || name.front() != '.' || !name.ends_with(state)) return "";
+  return name.substr(1, name.size() - 1 - state.size());
+}
 
 std::string part_name(const char* prefix, int rank) {
   return prefix + std::to_string(rank);
@@ -98,8 +112,7 @@ void put_in_place(const std::string& save_dir, const std::string& tag, const std
   }
   std::string old = folder;
   if (!exchange_names(folder, target)) {
-    // For a moment only the names with dots exist; both are whole then, and list_tags() knows the old one.
-    old = save_dir + "/." + tag + ".replaced";
+    old = hidden_folder(save_dir, tag, kReplaced);  // of a kill between the two names: restore_replaced()
     remove_directories(old);
     rename_file(target, old);
     rename_file(folder, target);
@@ -123,7 +136,7 @@ void remove_older(const std::string& save_dir, const std::string& newest, int ke
     if (facts.tag == newest || !facts.problem.empty()) continue;
     if (++kept <= keep_last) continue;
     // Renamed first, so that a removal that is cut short leaves no half checkpoint under its name.
-    const std::string away = save_dir + "/." + facts.tag + ".removed";
+    const std::string away = hidden_folder(save_dir, facts.tag, kRemoved);
     remove_directories(away);
     rename_file(save_dir + "/" + facts.tag, away);
     remove_directories(away);
@@ -140,11 +153,40 @@ void check_tag_name(const std::string& tag) {
 }
 
 std::string saving_folder(const std::string& save_dir, const std::string& tag) {
-  return save_dir + "/." + tag + ".saving";
+  return hidden_folder(save_dir, tag, kSaving);
+}
+
+void restore_replaced(const std::string& save_dir) {
+  for (const std::string& name : list_directory(save_dir)) {
+    const std::string tag = tag_of_hidden(name, kReplaced);
+    if (tag.empty()) continue;
+    const std::string target = save_dir + "/" + tag;
+    // A run that is alive is through with its two renames at once.
+    for (int i = 0; i < 20 && !is_directory(target); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    if (is_directory(target) || !is_directory(save_dir + "/" + name)) continue;
+    rename_file(save_dir + "/" + name, target);
+    sync_directory(save_dir);
+  }
+}
+
+void remove_abandoned(const std::string& save_dir, std::chrono::seconds age) {
+  const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  for (const std::string& name : list_directory(save_dir)) {
+    const bool replaced = !tag_of_hidden(name, kReplaced).empty();
+    if (tag_of_hidden(name, kSaving).empty() && tag_of_hidden(name, kRemoved).empty() && !replaced) continue;
+    if (replaced && !is_directory(save_dir + "/" + tag_of_hidden(name, kReplaced))) continue;
+    const std::string folder = save_dir + "/" + name;
+    double changed = changed_at(folder).value_or(now);
+    for (const std::string& file : list_directory(folder)) {
+      changed = std::max(changed, changed_at(folder + "/" + file).value_or(now));
+    }
+    if (now - changed >= static_cast<double>(age.count())) remove_directories(folder);
+  }
 }
 
 std::string begin_save(const std::string& save_dir, const std::string& tag) {
   check_tag_name(tag);
+  restore_replaced(save_dir);
   const std::string folder = saving_folder(save_dir, tag);
   remove_directories(folder);
   make_directories(folder);
@@ -180,6 +222,11 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   put_in_place(save_dir, tag, folder);
   if (options.write_latest) write_latest(save_dir, tag);
   if (options.keep_last > 0) remove_older(save_dir, tag, options.keep_last);
+  try {
+    remove_abandoned(save_dir, kAbandonedAfter);
+  } catch (const Error&) {
+    // What is another user's may stay: the checkpoint is valid.
+  }
 }
 
 void write_latest(const std::string& save_dir, const std::string& tag) {

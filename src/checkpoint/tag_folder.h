@@ -1,13 +1,14 @@
 // How a checkpoint comes to be, so that at every moment a reader finds the old one or the whole new one:
 //
-//   SAVE_DIR/.TAG.saving/           made by one rank; all ranks write their files into it
-//   SAVE_DIR/.TAG.saving/part_R     each rank when its files are on the disk: its part of the manifest, or why it
-//   failed SAVE_DIR/.TAG.saving/manifest.json      one rank, when it has all parts; last of all files SAVE_DIR/TAG/ by
-//   renaming; where there was one, by exchanging names SAVE_DIR/latest                 after that
+// 1. One rank makes the folder SAVE_DIR/.TAG.saving; all ranks write their files into it.
+// 2. Each rank, when its files are on the disk, leaves part_R there, its part of the manifest, or failed_R, why not.
+// 3. One rank, when it has all parts, writes manifest.json, the last of all files,
+// 4. gives the folder its name, SAVE_DIR/TAG; where there is one of that name, the two exchange names,
+// 5. and writes SAVE_DIR/latest.
 //
 // Ranks meet through the file system alone, so a thread of each can do this beside training. Everything is brought to
-// the disk before the next step. What a killed run leaves is a folder with a dot, which the next save of the tag
-// removes. Torch-free.
+// the disk before the next step. What a killed run leaves has a dot in front, and goes with the next save of the tag,
+// or with any save when an hour has passed. Torch-free.
 #pragma once
 
 #include <atomic>
@@ -21,6 +22,14 @@ namespace deepscale {
 
 /// Throws ConfigError for a tag that is no name of a folder: empty, "." or "..", with a path, or with a dot in front.
 void check_tag_name(const std::string& tag);
+
+/// A file system that cannot exchange names (NFS) has neither TAG nor its successor for a moment, but the old one as
+/// .TAG.replaced: where a killed run left it so, it gets its name back. By one rank, before SAVE_DIR is read or
+/// written. Throws IoError.
+void restore_replaced(const std::string& save_dir);
+
+/// Removes what saves left behind that were killed: folders in which nothing has changed for `age` at least.
+void remove_abandoned(const std::string& save_dir, std::chrono::seconds age);
 
 /// Makes the folder for a save, empty, and those above it. By one rank. Returns its path. Throws IoError.
 std::string begin_save(const std::string& save_dir, const std::string& tag);
@@ -40,8 +49,8 @@ struct CommitOptions {
   const std::atomic<bool>* cancelled = nullptr;
 };
 
-/// By one rank: waits for all parts, and makes the checkpoint valid. Throws CheckpointError when a rank failed or is
-/// not heard of in time, IoError; nothing has changed then for readers.
+/// By one rank: waits for all parts, and makes the checkpoint valid; then removes what is to go. Throws CheckpointError
+/// when a rank failed or is not heard of in time, IoError; nothing has changed then for readers.
 void commit_save(const std::string& save_dir, const std::string& tag, const CommitOptions& options);
 
 /// Writes SAVE_DIR/latest so that readers see the old or the new text.

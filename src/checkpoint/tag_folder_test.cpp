@@ -213,6 +213,34 @@ TEST_F(TagFolderTest, OldCheckpointsGoWhenSoManyAreKept) {
   EXPECT_EQ(latest, "step5");
 }
 
+TEST_F(TagFolderTest, ACheckpointThatWasMovedAsideGetsItsNameBack) {
+  save("a", 1, 10);
+  rename_file(root_ + "/a", root_ + "/.a.replaced");  // where names cannot be exchanged, a kill leaves this
+  make_directories(root_ + "/.a.saving");
+  EXPECT_TRUE(list_tags(root_).empty());
+  restore_replaced(root_);
+  ASSERT_EQ(list_tags(root_).size(), 1u);
+  EXPECT_EQ(read("a", 3, 1)[0], 3.0f);
+  rename_file(root_ + "/a", root_ + "/.a.replaced");
+  save("b", 1, 20);  // saving does so as well
+  EXPECT_EQ(read("a", 3, 1)[0], 3.0f);
+}
+
+TEST_F(TagFolderTest, WhatKilledRunsLeaveGoesWhenNothingHasChangedForLong) {
+  save("a", 1, 10);
+  make_directories(root_ + "/.b.saving/inner");
+  make_directories(root_ + "/.a.replaced");
+  make_directories(root_ + "/.c.removed");
+  make_directories(root_ + "/.d.replaced");  // nothing has its name: it is the only one
+  make_directories(root_ + "/.mine");
+  remove_abandoned(root_, std::chrono::hours(1));
+  EXPECT_TRUE(is_directory(root_ + "/.b.saving") && is_directory(root_ + "/.c.removed"));
+  remove_abandoned(root_, std::chrono::seconds(0));
+  for (const char* gone : {".b.saving", ".a.replaced", ".c.removed"})
+    EXPECT_FALSE(is_directory(root_ + "/" + gone)) << gone;
+  for (const char* left : {"a", ".d.replaced", ".mine"}) EXPECT_TRUE(is_directory(root_ + "/" + left)) << left;
+}
+
 TEST_F(TagFolderTest, TagsAreNamesOfFolders) {
   for (const char* tag : {"", ".", "..", "a/b", ".hidden", "c:\\x"})
     EXPECT_THROW(check_tag_name(tag), ConfigError) << tag;

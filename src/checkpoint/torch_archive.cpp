@@ -1,5 +1,6 @@
 #include "checkpoint/torch_archive.h"
 
+#include <cstring>
 #include <unordered_set>
 #include <vector>
 
@@ -71,6 +72,32 @@ void TorchArchive::read_storage(const PyTensor& tensor, int64_t begin, int64_t l
   const int64_t element = size_of(tensor.dtype);
   try {
     zip_.read_at(begins_.at(tensor.record) + begin * element, destination, length * element);
+  } catch (const CheckpointError& error) {
+    ds_throw<CheckpointError>("checkpoint file {}: {}", path_, error.what());
+  }
+}
+
+void TorchArchive::read(const PyTensor& tensor, int64_t begin, int64_t length, void* destination) {
+  DS_CHECK_AS(CheckpointError, begin >= 0 && length >= 0 && begin <= tensor.numel() - length,
+              "checkpoint file {}: {} elements from {} on of a tensor of {} are asked for", path_, length, begin,
+              tensor.numel());
+  if (tensor.is_contiguous()) return read_storage(tensor, tensor.offset + begin, length, destination);
+  const int64_t element = size_of(tensor.dtype);
+  std::vector<char> storage(static_cast<size_t>(tensor.storage_numel * element));
+  read_storage(tensor, 0, tensor.storage_numel, storage.data());
+  for (int64_t i = 0; i < length; ++i) {
+    int64_t rest = begin + i, place = tensor.offset;
+    for (size_t d = tensor.sizes.size(); d-- > 0; rest /= tensor.sizes[d]) {
+      place += rest % tensor.sizes[d] * tensor.strides[d];
+    }
+    std::memcpy(static_cast<char*>(destination) + i * element, storage.data() + place * element,
+                static_cast<size_t>(element));
+  }
+}
+
+std::vector<std::string> TorchArchive::damaged_parts(const std::function<void(int64_t bytes)>& read) {
+  try {
+    return zip_.damaged_members(read);
   } catch (const CheckpointError& error) {
     ds_throw<CheckpointError>("checkpoint file {}: {}", path_, error.what());
   }

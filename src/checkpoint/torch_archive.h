@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "checkpoint/py_value.h"
 #include "checkpoint/zip_file.h"
@@ -24,6 +26,10 @@ class TorchArchive {
   /// Elements [begin, begin + length) of the storage behind a tensor of this file. destination: length elements.
   /// Throws CheckpointError.
   void read_storage(const PyTensor& tensor, int64_t begin, int64_t length, void* destination);
+  /// Elements [begin, begin + length) of a flattened tensor of this file, in its own dtype. Throws CheckpointError.
+  void read(const PyTensor& tensor, int64_t begin, int64_t length, void* destination);
+  /// Reads all bytes and returns the parts of the archive that do not have their checksum (zip_file.h).
+  [[nodiscard]] std::vector<std::string> damaged_parts(const std::function<void(int64_t bytes)>& read = {});
 
  private:
   TorchArchive(std::string path, ZipFile zip) : path_(std::move(path)), zip_(std::move(zip)) {}

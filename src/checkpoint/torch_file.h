@@ -17,6 +17,7 @@ class TorchFile {
 
   [[nodiscard]] const std::string& path() const { return archive_->path(); }
   [[nodiscard]] const PyValue& root() const { return archive_->root(); }
+  [[nodiscard]] const std::shared_ptr<TorchArchive>& archive() const { return archive_; }
 
   /// A tensor of this file, on the CPU.
   [[nodiscard]] at::Tensor read(const PyTensor& tensor) const;
@@ -24,10 +25,10 @@ class TorchFile {
   [[nodiscard]] at::Tensor read_range(const PyTensor& tensor, int64_t begin, int64_t length) const;
 
  private:
-  explicit TorchFile(TorchArchive archive) : archive_(std::make_unique<TorchArchive>(std::move(archive))) {}
+  explicit TorchFile(TorchArchive archive) : archive_(std::make_shared<TorchArchive>(std::move(archive))) {}
   [[nodiscard]] at::Tensor read_storage(const PyTensor& tensor, int64_t begin, int64_t length) const;
 
-  std::unique_ptr<TorchArchive> archive_;  // reading moves its position in the file
+  std::shared_ptr<TorchArchive> archive_;  // reading moves its position in the file
 };
 
 /// A node for a tensor to be written; copied to the CPU when it is elsewhere, else it shares the tensor's memory.

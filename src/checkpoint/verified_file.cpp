@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <numeric>
 
 #include "base/error.h"
 #include "platform/async_file.h"
@@ -58,9 +59,10 @@ class BlockReader {
   int64_t started_ = 0, taken_ = 0;
 };
 
-std::string damage_text(const std::string& folder, const ManifestFile& file, int64_t block, int64_t bytes) {
+std::string damage_text(const std::string& folder, const ManifestFile& file, int64_t first, int64_t last) {
   return fmt::format("checkpoint {}: the file {} is damaged between byte {} and {}: its checksum is another one",
-                     folder, file.name, block * kChecksumBlock, block * kChecksumBlock + bytes);
+                     folder, file.name, first * kChecksumBlock,
+                     std::min(file.checksums.bytes, (last + 1) * kChecksumBlock));
 }
 
 }  // namespace
@@ -85,7 +87,7 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
   for (const int64_t block : blocks) {
     bool intact = false;
     const char* const data = reader.next(block, intact);
-    DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, reader.bytes_of(block)));
+    DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
     const int64_t begin = block * kChecksumBlock, end = begin + reader.bytes_of(block);
     while (first < parts.size() && parts[first].begin + parts[first].bytes <= begin) ++first;
     for (size_t i = first; i < parts.size() && parts[i].begin < end; ++i) {
@@ -97,22 +99,40 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
   }
 }
 
-std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file) {
-  std::vector<std::string> problems;
-  try {
-    check_size(folder, file);
-    std::vector<int64_t> blocks(file.checksums.blocks.size());
-    for (size_t b = 0; b < blocks.size(); ++b) blocks[b] = static_cast<int64_t>(b);
-    BlockReader reader(folder, file, blocks);
-    for (const int64_t block : blocks) {
-      bool intact = false;
-      (void)reader.next(block, intact);
-      if (!intact) problems.push_back(damage_text(folder, file, block, reader.bytes_of(block)));
-    }
-  } catch (const Error& error) {
-    problems.emplace_back(error.what());
+std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
+                                    const std::function<void(int64_t bytes)>& read) {
+  check_size(folder, file);
+  std::vector<int64_t> blocks(count), damaged;
+  std::iota(blocks.begin(), blocks.end(), first);
+  if (blocks.empty()) return damaged;
+  BlockReader reader(folder, file, blocks);
+  for (const int64_t block : blocks) {
+    bool intact = false;
+    (void)reader.next(block, intact);
+    if (!intact) damaged.push_back(block);
+    if (read) read(reader.bytes_of(block));
   }
-  return problems;
+  return damaged;
+}
+
+std::vector<std::string> damage_lines(const std::string& folder, const ManifestFile& file,
+                                      const std::vector<int64_t>& blocks) {
+  std::vector<std::string> lines;
+  for (size_t i = 0; i < blocks.size();) {
+    size_t end = i + 1;
+    while (end < blocks.size() && blocks[end] == blocks[end - 1] + 1) ++end;
+    lines.push_back(damage_text(folder, file, blocks[i], blocks[end - 1]));
+    i = end;
+  }
+  return lines;
+}
+
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file) {
+  try {
+    return damage_lines(folder, file, damaged_blocks(folder, file, 0, block_count(file.checksums.bytes)));
+  } catch (const Error& error) {
+    return {error.what()};
+  }
 }
 
 CheckpointTensors::CheckpointTensors(std::string folder)

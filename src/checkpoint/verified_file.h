@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -24,6 +25,14 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
 
 /// Reads everything and returns what is wrong, a line each; empty when the file is as it was meant.
 std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file);
+
+/// Reads blocks [first, first + count) and returns those whose checksum is another one. read: called with the bytes of
+/// each block that was read. Throws as read_verified for a file that is missing or has another size, and IoError.
+std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
+                                    const std::function<void(int64_t bytes)>& read = {});
+/// Ascending damaged blocks as lines for people; those that follow one another are one line.
+std::vector<std::string> damage_lines(const std::string& folder, const ManifestFile& file,
+                                      const std::vector<int64_t>& blocks);
 
 /// The tensors of one checkpoint. Threads: read() from several at once.
 class CheckpointTensors {

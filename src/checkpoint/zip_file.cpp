@@ -261,6 +261,24 @@ std::string ZipFile::read(const std::string& name) {
   return bytes;
 }
 
+std::vector<std::string> ZipFile::damaged_members(const std::function<void(int64_t bytes)>& read) {
+  constexpr int64_t kPart = int64_t{4} << 20;
+  std::vector<char> buffer(static_cast<size_t>(std::min(kPart, size_)));
+  std::vector<std::string> damaged;
+  for (const auto& [name, member] : members_) {
+    uint32_t crc = 0;
+    for (int64_t done = 0; done < member.bytes;) {
+      const int64_t part = std::min(kPart, member.bytes - done);
+      read_at(member.begin + done, buffer.data(), part);
+      crc = crc32(buffer.data(), static_cast<size_t>(part), crc);
+      done += part;
+      if (read) read(part);
+    }
+    if (crc != member.crc || !member.stored) damaged.push_back(name);
+  }
+  return damaged;
+}
+
 void ZipWriter::put(std::string_view bytes) {
   out_.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   position_ += static_cast<int64_t>(bytes.size());

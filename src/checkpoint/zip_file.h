@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <ostream>
 #include <string>
@@ -34,6 +35,9 @@ class ZipFile {
   [[nodiscard]] const Member* find(const std::string& name) const;
   /// The whole member, its checksum compared. Throws CheckpointError.
   [[nodiscard]] std::string read(const std::string& name);
+  /// Reads all members and returns the names of those whose bytes are not those of their checksum. read: called with
+  /// the bytes read so far since the last call. Throws CheckpointError.
+  [[nodiscard]] std::vector<std::string> damaged_members(const std::function<void(int64_t bytes)>& read = {});
   /// Bytes [offset, offset + count) of the file. Throws CheckpointError when they cannot be read.
   void read_at(int64_t offset, void* destination, int64_t count);
 

@@ -102,6 +102,8 @@ const config::Section& table_of(const CheckpointOptions*) {
                   "Training waits for a copy of the state alone; writing goes on beside it.")
           .option("keep_last", &S::keep_last, at_least(0),
                   "Checkpoints that are kept; older ones are removed. 0 is all.")
+          .option("load_data_position", &S::load_data_position, any(),
+                  "Loading puts the engine's training data loader where it stood when the checkpoint was saved.")
           .build();
   return kTable;
 }

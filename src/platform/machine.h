@@ -25,8 +25,9 @@ std::filesystem::path executable_path();
 /// `program` as an executable file: itself when it contains a separator, else the first match in PATH.
 std::optional<std::filesystem::path> find_program(const std::string& program);
 
-/// Whether standard output is a terminal.
+/// Whether standard output, or what errors are written to, is a terminal.
 bool output_is_terminal();
+bool error_output_is_terminal();
 
 /// All environment variables of this process.
 std::map<std::string, std::string> environment_variables();

@@ -95,6 +95,10 @@ bool output_is_terminal() {
   return isatty(STDOUT_FILENO) != 0;
 }
 
+bool error_output_is_terminal() {
+  return isatty(STDERR_FILENO) != 0;
+}
+
 bool is_readable(const fs::path& path) {
   return access(path.c_str(), R_OK) == 0;
 }

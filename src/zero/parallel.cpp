@@ -30,8 +30,13 @@ void share_items(int64_t count, int64_t grain, const std::function<void(int64_t 
   if (threads <= 1) return body(0, count);
   std::atomic<int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t piece = next++; piece < pieces; piece = next++) {
-      body(piece * grain, std::min(count, (piece + 1) * grain));
+    int64_t first = next.load(std::memory_order_relaxed);
+    while (first < pieces) {
+      // Long runs first (what is read streams best so), short ones where threads are to end together.
+      const int64_t run = std::max<int64_t>(1, (pieces - first) / (2 * threads));
+      if (!next.compare_exchange_weak(first, first + run, std::memory_order_relaxed)) continue;
+      body(first * grain, std::min(count, (first + run) * grain));
+      first = next.load(std::memory_order_relaxed);
     }
   });
 }

@@ -21,9 +21,9 @@ void parallel_ranges(int64_t numel, const std::function<void(int64_t begin, int6
 /// fewer), like parallel_ranges().
 void parallel_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body);
 
-/// body(begin, end) over pieces of `grain` items that cover [0, count); a thread takes the next piece when it is
-/// through with its last one, so that one which is slower (or interrupted) does not make the others wait. One piece
-/// where there is one thread.
+/// body(begin, end) over runs of pieces of `grain` items that cover [0, count); a thread takes the next run when it is
+/// through with its last one, so that one which is slower (or interrupted) does not make the others wait. Runs shrink
+/// towards the end, to one piece. One run where there is one thread.
 void share_items(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body);
 
 /// An optimizer kernel over a span, by several threads.

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -211,6 +213,26 @@ def _adopts() -> None:
 
 def test_a_group_that_the_program_made_is_adopted():
     run_ranks(_adopts, 2)
+
+
+LEAVES_WITH_GLOO_AT_WORK = '''
+import sys, time
+import torch, torch.distributed as dist
+import deepspeed
+deepspeed.init_distributed(verbose=False)
+sys.setswitchinterval(1000)  # nobody gets the interpreter's lock that is not given it
+tensor = torch.ones(4)
+dist.all_reduce(tensor, async_op=True)  # Gloo's thread lets go of the tensor when it is through, for which it needs the lock
+end = time.monotonic() + 0.5
+while time.monotonic() < end:
+    pass
+'''
+
+
+def test_a_program_may_end_while_gloo_lets_go_of_a_tensor():
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    run = subprocess.run([sys.executable, "-c", LEAVES_WITH_GLOO_AT_WORK], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.fixture

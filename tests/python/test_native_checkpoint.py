@@ -48,10 +48,23 @@ def test_a_run_goes_on_bit_for_bit(stage, place, tmp_path, monkeypatch):
         assert torch.equal(full_weights(other.module)[name], value), name
 
 
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_momentum_of_sgd_goes_on(place, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    cfg = {**settings(2, place, tmp_path / "nvme"), "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}
+    engine = built(cfg)
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path / "saved")
+    expected = steps(engine, 3)
+    other = built(cfg)
+    other.load_checkpoint(tmp_path / "saved")
+    assert steps(other, 3) == expected
+
+
 def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
     from safetensors.torch import load_file
     single_rank(monkeypatch)
-    engine = built(settings(2))
+    engine = built({**settings(2), "steps_per_print": float("inf")})
     steps(engine, 2)
     engine.save_checkpoint(tmp_path, tag="t")
     assert sorted(os.listdir(tmp_path)) == ["latest", "t"]
@@ -61,6 +74,8 @@ def test_files_are_safetensors_with_whole_tensors(tmp_path, monkeypatch):
     assert saved["exp_avg/up.weight"].shape == weights["up.weight"].shape
     manifest = json.loads((tmp_path / "t" / "manifest.json").read_text())
     assert manifest["layout"] == "native" and manifest["info"]["stage"] == 2 and manifest["info"]["global_steps"] == 2
+    assert manifest["info"]["config"]["zero_optimization"]["stage"] == 2 and manifest["info"]["deepscale"]
+    assert manifest["info"]["config"]["steps_per_print"] == "Infinity"
 
 
 def test_a_torch_optimizer_keeps_its_states(tmp_path, monkeypatch):

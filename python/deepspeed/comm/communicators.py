@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from typing import TYPE_CHECKING
 
@@ -40,4 +41,14 @@ def forget(group: dist.ProcessGroup | None = None) -> None:
         _communicators.pop(group, None)
 
 
-atexit.register(forget)  # before torch tears its groups down
+def _leave(process: int) -> None:
+    """Ends Gloo's threads while the interpreter still runs. A thread that lets go of a tensor after that ends in
+    "terminate called without an active exception": it needs the interpreter's lock, and gets its own end instead."""
+    forget()  # before torch tears its groups down
+    if os.getpid() != process:
+        return  # a forked child has none of the threads, and would wait for them
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+
+
+atexit.register(_leave, os.getpid())

@@ -14,6 +14,7 @@ import torch
 
 from deepspeed import _C
 from deepspeed._C import CheckpointError
+from deepspeed.git_version_info import version
 from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_native import NativeLoader
@@ -76,7 +77,8 @@ class CheckpointSave:
         engine = self.engine
         native = checkpoint.format == "native"
         info = {"saved_at": time.time(), "global_steps": engine.global_steps, "global_samples": engine.global_samples,
-                "world": engine.communicator.size, "stage": engine.zero_optimization_stage(), "torch": torch.__version__}
+                "world": engine.communicator.size, "stage": engine.zero_optimization_stage(), "deepscale": version, "torch": torch.__version__,
+                "config": _as_json(engine._config._param_dict)}
         return {"save_dir": self.parent, "tag": self.name, "layout": "native" if native else "deepspeed", "rank": engine.communicator.rank,
                 "tensor_file": self._tensor_file, "other_files": self._files, "commits": engine.global_rank == 0,
                 "ranks": engine.communicator.size, "info": json.dumps(info),
@@ -128,6 +130,20 @@ class CheckpointSave:
             self._job.wait()
         except Exception as problem:
             logger.error(f"[rank {self.engine.global_rank}] the checkpoint {self.path} was not saved: {problem}")
+
+
+def _as_json(config: dict) -> Any:
+    """What the user configured, for whoever reads the manifest. Infinities, which Accelerate gives, are no JSON: they become text."""
+    return json.loads(json.dumps(config, default=repr), parse_constant=str)
+
+
+def restore_replaced(engine: Any, load_dir: str, tag: Any) -> None:
+    """A checkpoint that a killed run had moved aside gets its name back, before all ranks look for it. Collective."""
+    together = Together(engine, f"load_checkpoint({load_dir})", CheckpointError)
+    if engine.global_rank == 0:
+        with together.attempt():
+            _C.restore_replaced(os.path.dirname(os.path.join(load_dir, "" if tag is None else str(tag))) or ".")
+    together.agree()
 
 
 def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:

@@ -20,6 +20,7 @@ from deepspeed.checkpoint.safe_load import load_file
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, reset_optimizer, restore
 from deepspeed.runtime.checkpoint_state import optimizer_groups
+from deepspeed.runtime.data_position import restore_position
 from deepspeed.runtime.zero.parameter import slot_of
 
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_")
@@ -229,6 +230,8 @@ class CheckpointLoader:
             engine.global_steps = first["global_steps"]
             engine.global_samples = first.get("global_samples", engine.global_steps * engine.train_batch_size())
             engine.skipped_steps = first.get("skipped_steps", 0)
+            if optimizer and getattr(engine._config.checkpoint, "load_data_position", True):
+                restore_position(engine, first.get("data_sampler"))
         engine.loaded_checkpoint_dp_world_size = first["dp_world_size"]
         engine.loaded_checkpoint_mp_world_size = first.get("mp_world_size", 1)
         rank = min(engine.communicator.rank, len(self.model_paths) - 1)

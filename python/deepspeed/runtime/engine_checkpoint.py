@@ -17,9 +17,10 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, ZERO_FILE_PREFIX)
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
-from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint
+from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups
+from deepspeed.runtime.data_position import saved_position
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 from deepspeed.utils.logging import logger
 
@@ -88,10 +89,10 @@ class CheckpointMethods:
         saving.tensors(tensor_file(state.rank), state.slices(), in_files=state.in_files)
 
     def _counters(self) -> dict:
-        """What every layout has of a run."""
+        """What every layout has of a run. Collective."""
         from deepspeed import __version__
-        return {"lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None, "data_sampler": None,
-                "random_ltd": None, "skipped_steps": self.skipped_steps, "global_steps": self.global_steps,
+        return {"lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
+                "data_sampler": saved_position(self), "random_ltd": None, "skipped_steps": self.skipped_steps, "global_steps": self.global_steps,
                 "global_samples": self.global_samples, "dp_world_size": self.dp_world_size, "mp_world_size": self.mp_world_size,
                 CHECKPOINT_PARALLEL_DIMS: {CHECKPOINT_PP_DEGREE: 1, CHECKPOINT_TP_DEGREE: self.mp_world_size}, "ds_config": self.config,
                 DS_VERSION: __version__}
@@ -284,6 +285,7 @@ class CheckpointMethods:
         options = {"strict": load_module_strict, "optimizer": load_optimizer_states and not load_module_only,
                    "scheduler": load_lr_scheduler_states and not load_module_only, "module_only": load_module_only,
                    "custom_load_fn": custom_load_fn}
+        restore_replaced(self, load_dir, tag)
         if self.load_universal_checkpoint():
             from deepspeed.runtime.universal_load import load_universal
             return load_universal(self, load_dir, tag, **options)

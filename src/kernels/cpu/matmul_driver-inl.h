@@ -4,7 +4,7 @@
 // tile's elements are decoded in registers and multiplied with up to kTileCols rows of x at a time. With many rows of x
 // (or group sizes that cut steps of 32) a tile's block is decoded into the first-level cache instead. The sums of a
 // chunk of rows wait in the workspace while its tiles pass one block of x, which so stays in the first-level cache;
-// what a tile needs next is prefetched.
+// what a tile needs next is prefetched. Plain weights that meet one row of x go by row after row.
 #if defined(DEEPSCALE_KERNELS_CPU_MATMUL_DRIVER_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef DEEPSCALE_KERNELS_CPU_MATMUL_DRIVER_INL_H_
 #undef DEEPSCALE_KERNELS_CPU_MATMUL_DRIVER_INL_H_
@@ -228,9 +228,7 @@ void multiply_block(const MatmulCall& call, const BlockRows<kRows>& block_rows, 
 /// All columns of a pass, kTileCols at a time.
 template <WeightKind kKind, int kRows>
 void multiply_columns(const Pass& pass, const BlockRows<kRows>& rows, int64_t begin, int64_t end, float* totals) {
-  // Plain rows that meet one row of x go by as long streams, which processors prefetch better themselves.
-  const bool prefetches = rows.ahead != nullptr && (is_quantized(kKind) || pass.cols > 1);
-  Block block{begin, end, pass.x, pass.stride, prefetches, totals};
+  Block block{begin, end, pass.x, pass.stride, rows.ahead != nullptr, totals};
   constexpr int kCols = kRows == kTileRows ? kTileCols : 1;  // kVectorRows, or rows that are left over
   for (int64_t m = 0; m < pass.cols; m += kCols) {
     block.x = pass.x + m * pass.stride;
@@ -340,9 +338,53 @@ void multiply_rows(const Pass& pass, int64_t row, int64_t begin, int64_t end, fl
   multiply_columns<kKind, kRows>(pass, block, begin, end, totals);
 }
 
-/// Rows [begin, end) of a chunk that starts at chunk_row, one block of k.
+/// `count` elements of one plain row of W times one of x.
 template <WeightKind kKind>
-void multiply_chunk(const Pass& pass, RowRange rows, int64_t begin, int64_t end) {
+HWY_INLINE float stream_block(const uint8_t* bytes, const Packed* x, int64_t count) {
+  constexpr int kUnroll = 8;
+  const uint8_t* row[1] = {bytes};
+  const Group<kKind> group[1] = {};
+  Sums<1, 1> sums;
+  unrolled<kParts>([&](auto p) DEEPSCALE_INLINE_LAMBDA { sums.lanes[0][0].part[p] = hn::Zero(FloatTag()); });
+  const uint8_t* const end = bytes + bytes_of(kKind, count);
+  for (; row[0] + bytes_of(kKind, kUnroll * kStep) <= end;
+       row[0] += bytes_of(kKind, kUnroll * kStep), x += kUnroll * kStep) {
+    unrolled<kUnroll>([&](auto u) DEEPSCALE_INLINE_LAMBDA {
+      multiply_step<kKind>(row, bytes_of(kKind, u * kStep), group, x + u * kStep, 0, sums);
+    });
+  }
+  for (; row[0] + bytes_of(kKind, kStep) <= end; row[0] += bytes_of(kKind, kStep), x += kStep) {
+    multiply_step<kKind>(row, 0, group, x, 0, sums);
+  }
+  if (row[0] < end) {
+    uint8_t padded[bytes_of(kKind, kStep)] = {};
+    copy_bytes(padded, row[0], static_cast<size_t>(end - row[0]));
+    row[0] = padded;
+    multiply_step<kKind>(row, 0, group, x, 0, sums);
+  }
+  return tree_sum(sums.lanes[0][0]);
+}
+
+/// Plain rows that meet one row of x, one after the other: they come from memory and are used once, and as one long
+/// stream they come faster than several side by side.
+template <WeightKind kKind>
+void stream_rows(const Pass& pass, RowRange rows) {
+  const int64_t k = pass.call->k;
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    const uint8_t* const row = at<uint8_t>(pass.call->weights, r * pass.call->row_bytes);
+    const int64_t whole = k / kMatmulBlock * kMatmulBlock;
+    float sum = 0.0f;
+    for (int64_t begin = 0; begin < whole; begin += kMatmulBlock) {
+      sum += stream_block<kKind>(row + bytes_of(kKind, begin), pass.x + begin, kMatmulBlock);
+    }
+    if (whole < k) sum += stream_block<kKind>(row + bytes_of(kKind, whole), pass.x + whole, k - whole);
+    pass.sums[r - rows.begin] = sum;
+  }
+}
+
+/// Rows of a chunk, one block of k.
+template <WeightKind kKind>
+void multiply_rows_of_block(const Pass& pass, RowRange rows, int64_t begin, int64_t end) {
   int64_t r = rows.begin;
   if (pass.cols == 1) {
     for (; r + kVectorRows <= rows.end; r += kVectorRows) {
@@ -353,6 +395,17 @@ void multiply_chunk(const Pass& pass, RowRange rows, int64_t begin, int64_t end)
     multiply_rows<kKind, kTileRows>(pass, r, begin, end, pass.sums + (r - rows.begin));
   }
   for (; r < rows.end; ++r) multiply_rows<kKind, 1>(pass, r, begin, end, pass.sums + (r - rows.begin));
+}
+
+template <WeightKind kKind>
+void multiply_chunk(const Pass& pass, RowRange rows) {
+  if constexpr (!is_quantized(kKind)) {
+    if (pass.cols == 1) return stream_rows<kKind>(pass, rows);
+  }
+  const int64_t k = pass.call->k;
+  for (int64_t begin = 0; begin < k; begin += kMatmulBlock) {
+    multiply_rows_of_block<kKind>(pass, rows, begin, min_of(k, begin + kMatmulBlock));
+  }
 }
 
 /// Bias, rounding and stores of a chunk's sums; first_col is the pass's first row of x.
@@ -386,9 +439,7 @@ void matmul_of(const MatmulCall& original) {
     for (int64_t row = call.rows.begin; row < call.rows.end; row += kMatmulChunkRows) {
       const RowRange rows{row, min_of(call.rows.end, row + kMatmulChunkRows)};
       for (int64_t i = 0; i < pass.cols * kMatmulChunkRows; ++i) sums[i] = 0.0f;
-      for (int64_t begin = 0; begin < call.k; begin += kMatmulBlock) {
-        multiply_chunk<kKind>(pass, rows, begin, min_of(call.k, begin + kMatmulBlock));
-      }
+      multiply_chunk<kKind>(pass, rows);
       finish_chunk(pass, rows, first);
     }
   }

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Mapping
 
 import torch
@@ -19,9 +20,14 @@ class _Choice:
         self.layers: dict[int, list[nn.Module]] = {}  # id(weight) -> layers
         self.options: dict[int, Any] = {}  # id(weight) -> its rule, of the first layer
         self.elsewhere: set[int] = set()
+        self.eligible: list[str] = []  # names of all layers that could be chosen
+        self.unused = set(rules)  # rules that chose none
         for name, layer in model.named_modules():
             weight = layer._parameters.get("weight")
             keys = [key for key in rules if key in name] if type(layer) in QUANTIZATION_LAYER_MAPPINGS else []
+            self.unused.difference_update(keys)
+            if type(layer) in QUANTIZATION_LAYER_MAPPINGS:
+                self.eligible.append(name)
             assert len(keys) <= 1, f"{name} matched multiple quantization key word {keys[0]} and {keys[1]}"
             if not keys or not weight.is_floating_point():
                 self.elsewhere.update(id(param) for param in layer._parameters.values() if param is not None)
@@ -48,6 +54,7 @@ def quantize_by_name(model: nn.Module, rules: Mapping[str, Any], dtype: torch.dt
     several layers share stay shared. Collective where parameters are sharded."""
     from deepspeed.runtime.zero.parameter import HeapTrimmer, dissolve, members_of_units, shard, slot_of
     choice = _Choice(model, rules)
+    _tell_unused(choice)
     names = {id(param): name for name, param in model.named_parameters()}
     trimmer = HeapTrimmer()
     for members in list(members_of_units(model.parameters()).values()):
@@ -73,6 +80,18 @@ def quantize_by_name(model: nn.Module, rules: Mapping[str, Any], dtype: torch.dt
         if not isinstance(layers[0], _Packed):
             _quantize_weight(layers[0].weight, choice)
     return sum(len(layers) for layers in choice.layers.values())
+
+
+def _tell_unused(choice: _Choice) -> None:
+    if not choice.unused:
+        return
+    keys = ", ".join(f'"{key}"' for key in sorted(choice.unused))
+    # Of layers with the same name in many blocks, one.
+    kinds = {re.sub(r"\d+", "*", name): name for name in reversed(choice.eligible)}
+    names = list(reversed(kinds.values()))
+    there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none, for it has no nn.Linear and no nn.Embedding"
+    log_dist(f"weight_quantization.post_init_quant: {keys} changes nothing: no part of the name of a layer that can be quantised. "
+             f"Those of this model: {there}", ranks=[0], level=logging.WARNING)
 
 
 def _quantize_weight(weight: nn.Parameter, choice: _Choice) -> nn.Parameter:

@@ -18,7 +18,7 @@ def options_of(config: Any) -> dict[str, Any]:
         (lambda key, default: getattr(config, key, default))
     options = {"num_bits": read("num_bits", 8), "group_size": read("group_size", 64), "group_dim": read("group_dim", 1),
                "symmetric": bool(read("symmetric", False))}
-    assert options["num_bits"] in (4, 8), f"Only INT4 and INT8 quantization is supported: num_bits is {options['num_bits']}"
+    assert options["num_bits"] in (4, 8), f"num_bits must be 4 or 8, found {options['num_bits']}"
     assert options["group_dim"] in (0, 1), f"group_dim must be 0 or 1, got {options['group_dim']}"
     assert options["group_size"] >= 1, f"group_size must be at least 1, got {options['group_size']}"
     return options

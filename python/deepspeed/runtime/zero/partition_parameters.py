@@ -21,6 +21,7 @@ from deepspeed.runtime.zero.parameter import (HeapTrimmer, ZeroParameter, ZeroPa
                                               slot_of)
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.runtime.zero.utils import is_zero_param
+from deepspeed.utils.logging import warning_once
 
 _orig_torch_tensor = torch.tensor
 _orig_torch_empty = torch.empty
@@ -111,6 +112,8 @@ class Init:
         self._numel_in_memory = self._resident_numel() if configured == "nvme" else 0
         quantization = None if self.config is None else self.config.weight_quantization
         self._packing = None if quantization is None else quantization.quantized_initialization
+        self._packed_layers = 0
+        self._other_layers: dict[str, None] = {}  # their classes, in order
         on_host = remote_device == "cpu" or configured in ("cpu", "nvme")
         self.local_device = torch.device("cpu" if on_host else get_accelerator().current_device_name())
         self.tensor_overrides = set(tensor_overrides or ())
@@ -127,6 +130,14 @@ class Init:
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         if self.enabled:
             construction.leave(self)
+            if exc_type is None:
+                self._tell_unpacked()
+
+    def _tell_unpacked(self) -> None:
+        if self._packing is None or self._packed_layers > 0 or not self._other_layers:
+            return
+        warning_once("weight_quantization.quantized_initialization changes nothing: only nn.Linear and nn.Embedding are quantised, and what "
+                     f"was built under zero.Init with a weight is {', '.join(list(self._other_layers)[:8])}")
 
     def tensor_constructors(self) -> dict[str, Callable]:
         """What torch's constructors are replaced by inside the context."""
@@ -172,7 +183,10 @@ class Init:
         if isinstance(weight, nn.Parameter) and weight.device.type != "meta" and not is_zero_param(weight):
             if weight.is_floating_point() and weight.dtype != self.dtype:
                 weight.data = weight.data.to(self.dtype)
-            quantize_layer(module, self._packing, keep_values)
+            if quantize_layer(module, self._packing, keep_values):
+                self._packed_layers += 1
+            else:
+                self._other_layers[type(module).__name__] = None
 
     def _resident_numel(self) -> int:
         """Elements of a model of unknown size that stay in memory: max_in_cpu; at its default no more than a quarter of what is free on the
