@@ -25,8 +25,8 @@ from reshard_worker import DAMAGES, in_groups, key_of
 STAGES, WORLDS, TIERS = (0, 1, 2, 3), (1, 2, 3, 4), ("host", "file")
 TOLERANCE = {"bf16": 5e-3, "bf16-only": 2e-2, "fp16": 5e-3, "muon": 1e-3}
 FP32_TOLERANCE = 1e-6
-# Their states cannot be in files: torch computes them, or whole matrices are needed. Offloaded to the host instead.
-IN_MEMORY = ("nadam", "amsgrad", "muon", "bf16-only")
+# Their states cannot be in files: torch computes them, whole matrices are needed, or memory has a copy. Offloaded to the host instead.
+IN_MEMORY = ("nadam", "amsgrad", "muon", "bf16-only", "hpz")
 WITH_ZERO = ("bf16-only",)  # no stage 0
 # The recipes beside the matrix, each on a ring of pairs.
 RECIPES = ("bf16", "bf16-only", "fp16", "accumulate", "mics", "hpz", "ratio", "own-random", "client-adamw", "client-sgd", "nadam", "amsgrad", "lion", "muon", "adagrad")
