@@ -55,6 +55,11 @@ class Model(nn.Module):
 
 
 # ---------------------------------------------------------------- one configuration
+def in_groups(case: dict) -> bool:
+    """Whether parameters are sharded inside groups of two ranks."""
+    return case["recipe"] in ("mics", "hpz") and case["stage"] == 3 and case["world"] % 2 == 0
+
+
 def settings(case: dict, layout: str, files: str) -> dict:
     """The configuration of a case: {"stage", "world", "tier", "recipe"}."""
     stage, tier, recipe = case["stage"], case["tier"], case["recipe"]
@@ -66,6 +71,10 @@ def settings(case: dict, layout: str, files: str) -> dict:
             zero["offload_param"] = {"device": "nvme", "nvme_path": files, "max_in_cpu": 0}
     elif tier == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
+    if in_groups(case):
+        zero["mics_shard_size" if recipe == "mics" else "zero_hpz_partition_size"] = 2
+    if recipe == "ratio" and stage == 3 and tier != "host":
+        zero["offload_optimizer"]["ratio"] = 0.5
     made = {"train_micro_batch_size_per_gpu": ROWS // case["world"], "gradient_accumulation_steps": accumulate, "gradient_clipping": 1.0,
             "zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
             "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": 2e-3, "warmup_num_steps": 20}}}
@@ -73,8 +82,9 @@ def settings(case: dict, layout: str, files: str) -> dict:
         made["checkpoint"] = {"load_universal": True}
     else:
         made["checkpoint"] = {"format": layout}
-    if recipe == "bf16":
-        made["bf16"] = {"enabled": True}
+    if recipe.startswith("bf16"):
+        only = recipe == "bf16-only"  # masters, gradients and states too
+        made["bf16"] = {"enabled": True, "bf16_master_weights_and_grads": only, "bf16_optimizer_states": only}
     if recipe == "fp16":  # overflows at first, then grows every third step
         made["fp16"] = {"enabled": True, "initial_scale_power": 19, "loss_scale_window": 3, "hysteresis": 1}
     if recipe not in OBJECTS:

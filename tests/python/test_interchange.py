@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(not REFERENCE, reason="DEEPSCALE_REFERENCE_PYTHO
 
 def run(python: str, world: int, job: dict) -> list[dict]:
     """The answers of all ranks."""
-    environment = {**os.environ, "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+    port = free_port()
+    environment = {**os.environ, "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                   "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
                    "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
     if python == REFERENCE:
         environment.pop("PYTHONPATH", None)
@@ -35,6 +36,8 @@ def run(python: str, world: int, job: dict) -> list[dict]:
     finally:
         for rank in ranks:
             rank.kill()
+        for leftover in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # 66 MiB a rank, which DeepSpeed does not remove
+            leftover.unlink()
     answers = []
     for rank, output in enumerate(outputs):
         lines = [line for line in output.splitlines() if line.startswith("ANSWER ")]

@@ -279,6 +279,24 @@ def test_a_model_of_another_shape_is_refused(tmp_path, monkeypatch):
         built(settings(2), torch.nn.Sequential(torch.nn.Linear(4, 4))).load_checkpoint(tmp_path)
 
 
+def body_groups(folder: str) -> None:
+    def engine_of() -> Any:
+        cfg = settings(3)
+        cfg["zero_optimization"]["mics_shard_size"] = 2
+        return built(cfg)
+    engine = engine_of()
+    steps(engine, 2)
+    engine.save_checkpoint(folder)
+    expected = steps(engine, 2)
+    other = engine_of()
+    other.load_checkpoint(folder)
+    assert steps(other, 2) == expected
+
+
+def test_frozen_parameters_of_several_groups_are_written_once(tmp_path):
+    run_ranks(body_groups, 4, {"folder": str(tmp_path)}, timeout_s=300)
+
+
 def body_save(folder: str, stage: int) -> None:
     engine = built(settings(stage))
     steps(engine, 2)

@@ -123,11 +123,12 @@ class NativeState:
         shape = list(getattr(param, "ds_shape", param.shape))
         if is_sharded(param):
             slot = slot_of(param)
+            group = self.engine._config.zero_config.mics_shard_size
+            if 0 < group <= self.rank:
+                return  # the first group writes: what the others hold is the same
             offset, piece = slot.unit.local_piece(slot.index)
-            count = slot.communicator.size
-            if piece.numel() == 0 or count < self.ranks and self.rank >= count:
-                return  # a replica of a sub-group writes the same
-            yield f"module/{name}", shape, offset, piece.numel(), piece.dtype, piece
+            if piece.numel() > 0:
+                yield f"module/{name}", shape, offset, piece.numel(), piece.dtype, piece
             return
         numel = param.numel()
         begin, end = numel * self.rank // self.ranks, numel * (self.rank + 1) // self.ranks
