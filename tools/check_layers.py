@@ -27,7 +27,8 @@ LAUNCHER_MAY_INCLUDE = {"base", "platform", "config", "launcher"}
 PUBLIC_MAY_INCLUDE = {"base"}
 TORCH_FREE_FOLDERS = ("src/base/", "src/platform/", "src/config/", "src/launcher/", "src/kernels/cpu/")
 TORCH_FREE_FILES = re.compile(r"(^include/deepscale/(config|error|options\w*)\.h$)"
-                              r"|(^src/checkpoint/(file_replace|pickle\w*|py_value|safetensors\w*|state_layout|torch_archive|zip_file)"
+                              r"|(^src/checkpoint/(block_checksums|checkpoint_kind|ckpt_\w+|elements|file_replace|manifest|optimizer_states|pickle\w*|py_value|safetensors\w*|save_job"
+                              r"|shard_writer|state_layout|tag_\w+|tensor_\w+|torch_archive|verified_file|zip_file)"
                               r"(_test)?\.(h|cpp)$)"
                               r"|(^src/memory/(file_shares|io_calibration|io_handle|machine_limits|memory_plan|pinned_buffers|plan_text|residency)(_test)?\.(h|cpp)$)"
                               r"|(^src/engine/(model_shapes\w*|plan_\w+|file_pool_sizes)(_test)?\.(h|cpp)$)"

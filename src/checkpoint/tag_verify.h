@@ -15,7 +15,7 @@ namespace deepscale {
 struct VerifyOptions {
   int threads = 4;
   /// Called from several threads with the bytes that were read since the last call.
-  std::function<void(int64_t bytes)> read;
+  std::function<void(int64_t bytes)> read = {};
 };
 
 struct VerifyReport {

@@ -24,8 +24,8 @@ struct TensorDifference {
 
 struct DiffOptions {
   bool weights_only = false;                            ///< no states of the optimizer
-  std::function<bool(const std::string& name)> wanted;  ///< empty: all
-  std::function<void(int64_t bytes)> read;              ///< of the first checkpoint
+  std::function<bool(const std::string& name)> wanted = {};  ///< empty: all
+  std::function<void(int64_t bytes)> read = {};              ///< of the first checkpoint
 };
 
 struct DiffReport {

@@ -31,7 +31,7 @@ struct WeightOptions {
   DType dtype = DType::kFloat32;
   int64_t shard_bytes = 5'000'000'000;  ///< of one file; a tensor that is larger is a file of its own
   bool overwrite = false;               ///< weights that are in the folder
-  std::function<void(int64_t bytes)> written;
+  std::function<void(int64_t bytes)> written = {};
 };
 
 struct WeightFiles {
@@ -54,7 +54,7 @@ struct ReshardOptions {
   std::string tag;         ///< of the new checkpoint
   bool overwrite = false;  ///< a checkpoint of this tag, which may be the one that is read
   bool write_latest = true;
-  std::function<void(int64_t bytes)> written;
+  std::function<void(int64_t bytes)> written = {};
 };
 
 /// SAVE_DIR/TAG with the slices of `folder` (native) cut into equal parts for so many ranks; all else is the same.

@@ -38,8 +38,8 @@ struct SourceRange {
 /// Threads: one at a time.
 class TensorSource {
  public:
-  /// path: as checkpoint_kind(). Throws CheckpointError for a folder without a checkpoint, damage that is seen without
-  /// reading the tensors, and layouts that are not understood (pipelines, tensor parallelism).
+  /// path: as checkpoint_kind(). Throws CheckpointError for a folder without a checkpoint and damage that is seen
+  /// without reading the tensors, UnsupportedError for layouts that are not understood (pipelines, tensor parallelism).
   static std::unique_ptr<TensorSource> open(const std::string& path);
   virtual ~TensorSource() = default;
 

@@ -30,7 +30,7 @@ void check_layout(const std::string& folder) {
   for (const std::string& name : list_directory(folder)) {
     const bool other = name.starts_with("layer_") || name.starts_with("expp_rank_") ||
                        (name.find("mp_rank_") != std::string::npos && name.find("mp_rank_00_") == std::string::npos);
-    DS_CHECK_AS(CheckpointError, !other || !name.ends_with("_states.pt"),
+    DS_CHECK_AS(UnsupportedError, !other || !name.ends_with("_states.pt"),
                 "checkpoint {} holds {}: checkpoints of pipelines, mixtures of experts and tensor parallelism are not "
                 "read here",
                 folder, name);
