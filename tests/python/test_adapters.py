@@ -157,3 +157,16 @@ def body_ranks(folder: str, layout: str, phase: str, stages: tuple[int, ...]) ->
 def test_adapters_of_two_ranks_are_read_by_one_under_any_stage(layout, tmp_path):
     run_ranks(body_ranks, 2, {"folder": str(tmp_path), "layout": layout, "phase": "save", "stages": STAGES})
     run_ranks(body_ranks, 1, {"folder": str(tmp_path), "layout": layout, "phase": "load", "stages": STAGES})
+
+
+def body_experts() -> None:
+    import deepspeed
+    deepspeed.init_distributed()
+    model = AdaptedModel()
+    model.up.lora_A["default"].weight.allreduce = False
+    with pytest.raises(NotImplementedError, match="up.lora_A.default.weight: mixture of experts is not built yet"):
+        deepspeed.initialize(model=model, config=config(1))
+
+
+def test_experts_are_refused_where_they_would_be_averaged():
+    run_ranks(body_experts, 2)
