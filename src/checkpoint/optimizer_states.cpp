@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "base/checked_math.h"
 #include "base/error.h"
-#include "kernels/cpu/spans.h"
+#include "checkpoint/elements.h"
 
 namespace deepscale {
 namespace {
@@ -22,51 +21,6 @@ int64_t numel_of(const std::vector<int64_t>& shape) {
     numel = *product;
   }
   return numel;
-}
-
-/// Calls use(element) where element(i) is the i-th of an array, as a number of C++.
-template <typename Use>
-void with_elements(const void* data, DType dtype, const Use& use) {
-  const auto plain = [&]<typename T>(T) {
-    use([data](int64_t i) {
-      T value;
-      std::memcpy(&value, static_cast<const char*>(data) + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
-      return value;
-    });
-  };
-  switch (dtype) {
-    case DType::kFloat64:
-      return plain(double{});
-    case DType::kFloat32:
-      return plain(float{});
-    case DType::kInt64:
-      return plain(int64_t{});
-    case DType::kInt32:
-      return plain(int32_t{});
-    case DType::kInt16:
-      return plain(int16_t{});
-    case DType::kInt8:
-      return plain(int8_t{});
-    case DType::kUInt8:
-    case DType::kBool:
-      return plain(uint8_t{});
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      use([data, dtype](int64_t i) {
-        float value = 0.0f;
-        kernels::convert(static_cast<const char*>(data) + 2 * i, dtype, &value, DType::kFloat32, 1);
-        return value;
-      });
-  }
-}
-
-void to_fp32(const void* data, DType dtype, int64_t numel, float* destination) {
-  if (dtype == DType::kBFloat16 || dtype == DType::kFloat16 || dtype == DType::kFloat64) {
-    return kernels::convert(data, dtype, destination, DType::kFloat32, numel);
-  }
-  with_elements(data, dtype, [&](auto element) {
-    for (int64_t i = 0; i < numel; ++i) destination[i] = static_cast<float>(element(i));
-  });
 }
 
 }  // namespace
@@ -179,17 +133,34 @@ const PyTensor* OptimizerStates::flat(int rank, int group, const std::string& ke
   return found != nullptr && found->is(PyKind::kTensor) ? &found->node()->tensor : nullptr;
 }
 
-/// Number of a parameter in files with states by parameter: as its group lists it.
+/// Number of a parameter in files with states by parameter: as its group lists it. -1: there are no states at all.
 int64_t OptimizerStates::parameter_number(const Place& place) const {
   const auto groups = param_groups();
   DS_CHECK_AS(CheckpointError, place.group < static_cast<int>(groups.size()),
               "{} has {} parameter groups, the optimizer more: build it with the same groups", files_.front()->path(),
               groups.size());
-  const auto& ids = groups[place.group]->at("params").as_items("params");
+  std::vector<int64_t> ids;
+  for (const PyValue& id : groups[place.group]->at("params").as_items("params")) ids.push_back(id.as_int("params"));
+  if (ids.size() != groups_[place.group].size()) {
+    // Python's optimizer also lists parameters that are frozen, which have no state.
+    const PyValue& states = base(0).at("state");
+    if (states.is_dict() && states.node()->items.empty()) return -1;
+    std::erase_if(ids, [&](int64_t id) { return states.find(id) == nullptr; });
+  }
   DS_CHECK_AS(CheckpointError, ids.size() == groups_[place.group].size(),
               "{}: group {} has {} parameters, the optimizer's has {}: it is of another model or other groups",
               files_.front()->path(), place.group, ids.size(), groups_[place.group].size());
-  return ids[place.position].as_int("params");
+  return ids[place.position];
+}
+
+bool OptimizerStates::counts_fit() const {
+  if (flat_groups_) return false;
+  const auto listed = param_groups();
+  if (listed.size() != groups_.size()) return false;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (listed[g]->at("params").as_items("params").size() != groups_[g].size()) return false;
+  }
+  return true;
 }
 
 const PyTensor* OptimizerStates::whole(const std::string& name, const std::string& key) const {
@@ -259,8 +230,11 @@ std::vector<std::string> OptimizerStates::state_keys(const std::string& name) co
       flat_groups_ ? group_state(0, place.group) : base(0).at("state").find(parameter_number(place));
   std::vector<std::string> keys;
   if (state == nullptr || !state->is_dict()) return keys;
+  // A parameter without dimensions has such states.
+  const bool scalar = !flat_groups_ && groups_[place.group][place.position].shape.empty();
   for (const auto& [key, value] : state->as_entries("an optimizer's state")) {
-    if (value->is(PyKind::kTensor) && !value->node()->tensor.sizes.empty()) keys.push_back(key);
+    if (!value->is(PyKind::kTensor) || key == "step") continue;
+    if (scalar || !value->node()->tensor.sizes.empty()) keys.push_back(key);
   }
   std::sort(keys.begin(), keys.end());
   return keys;

@@ -38,6 +38,8 @@ class OptimizerStates {
   [[nodiscard]] std::vector<std::string> state_keys(const std::string& name) const;
   [[nodiscard]] const std::vector<std::vector<StoredParam>>& groups() const { return groups_; }
 
+  /// Whether files with states by parameter have as many parameters in each group as were given.
+  [[nodiscard]] bool counts_fit() const;
   /// Whether fp32 values of parameters are there beside the model's.
   [[nodiscard]] bool has_masters() const { return !masters_key_.empty(); }
   /// A number, also one that Python kept in a tensor.

@@ -95,13 +95,29 @@ void ShardStream::copy(int64_t offset, int64_t bytes, char* destination) {
   if (offset == bytes_) data_.reset();
 }
 
-FileChecksums write_shard(const std::string& path, ShardStream& stream, const std::atomic<bool>* cancelled) {
+namespace {
+
+FileChecksums write_filled(const std::string& path, int64_t total, const std::atomic<bool>* cancelled,
+                           const std::function<void(int64_t offset, int64_t bytes, char* destination)>& fill) {
   const PrivateMemory memory(kBuffers * kChecksumBlock);
-  return write_blocks(path, stream.bytes(), cancelled, [&](int64_t offset, int64_t bytes) {
+  return write_blocks(path, total, cancelled, [&](int64_t offset, int64_t bytes) {
     char* const buffer = memory.data() + offset / kChecksumBlock % kBuffers * kChecksumBlock;
-    stream.copy(offset, bytes, buffer);
+    fill(offset, bytes, buffer);
     return buffer;
   });
+}
+
+}  // namespace
+
+FileChecksums write_shard(const std::string& path, ShardStream& stream, const std::atomic<bool>* cancelled) {
+  return write_filled(path, stream.bytes(), cancelled, [&](int64_t offset, int64_t bytes, char* destination) {
+    stream.copy(offset, bytes, destination);
+  });
+}
+
+FileChecksums write_stream(const std::string& path, int64_t total,
+                           const std::function<void(int64_t offset, int64_t bytes, char* destination)>& fill) {
+  return write_filled(path, total, nullptr, fill);
 }
 
 void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata,

@@ -52,6 +52,10 @@ class ShardStream {
 /// the system says, or when `cancelled` has become true; a file that was begun stays.
 FileChecksums write_shard(const std::string& path, ShardStream& stream, const std::atomic<bool>* cancelled = nullptr);
 
+/// The same for bytes from anywhere: fill(offset, bytes, destination) gives a file's `total` bytes, in ascending order.
+FileChecksums write_stream(const std::string& path, int64_t total,
+                           const std::function<void(int64_t offset, int64_t bytes, char* destination)>& fill);
+
 /// A copy of a stream, page-aligned. Its memory can be used again for the next one.
 class ShardImage {
  public:

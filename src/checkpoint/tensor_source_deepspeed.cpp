@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <charconv>
 #include <functional>
+#include <set>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -120,15 +121,18 @@ class DeepSpeedSource : public ReadersSource {
     const PyValue* const shapes = first().find("param_shapes");
     const PyValue* const in_model = first().find("optimizer");
     const bool whole = in_model != nullptr && !in_model->is_none();
-    if (shapes == nullptr || shapes->is_none()) {
-      if (whole) notes_.emplace_back("the files do not name the parameters of the optimizer's states: not listed");
-      return;
-    }
+    const bool named = shapes != nullptr && !shapes->is_none();
     if (whole) {
-      states_ = std::make_shared<OptimizerStates>(std::vector<const PyValue*>{in_model},
-                                                  std::vector<Archive>{models_.front()}, stored_params(*shapes));
+      states_ = std::make_shared<OptimizerStates>(
+          std::vector<const PyValue*>{in_model}, std::vector<Archive>{models_.front()},
+          named ? stored_params(*shapes) : std::vector<std::vector<StoredParam>>{all_parameters()});
+      if (!named && !states_->counts_fit()) {
+        notes_.emplace_back("the files do not name the parameters of the optimizer's states: not listed");
+        states_ = nullptr;
+      }
       return;
     }
+    if (!named) return;
     const auto paths = rank_files(folder_, kOptimizerEnding);
     if (paths.empty() && !in_pieces_) {
       notes_.emplace_back("there are no optimizer files (*_optim_states.pt): only the model's values are listed");
@@ -152,6 +156,22 @@ class DeepSpeedSource : public ReadersSource {
                   ranks->as_int("dp_world_size"), files.size());
     }
     states_ = std::make_shared<OptimizerStates>(std::move(states), std::move(files), stored_params(*shapes));
+  }
+
+  /// What an optimizer of all parameters trains, in the order of the model.
+  [[nodiscard]] std::vector<StoredParam> all_parameters() const {
+    std::set<std::string> skipped;
+    if (const PyValue* const names = first().find("buffer_names"); names != nullptr && names->is_sequence()) {
+      for (const PyValue& name : names->node()->items) skipped.insert(name.as_string("buffer_names"));
+    }
+    std::set<std::pair<std::string, int64_t>> storages;  // two names of one parameter share it
+    std::vector<StoredParam> params;
+    for (const auto& [name, value] : first().at("module").as_entries("module")) {
+      if (!value->is(PyKind::kTensor) || skipped.contains(name)) continue;
+      const PyTensor& tensor = value->node()->tensor;
+      if (storages.insert({tensor.record, tensor.offset}).second) params.push_back({name, tensor.sizes});
+    }
+    return params;
   }
 
   /// Trained parameters: what the optimizer updates, and its states.

@@ -18,5 +18,7 @@ int optimizer_group_of(const ConfiguredOptimizer& optimizer, int param);
 
 /// The name of a state in files of the Python class that computes the same update.
 std::string state_name_in_files(const ConfiguredOptimizer& optimizer, int group, const std::string& state);
+/// The names that it may have in files of other configurations, that one first; none when it is not in files.
+std::vector<std::string> state_names_to_read(const ConfiguredOptimizer& optimizer, int group, const std::string& state);
 
 }  // namespace deepscale

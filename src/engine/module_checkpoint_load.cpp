@@ -266,8 +266,7 @@ class ModuleEngine::Impl::Loader {
                     param.name, fmt::join(stored->shape, ", "), fmt::join(param.shape, ", "));
         states_->check(param.name, "fp32");
         for (const auto& key : owner_.engine->state_keys()) {
-          const std::string name = state_name_in_files(owner_.optimizer, static_cast<int>(g), key);
-          if (!name.empty()) states_->check(param.name, name);
+          check_state(param.name, state_names_to_read(owner_.optimizer, static_cast<int>(g), key));
         }
       }
     }
@@ -276,6 +275,19 @@ class ModuleEngine::Impl::Loader {
                 "checkpoint {} has {} parameter groups, this optimizer {}: pass the same InitializeOptions::groups",
                 folder_, saved, owner_.optimizer.groups.size());
     (void)states_->step();
+  }
+
+  /// names: of one state. A parameter without any state was never updated; one with others, by another optimizer.
+  void check_state(const std::string& param, const std::vector<std::string>& names) const {
+    for (const auto& name : names) states_->check(param, name);
+    const std::vector<std::string> stored = states_->state_keys(param);
+    const auto is_stored = [&](const std::string& name) {
+      return std::find(stored.begin(), stored.end(), name) != stored.end();
+    };
+    DS_CHECK_AS(CheckpointError, names.empty() || stored.empty() || std::any_of(names.begin(), names.end(), is_stored),
+                "checkpoint {} has {} of parameter {}, but not {}, which this optimizer needs: it was saved with "
+                "another one; LoadOptions::optimizer_states = false loads the weights alone",
+                folder_, fmt::join(stored, ", "), param, names.empty() ? "" : names.front());
   }
 
   void restore_optimizer() {
@@ -290,10 +302,10 @@ class ModuleEngine::Impl::Loader {
             from_masters ? states_->read(name, "fp32", range.offset, range.length) : std::optional<at::Tensor>();
         if (master) owner_.engine->write_local(p, "fp32", *master);
         for (const auto& key : owner_.engine->state_keys()) {
-          const std::string stored = state_name_in_files(owner_.optimizer, static_cast<int>(g), key);
-          if (stored.empty()) continue;
-          const auto value = states_->read(name, stored, range.offset, range.length);
-          if (value) owner_.engine->write_local(p, key, *value);
+          for (const auto& stored : state_names_to_read(owner_.optimizer, static_cast<int>(g), key)) {
+            const auto value = states_->read(name, stored, range.offset, range.length);
+            if (value) owner_.engine->write_local(p, key, *value);
+          }
         }
       }
     }

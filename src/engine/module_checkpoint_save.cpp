@@ -59,6 +59,15 @@ std::string state_name_in_files(const ConfiguredOptimizer& optimizer, int group,
   return state;
 }
 
+std::vector<std::string> state_names_to_read(const ConfiguredOptimizer& optimizer, int group,
+                                             const std::string& state) {
+  const std::string name = state_name_in_files(optimizer, group, state);
+  if (name.empty()) return {};
+  // Adagrad's sum of squares: torch's name, and that of the class for states that are offloaded.
+  if (optimizer.native.kind == OptimizerKind::kAdagrad) return {name, name == "sum" ? "exp_avg_sq" : "sum"};
+  return {name};
+}
+
 namespace {
 
 using config::Json;

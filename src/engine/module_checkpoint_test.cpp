@@ -163,6 +163,39 @@ TEST_F(Checkpoint, EveryOptimizersStatesComeBack) {
   }
 }
 
+TEST_F(Checkpoint, AdagradsStateIsFoundUnderTheNameThatItHasWhereItWasSaved) {
+  const std::string offloaded = R"(2, "offload_optimizer": {"device": "cpu"})";
+  for (const auto& [before, after] : {std::pair<std::string, std::string>{"2", offloaded}, {offloaded, "2"}}) {
+    SCOPED_TRACE(before + " to " + after);
+    on_ranks(2, [&, &before = before, &after = after](const Communicator& world) {
+      Trainer whole(config_text(before, "", "Adagrad"), world);
+      whole.train(0, 2);
+      whole.engine->save_checkpoint(folder_, {.tag = "t"});
+      const auto expected = whole.train(2, 4);
+      Trainer resumed(config_text(after, "", "Adagrad"), world);
+      resumed.engine->load_checkpoint(folder_, {.tag = "t"});
+      EXPECT_EQ(resumed.train(2, 4), expected);
+    });
+  }
+}
+
+TEST_F(Checkpoint, StatesOfAnotherOptimizerAreRefused) {
+  for (const std::string level : {"0", "2", "3"}) {
+    SCOPED_TRACE(level);
+    on_ranks(1, [&](const Communicator& world) {
+      Trainer lion(config_text(level, "", "Lion"), world);
+      lion.train(0, 2);
+      lion.engine->save_checkpoint(folder_, {.tag = "t"});
+      Trainer adam(config_text(level), world);
+      const auto before = adam.weights();
+      EXPECT_THROW(adam.engine->load_checkpoint(folder_), CheckpointError);
+      expect_same(before, adam.weights());
+      ASSERT_TRUE(adam.engine->load_checkpoint(folder_, {.optimizer_states = false}).has_value());
+      expect_same(lion.weights(), adam.weights());
+    });
+  }
+}
+
 TEST_F(Checkpoint, GroupsSettingsAndTheLossScaleComeBack) {
   const std::string fp16 = R"("fp16": {"enabled": true, "initial_scale_power": 6, "hysteresis": 1},)";
   on_ranks(2, [&](const Communicator& world) {

@@ -220,6 +220,9 @@ import sys, time
 import torch, torch.distributed as dist
 import deepspeed
 deepspeed.init_distributed(verbose=False)
+model = torch.nn.Linear(8, 8)
+config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW"}}
+sys.kept = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]  # programs end with their engines
 sys.setswitchinterval(1000)  # nobody gets the interpreter's lock that is not given it
 tensor = torch.ones(4)
 dist.all_reduce(tensor, async_op=True)  # Gloo's thread lets go of the tensor when it is through, for which it needs the lock

@@ -39,6 +39,17 @@ def test_the_example_runs(how, shape, tmp_path):
     assert len(list(tmp_path.glob(f"ds-{shape}-bs2-prompt6-gen5-*.log"))) == 1
 
 
+def test_the_readme_shows_what_is_printed(tmp_path):
+    readme = (EXAMPLE / "README.md").read_text()
+    command = re.search(r"deepspeed run_model.py (--model tiny-llama .*)", readme)[1].replace("/tmp/offload", str(tmp_path / "offload"))
+    shown = [line[4:] for line in readme.splitlines() if re.match(r"    (loaded|model:|peak|prefill|decode|total)", line)]
+    output = _run(tmp_path, *command.split(), "--loops", "1", "--batch-size", "1")
+    printed = [line for line in output.splitlines() if re.match("loaded|model:|peak|prefill|decode|total", line)]
+    assert [re.sub(r"\d+\.\d+", "N", line) for line in printed] == [re.sub(r"\d+\.\d+", "N", line) for line in shown]
+    log, = tmp_path.glob("*.log")
+    assert log.name in readme and log.read_text().splitlines() == printed[1:]
+
+
 def test_two_ranks_share_the_model(tmp_path):
     assert "total throughput" in _run(tmp_path, "--model", "tiny-llama", "--dummy", "--disk-offload", ranks=2)
 

@@ -98,6 +98,86 @@ def test_a_torch_optimizer_keeps_its_states(tmp_path, monkeypatch):
     assert steps(other, 3) == expected
 
 
+def engine_with(optimizer: Any, layout: str, device: str = "none", stage: int = 2) -> Any:
+    """optimizer: of the configuration, or a function that makes one."""
+    import deepspeed
+    cfg = settings(stage, format=layout)
+    if device != "none":
+        cfg["zero_optimization"]["offload_optimizer"] = {"device": device}
+    cfg.pop("optimizer", None)
+    if isinstance(optimizer, dict):
+        return deepspeed.initialize(model=make_model(), config={**cfg, "optimizer": optimizer})[0]
+    return deepspeed.initialize(model=make_model(), optimizer=optimizer, config={**cfg, "zero_allow_untested_optimizer": True})[0]
+
+
+LAYOUTS = pytest.mark.parametrize("layout", ["native", "deepspeed"])
+
+
+@LAYOUTS
+def test_momentum_goes_on_and_does_not_begin_again(layout, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    sgd = {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}
+    engine, other = engine_with(sgd, layout), engine_with(sgd, layout)
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path)
+    expected = steps(engine, 3)
+    other.load_checkpoint(tmp_path)
+    assert steps(other, 3) == expected
+
+
+@LAYOUTS
+@pytest.mark.parametrize("before, after", [("none", "cpu"), ("cpu", "none")])
+def test_a_state_is_found_under_the_name_that_it_has_where_it_was_saved(before, after, layout, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    adagrad = {"type": "Adagrad", "params": {"lr": 0.05}}  # torch's class, or DeepSpeedCPUAdagrad
+    engine, other = engine_with(adagrad, layout, before), engine_with(adagrad, layout, after)
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path)
+    expected = steps(engine, 3)
+    other.load_checkpoint(tmp_path)
+    assert steps(other, 3) == expected
+
+
+@LAYOUTS
+@pytest.mark.parametrize("hook", ["before", "after"])
+def test_an_optimizer_may_change_between_the_core_and_torch(hook, layout, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+
+    def make(hooked: bool) -> Any:
+        def optimizer(params: Any) -> torch.optim.Optimizer:
+            made = torch.optim.AdamW(params, lr=1e-2)
+            if hooked:  # which wants to see torch's own step
+                made.register_step_post_hook(lambda *_: None)
+            return made
+        return optimizer
+    engine, other = engine_with(make(hook == "before"), layout), engine_with(make(hook == "after"), layout)
+    assert engine._stepper.native != other._stepper.native
+    steps(engine, 3)
+    engine.save_checkpoint(tmp_path)
+    expected = steps(engine, 3)
+    other.load_checkpoint(tmp_path)
+    assert steps(other, 3) == pytest.approx(expected, abs=1e-6)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_states_of_another_optimizer_are_refused(stage, layout, tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    engine = engine_with({"type": "Lion", "params": {"lr": 1e-3}}, layout, stage=stage)
+    steps(engine, 2)
+    engine.save_checkpoint(tmp_path)
+    other = engine_with({"type": "AdamW", "params": {"lr": 1e-3}}, layout, stage=stage)
+    before = full_weights(other.module)
+    with pytest.raises(deepspeed._C.CheckpointError, match="not exp_avg_sq"):
+        other.load_checkpoint(tmp_path)
+    for name, value in full_weights(other.module).items():
+        assert torch.equal(before[name], value), name
+    other.load_checkpoint(tmp_path, load_optimizer_states=False)
+    for name, value in full_weights(engine.module).items():
+        assert torch.equal(full_weights(other.module)[name], value), name
+
+
 def test_frozen_parameters_and_buffers_come_back(tmp_path, monkeypatch):
     single_rank(monkeypatch)
     for stage in (0, 3):

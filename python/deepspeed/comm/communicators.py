@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import atexit
-import os
+import glob
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -41,14 +42,33 @@ def forget(group: dist.ProcessGroup | None = None) -> None:
         _communicators.pop(group, None)
 
 
-def _leave(process: int) -> None:
-    """Ends Gloo's threads while the interpreter still runs. A thread that lets go of a tensor after that ends in
-    "terminate called without an active exception": it needs the interpreter's lock, and gets its own end instead."""
-    forget()  # before torch tears its groups down
-    if os.getpid() != process:
-        return  # a forked child has none of the threads, and would wait for them
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()
+def _states_of_gloos_threads() -> list[str]:
+    """"S" for one that sleeps; of Linux only."""
+    states = []
+    for task in glob.glob("/proc/self/task/*/stat"):
+        try:
+            with open(task) as file:
+                name, _, facts = file.read().partition("(")[2].rpartition(")")
+        except OSError:  # it has ended
+            continue
+        if name.startswith("pt_gloo"):
+            states.append(facts.split()[0])
+    return states
 
 
-atexit.register(_leave, os.getpid())
+def _leave() -> None:
+    """Before the interpreter ends. A thread of Gloo that is through with a collective lets go of its tensors, for which it needs the
+    interpreter's lock; when that is gone, the process ends in "terminate called without an active exception". The groups cannot be ended
+    instead: programs leave engines behind, which hold them, and a collective may be waiting for a rank that will not come."""
+    forget()
+    deadline = time.monotonic() + 2
+    asleep = 0
+    while asleep < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)  # whoever waits for the lock gets it
+        states = _states_of_gloos_threads()
+        if not states:
+            return
+        asleep = asleep + 1 if set(states) == {"S"} else 0
+
+
+atexit.register(_leave)

@@ -21,8 +21,9 @@ from deepspeed.runtime import fragment_state
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
-from deepspeed.runtime.checkpoint_restore import reset_optimizer, restore_groups
+from deepspeed.runtime.checkpoint_restore import check_state_is_there, reset_optimizer, restore_groups
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
+from deepspeed.runtime.native_recipe import stored_name
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 
 COMMON = "common.pt"
@@ -231,6 +232,14 @@ class NativeLoader(CheckpointLoader):
         if groups is not None and self.engine._stepper is not None and len(groups) != len(self.engine.basic_optimizer.param_groups):
             raise CheckpointError(f"{where} has {len(groups)} parameter groups, the optimizer {len(self.engine.basic_optimizer.param_groups)}: "
                                   "build the optimizer with the same groups")
+        if groups is not None and self.engine._stepper is not None and self.engine._stepper.native and self.optimizer["has_states"]:
+            self._check_states(where)
+
+    def _check_states(self, where: str) -> None:
+        reader = StateReader(self.engine)
+        for entry in [entry for group in optimizer_groups(self.engine) for entry in group]:
+            for name in self._names_of_states(entry, reader).values():
+                check_state_is_there(where, entry.name, name, self._state_names(entry.name))
 
     # ---- values
     @torch.no_grad()
@@ -252,8 +261,8 @@ class NativeLoader(CheckpointLoader):
             return
         if optimizer and self.optimizer is not None:
             restore_groups(engine, self.optimizer["param_groups"])
-            if engine._stepper.native and self.optimizer["step"] is not None:
-                engine._core.set_step(self.optimizer["step"])
+            if engine._stepper.native:
+                engine._core.set_step(self._step())
             if "loss_scaler" in self.optimizer:
                 adopt_loss_scaler(engine, self.optimizer["loss_scaler"])
         if module:
@@ -285,6 +294,12 @@ class NativeLoader(CheckpointLoader):
             self._put_scalars(index, entry, optimizer)
         self._flush(batch, stores)
 
+    def _step(self) -> int:
+        """The step count, whether the core computed the optimizer that saved it or torch did."""
+        if self.optimizer["step"] is not None:
+            return self.optimizer["step"]
+        return max((int(state["step"]) for state in self.optimizer["scalars"].values() if "step" in state), default=0)
+
     def _flush(self, batch: list, stores: list) -> None:
         self.tensors.read(batch)
         for store in stores:
@@ -298,9 +313,15 @@ class NativeLoader(CheckpointLoader):
         if module and (stored := self._stored(entry.name)) is not None:
             wanted["fp32"] = stored[0]
         if optimizer and self.optimizer is not None and self.optimizer["has_states"]:
-            names = reader.names(entry.group) if reader is not None else {key: key for key in self._state_names(entry.name)}
-            wanted |= {key: f"{name}/{entry.name}" for key, name in names.items() if self.tensors.find(f"{name}/{entry.name}") is not None}
+            stored = self._state_names(entry.name)
+            wanted |= {key: f"{name}/{entry.name}" for key, name in self._names_of_states(entry, reader).items() if name in stored}
         return wanted
+
+    def _names_of_states(self, entry: Any, reader: StateReader | None) -> dict[str, str]:
+        """The optimizer's names of a parameter's states -> names in the manifest. reader: of an optimizer that the core computes."""
+        stored = self._state_names(entry.name)
+        names = reader.names(entry.group) if reader is not None else {key: key for key in stored}
+        return {key: stored_name(name, stored) for key, name in names.items()}
 
     def _state_names(self, param: str) -> list[str]:
         if not hasattr(self, "_by_param"):
@@ -315,11 +336,11 @@ class NativeLoader(CheckpointLoader):
         """Where to read to, and what puts it into the engine afterwards (None: it is there)."""
         engine, dtype = self.engine, self.tensors.find(name)[1]
         if engine._stepper.native:
-            if not in_files:
+            # SGD's momentum begins as the gradient, unless write_local says that there is one.
+            if not in_files and key != "momentum_buffer":
                 here = engine._core.read_local(index, key)
                 if here is not None and here.is_cpu and here.dtype == dtype and here.is_contiguous():
-                    # SGD begins with the gradient as its momentum until it is told that there is one.
-                    return here, (lambda: engine._core.write_local(index, key, here)) if key == "momentum_buffer" else None
+                    return here, None
             value = torch.empty(length, dtype=dtype)
             return value, lambda: engine._core.write_local(index, key, value)
         fragment = fragment_state.fragment_of(engine, index)
@@ -337,7 +358,10 @@ class NativeLoader(CheckpointLoader):
         if not optimizer or self.optimizer is None or self.engine._stepper.native:
             return
         fragment = fragment_state.fragment_of(self.engine, index)
-        for key, value in self.optimizer["scalars"].get(entry.name, {}).items():
+        scalars = self.optimizer["scalars"].get(entry.name, {})
+        if self.optimizer["step"] is not None and self.optimizer["has_states"]:  # saved by the same optimizer, computed by the core
+            scalars = {"step": torch.tensor(float(self.optimizer["step"])), **scalars}
+        for key, value in scalars.items():
             self.engine.basic_optimizer.state[fragment.master][key] = value.clone() if isinstance(value, Tensor) else value
 
     def _store_whole(self, trained: dict[int, Any], together: Together) -> None:

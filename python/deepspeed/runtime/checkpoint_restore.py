@@ -16,7 +16,7 @@ from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, BASE_OPTIMIZER
                                             SINGLE_PARTITION_OF_FP32_GROUPS)
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_layout import PartitionedGroup, PerParameterGroup
-from deepspeed.runtime.native_recipe import file_keys
+from deepspeed.runtime.native_recipe import file_keys, stored_name
 
 Names = Sequence[Sequence[tuple[str, Iterable[int]]]]
 
@@ -175,20 +175,35 @@ def check_files(engine: Any, files: StateFiles, load_optimizer_states: bool) -> 
                                       f"{list(entry.shape)} in the model")
             files.check(entry.name, "fp32")
             if load_optimizer_states:
-                for key in _wanted_keys(engine, entry.group, files.state_of(entry.name)).values():
+                stored = files.state_of(entry.name)
+                for key in _wanted_keys(engine, entry.group, stored).values():
                     files.check(entry.name, key)
+                    check_state_is_there(files.paths[0], entry.name, key, [name for name, value in stored.items() if is_state(value)])
     saved = files.param_groups()
     if load_optimizer_states and saved and len(saved) != len(engine.basic_optimizer.param_groups):
         raise CheckpointError(f"{files.paths[0]}: the checkpoint has {len(saved)} parameter groups, the optimizer "
                               f"{len(engine.basic_optimizer.param_groups)}: build the optimizer with the same groups")
 
 
+def is_state(value: Any) -> bool:
+    """Whether an optimizer's entry is a value per element, and no step count or flag."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def check_state_is_there(where: str, name: str, key: str, stored: Sequence[str]) -> None:
+    """A parameter without any state was never updated; one with other states was updated by another optimizer."""
+    if stored and key not in stored:
+        raise CheckpointError(f"{where} has {', '.join(sorted(stored))} of parameter {name}, but not {key}, which this optimizer needs: it was "
+                              "saved with another one; load_optimizer_states=False loads the weights alone")
+
+
 def _wanted_keys(engine: Any, group: int, stored: dict) -> dict[str, str]:
     """State names of the engine -> names in the files."""
     if engine._stepper.native:
         optimizer = engine.basic_optimizer
-        return file_keys(optimizer, optimizer.param_groups[group], list(engine._core.state_keys()))
-    return {key: key for key, value in stored.items() if isinstance(value, Tensor) and value.dim() > 0}
+        names = file_keys(optimizer, optimizer.param_groups[group], list(engine._core.state_keys()))
+        return {key: stored_name(name, stored) for key, name in names.items()}
+    return {key: key for key, value in stored.items() if is_state(value)}
 
 
 @torch.no_grad()
@@ -241,7 +256,7 @@ def _restore_states(engine: Any, files: StateFiles, entry: Any, offset: int, len
             _put(engine, entry.index, here, value)
     if not engine._stepper.native:
         for key, value in stored.items():
-            if not (isinstance(value, Tensor) and value.dim() > 0):
+            if not is_state(value):
                 _put(engine, entry.index, key, value.clone() if isinstance(value, Tensor) else value)
 
 
@@ -249,7 +264,7 @@ def _put(engine: Any, index: int, key: str, value: Any) -> None:
     from deepspeed.runtime.fragment_state import fragment_of
     fragment = fragment_of(engine, index)
     if fragment is not None:
-        if isinstance(value, Tensor) and value.dim() > 0:
+        if is_state(value):
             value = value.view(fragment.master.shape).to(fragment.master.device)
         engine.basic_optimizer.state[fragment.master][key] = value
 

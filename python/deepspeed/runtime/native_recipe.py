@@ -5,7 +5,7 @@ runs as it is, over the fragments of this rank.
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Container
 
 import torch
 
@@ -94,6 +94,16 @@ def hyper_parameters(group: dict) -> dict[str, float]:
         if value is not None:
             hyper[key] = float(value)
     return hyper
+
+
+# Adagrad's sum of squares: torch's name, and that of DeepSpeed's own class, which takes its place when states are offloaded.
+_SAME = {"sum": "exp_avg_sq", "exp_avg_sq": "sum"}
+
+
+def stored_name(name: str, stored: Container[str]) -> str:
+    """Under which name a state of file_keys() is stored: its own, or the other one that it has in other configurations."""
+    other = _SAME.get(name)
+    return other if name not in stored and other is not None and other in stored else name
 
 
 def file_keys(optimizer: torch.optim.Optimizer, group: dict, keys: list[str]) -> dict[str, str]:
