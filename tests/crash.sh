@@ -2,13 +2,22 @@
 # Kills a program at random moments while it saves checkpoints, and looks after each kill at what is left: every folder that looks
 # like a checkpoint must be whole and have its own values, and what was saved before must still be there.
 #   tests/crash.sh [KILLS [SECONDS_OF_A_FULL_DISK]]    default 100 kills, and 5 seconds on a disk that is full again and again
-# The second part needs root (it mounts a small tmpfs) and is left out otherwise. Needs the build in build/release.
+#   tests/crash.sh KILLS python [SEED]                 kills two ranks of engine.save_checkpoint(): both layouts, saves within steps and
+#                                                      beside them, stages 1 to 3 (tests/python/crash_saves.py); less than a second each
+# The full disk needs root (a small tmpfs is mounted) and is left out otherwise. Needs the build in build/release; DEEPSCALE_PYTHON is the
+# Python with torch (default: .venv).
 set -uo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PROGRAM="$ROOT/build/release/bin/checkpoint_crash"
 kills="${1:-100}"
 seconds="${2:-5}"
 work="$(mktemp -d)"
+if [ "$seconds" = python ]; then
+  trap 'rm -rf "$work"' EXIT
+  export PYTHONPATH="$ROOT/build/release/python:$ROOT/tests/python" OMP_NUM_THREADS=1
+  "${DEEPSCALE_PYTHON:-$ROOT/.venv/bin/python}" "$ROOT/tests/python/crash_saves.py" "$work" "$kills" ${3+"$3"}
+  exit
+fi
 saver=
 cleanup() {
   [ -n "$saver" ] && kill -9 "$saver" 2>/dev/null

@@ -109,10 +109,13 @@ void register_checkpoint(py::module_& m) {
       .def_property_readonly("capacity", &ShardImage::capacity);
   py::class_<SaveJob, std::shared_ptr<SaveJob>>(m, "SaveJob")
       .def(py::init(&make_job), py::arg("plan"), py::arg("slices"))
-      .def("run", &SaveJob::run, ReleaseGil())
+      .def("write_part", &SaveJob::write_part, ReleaseGil())
+      .def("commit", &SaveJob::commit, ReleaseGil())
       .def("take_snapshot", &SaveJob::take_snapshot, py::arg("image"), py::arg("threads"), ReleaseGil())
       .def("start", &SaveJob::start)
       .def_property_readonly("done", &SaveJob::done)
+      .def("wait_for_part", &SaveJob::wait_for_part, ReleaseGil())
+      .def("cancel", &SaveJob::cancel, ReleaseGil())
       .def("wait", &SaveJob::wait, ReleaseGil());
   py::class_<CheckpointTensors, std::shared_ptr<CheckpointTensors>>(m, "CheckpointTensors")
       .def(py::init<std::string>(), py::arg("folder"), ReleaseGil())

@@ -6,10 +6,12 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <tuple>
 
 #include "base/checked_math.h"
 #include "base/error.h"
 #include "base/shape.h"
+#include "base/text.h"
 #include "config/json_text.h"
 #include "platform/files.h"
 
@@ -67,8 +69,8 @@ bool is_plain_name(const std::string& name) {
 ManifestFile read_file_entry(const Json& json, const Reader& reader) {
   ManifestFile file;
   file.name = reader.text(json, "name");
-  reader.check(is_plain_name(file.name), "\"{}\" is not the name of a file in this folder", file.name);
-  const Reader inner = reader.at("file " + file.name);
+  reader.check(is_plain_name(file.name), "\"{}\" is not the name of a file in this folder", printable(file.name));
+  const Reader inner = reader.at("file " + printable(file.name));
   file.checksums.bytes = inner.count(inner.member(json, "bytes"), "\"bytes\"");
   for (const Json& item : inner.list(json, "xxh3")) {
     uint64_t checksum = 0;
@@ -94,8 +96,8 @@ void check_slices(const ManifestTensor& tensor, const std::vector<ManifestFile>&
     const auto last = bytes ? checked_sum(slice.begin, *bytes) : std::nullopt;
     const ManifestFile& file = files[slice.file];
     reader.check(end && last && *last <= file.checksums.bytes,
-                 "{} elements at byte {} are not inside {} with its {} bytes", slice.numel, slice.begin, file.name,
-                 file.checksums.bytes);
+                 "{} elements at byte {} are not inside {} with its {} bytes", slice.numel, slice.begin,
+                 printable(file.name), file.checksums.bytes);
     position = *end;
   }
   reader.check(is_part ? position <= tensor.numel() : position == tensor.numel(), "{} elements are stored of {}",
@@ -105,11 +107,11 @@ void check_slices(const ManifestTensor& tensor, const std::vector<ManifestFile>&
 ManifestTensor read_tensor(const Json& json, const Reader& outer) {
   ManifestTensor tensor;
   tensor.name = outer.text(json, "name");
-  const Reader reader = outer.at("tensor " + tensor.name);
+  const Reader reader = outer.at("tensor " + printable(tensor.name));
   const std::string dtype = reader.text(json, "dtype");
   const auto* known =
       std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](DType d) { return name_of(d) == dtype; });
-  reader.check(known != std::end(kDTypes), "dtype \"{}\" is not known", dtype);
+  reader.check(known != std::end(kDTypes), "dtype \"{}\" is not known", printable(dtype));
   tensor.dtype = *known;
   int64_t numel = 1;
   for (const Json& item : reader.list(json, "shape")) {
@@ -164,16 +166,41 @@ Json to_json(const Manifest& manifest) {
   return json;
 }
 
+/// No byte of a file belongs to two slices: a small file cannot pose as terabytes of tensors.
+void check_bytes_once(const Manifest& manifest, const Reader& reader) {
+  struct Stretch {
+    int file;
+    int64_t begin, end;
+    const ManifestTensor* tensor;
+  };
+  std::vector<Stretch> stretches;
+  for (const ManifestTensor& tensor : manifest.tensors) {
+    for (const ManifestSlice& slice : tensor.slices) {
+      const int64_t bytes = slice.numel * size_of(tensor.dtype);
+      if (bytes > 0) stretches.push_back({slice.file, slice.begin, slice.begin + bytes, &tensor});
+    }
+  }
+  std::sort(stretches.begin(), stretches.end(),
+            [](const Stretch& a, const Stretch& b) { return std::tie(a.file, a.begin) < std::tie(b.file, b.begin); });
+  for (size_t i = 1; i < stretches.size(); ++i) {
+    const Stretch &before = stretches[i - 1], &here = stretches[i];
+    reader.check(here.file != before.file || here.begin >= before.end,
+                 "tensors {} and {} have the same bytes of file {}", printable(before.tensor->name),
+                 printable(here.tensor->name), printable(manifest.files[here.file].name));
+  }
+}
+
 void check_manifest(const Manifest& manifest, bool is_part, const Reader& reader) {
   std::set<std::string_view> names;
   for (const ManifestFile& file : manifest.files) {
-    reader.check(names.insert(file.name).second, "the file {} is listed twice", file.name);
+    reader.check(names.insert(file.name).second, "the file {} is listed twice", printable(file.name));
   }
   names.clear();
   for (const ManifestTensor& tensor : manifest.tensors) {
-    reader.check(names.insert(tensor.name).second, "the tensor {} is listed twice", tensor.name);
-    check_slices(tensor, manifest.files, is_part, reader.at("tensor " + tensor.name));
+    reader.check(names.insert(tensor.name).second, "the tensor {} is listed twice", printable(tensor.name));
+    check_slices(tensor, manifest.files, is_part, reader.at("tensor " + printable(tensor.name)));
   }
+  check_bytes_once(manifest, reader);
 }
 
 }  // namespace
@@ -193,12 +220,14 @@ Manifest parse_manifest(std::string_view text, const std::string& file, bool is_
   Json json = parse_text(text, reader);
   reader.check(json.is_object() && json.value("format", Json()) == kFormat, "is not of the format {}", kFormat);
   const Json& version = reader.member(json, "version");
-  reader.check(version == kVersion, "has version {}, this program reads version {}", version.dump(), kVersion);
+  reader.check(version == kVersion, "has version {}, this program reads version {}", version.dump().substr(0, 40),
+               kVersion);
   const std::string checksum = reader.text(json, "checksum");
   json.erase("checksum");
   reader.check(checksum == checksum_text(checksum_of(json.dump())), "is damaged: its checksum is another one");
-  reader.check(reader.count(reader.member(json, "block_bytes"), "\"block_bytes\"") == kChecksumBlock,
-               "has checksums of blocks of {} bytes, expected {}", json["block_bytes"].dump(), kChecksumBlock);
+  const int64_t block_bytes = reader.count(reader.member(json, "block_bytes"), "\"block_bytes\"");
+  reader.check(block_bytes == kChecksumBlock, "has checksums of blocks of {} bytes, expected {}", block_bytes,
+               kChecksumBlock);
   Manifest manifest;
   manifest.layout = reader.text(json, "layout");
   manifest.tag = reader.text(json, "tag");

@@ -58,7 +58,7 @@ struct Manifest {
 };
 
 /// Throws CheckpointError that names `file` and what is wrong in it: damage, another version, names with paths, slices
-/// outside of their file or tensor, overlaps, tensors that are not covered.
+/// outside of their file or tensor, overlaps in tensors or files, tensors that are not covered.
 /// is_part: of one rank, whose tensors need not be whole.
 [[nodiscard]] Manifest parse_manifest(std::string_view text, const std::string& file, bool is_part = false);
 /// A checkpoint's folder. Throws CheckpointError when there is no manifest, or as above.

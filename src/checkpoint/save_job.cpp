@@ -17,6 +17,10 @@ SaveJob::SaveJob(SavePlan plan, std::vector<SavedSlice> slices)
 }
 
 SaveJob::~SaveJob() {
+  cancel();
+}
+
+void SaveJob::cancel() noexcept {
   cancelled_ = true;
   if (thread_.joinable()) thread_.join();
 }
@@ -61,10 +65,18 @@ void SaveJob::finish(const FileChecksums* tensors) {
     }
     finish_part(folder_, plan_.rank, part);
   });
+}
+
+void SaveJob::commit() {
   if (plan_.commits) commit_save(plan_.save_dir, plan_.tag, plan_.commit);
 }
 
 void SaveJob::run() {
+  write_part();
+  commit();
+}
+
+void SaveJob::write_part() {
   if (slices_.empty()) return finish(nullptr);
   FileChecksums sums;
   reporting([&] {
@@ -85,15 +97,30 @@ void SaveJob::take_snapshot(std::shared_ptr<ShardImage> image, int threads) {
   for (SavedSlice& slice : slices_) slice.data = nullptr;  // what they belong to may go now
 }
 
+void SaveJob::write_part_of_image() {
+  try {
+    FileChecksums sums;
+    if (!slices_.empty()) {
+      reporting([&] { sums = image_->write(folder_ + "/" + plan_.tensor_file, &cancelled_); });
+    }
+    finish(slices_.empty() ? nullptr : &sums);
+  } catch (...) {
+    part_.set_exception(std::current_exception());
+    throw;
+  }
+  part_.set_value();
+}
+
+void SaveJob::wait_for_part() {
+  part_written_.get();
+}
+
 void SaveJob::start() {
   DS_CHECK(image_ != nullptr && !thread_.joinable(), "a save in the background starts once, from a snapshot");
   thread_ = std::thread([this] {
     try {
-      FileChecksums sums;
-      if (!slices_.empty()) {
-        reporting([&] { sums = image_->write(folder_ + "/" + plan_.tensor_file, &cancelled_); });
-      }
-      finish(slices_.empty() ? nullptr : &sums);
+      write_part_of_image();
+      commit();
     } catch (...) {
       error_ = std::current_exception();
     }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -45,13 +46,22 @@ class SaveJob {
   /// Cancels what start() began, and waits for it.
   ~SaveJob();
 
-  /// Does everything in this thread. Throws IoError and CheckpointError; other ranks learn of it through the folder.
+  /// Does everything in this thread. Throws IoError and CheckpointError; other ranks learn of it through the folder,
+  /// where the disk still takes a note. Ranks that can talk call the two halves, and agree between them.
   void run();
+  /// This rank's files and its part of the manifest, in this thread. Throws as run().
+  void write_part();
+  /// On the rank that commits: waits for all parts and makes the checkpoint valid. Nothing on the others.
+  void commit();
   /// Copies the slices into `image`, which serves one job at a time. Failure is for all ranks, as in run().
   void take_snapshot(std::shared_ptr<ShardImage> image, int threads);
   /// Does the rest in a thread of its own. Requires: take_snapshot().
   void start();
   [[nodiscard]] bool done() const { return done_; }
+  /// Until what start() began has done what write_part() does; throws what went wrong. Requires: start().
+  void wait_for_part();
+  /// Ends what start() began, at the latest after the block that it writes; for a rank that heard of another's failure.
+  void cancel() noexcept;
   /// Until start()'s work is over; throws what went wrong, every time.
   void wait();
 
@@ -60,6 +70,7 @@ class SaveJob {
   template <typename Work>
   void reporting(const Work& work);
   void finish(const FileChecksums* tensors);
+  void write_part_of_image();
 
   SavePlan plan_;
   std::string folder_;
@@ -69,6 +80,8 @@ class SaveJob {
   std::atomic<bool> cancelled_ = false;
   std::atomic<bool> done_ = false;
   std::exception_ptr error_;
+  std::promise<void> part_;
+  std::shared_future<void> part_written_ = part_.get_future().share();
   std::thread thread_;
 };
 

@@ -112,10 +112,45 @@ def texts() -> None:
     put("config", "dialect", b'{"train_batch_size": 8, // comment\n "steps_per_print": Infinity, "optimizer.params.lr": 1, }')
 
 
+def manifest(files: list, tensors: list, **more: object) -> bytes:
+    listed = [{"name": name, "bytes": size, "xxh3": ["0123456789abcdef"] * -(-size // (4 << 20))} for name, size in files]
+    named = [{"name": name, "dtype": dtype, "shape": shape, "slices": slices} for name, dtype, shape, slices in tensors]
+    return json.dumps({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10", "block_bytes": 4 << 20,
+                       "files": listed, "tensors": named, "info": {"world": 2, "stage": 3}, "checksum": "0" * 16, **more}).encode()
+
+
+def manifests() -> None:
+    files = [("rank_00000.safetensors", 1000), ("rank_00001.safetensors", 5 << 20), ("common.pt", 300)]
+    halves = ("fp32/weight", "float32", [4, 8], [[0, 64, 0, 16], [1, 64, 16, 16]])
+    huge = 2**62
+    cases = {
+        "whole": (files, [halves, ("module/table", "bfloat16", [3], [[0, 400, 0, 3]]), ("exp_avg/none", "int64", [0, 4], [])]),
+        "deepspeed": ([("mp_rank_00_model_states.pt", 77)], []),
+        "part": (files[:1], [("fp32/weight", "float32", [4, 8], [[0, 64, 16, 16]])]),
+        "scalar": (files, [("exp_avg/step", "float64", [], [[0, 8, 0, 1]])]),
+        "overlap": (files, [("a", "float32", [8], [[0, 64, 0, 5], [0, 84, 4, 4]])]),
+        "same_bytes": (files, [("a", "float32", [8], [[0, 64, 0, 8]]), ("b", "float32", [8], [[0, 80, 0, 8]])]),
+        "hole": (files, [("a", "float32", [8], [[0, 64, 0, 3], [0, 84, 4, 4]])]),
+        "outside": (files, [("a", "float32", [300], [[0, 0, 0, 300]])]),
+        "huge_shape": (files, [("a", "float32", [huge, huge], [[0, 0, 0, huge]])]),
+        "huge_slice": (files, [("a", "float32", [8], [[0, huge, huge, huge]])]),
+        "no_file": (files, [("a", "float32", [8], [[3, 0, 0, 8]])]),
+        "escape": ([("../latest", 4)], []),
+        "absolute": ([("/etc/passwd", 4)], []),
+        "twice": ([files[0], files[0]], [halves, halves]),
+    }
+    for name, (listed, tensors) in cases.items():
+        put("manifest", name, manifest(listed, tensors, **({"layout": "deepspeed"} if name == "deepspeed" else {})))
+    put("manifest", "version", manifest(files, [halves], version=2))
+    put("manifest", "blocks", manifest(files, [halves], block_bytes=1))
+    put("manifest", "info", manifest(files, [halves], info=[1]))
+
+
 if __name__ == "__main__":
     torch.manual_seed(1)
     torch_files()
     safetensors_files()
     texts()
+    manifests()
     total = sum(path.stat().st_size for path in (HERE / "corpus").rglob("*") if path.is_file())
     print(f"{total} bytes in {sum(1 for path in (HERE / 'corpus').rglob('*') if path.is_file())} files")

@@ -60,7 +60,8 @@ class Kind:
 
 
 def config_of(kind: Kind) -> dict[str, Any]:
-    return {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": kind.stage, "stage3_param_persistence_threshold": 10},
+    return {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": kind.stage, "stage3_param_persistence_threshold": 10},
             "optimizer": {"type": "SGD", "params": {"lr": 1.0, "momentum": 1.0}}, "checkpoint": {"keep_last": 3, **kind.checkpoint}}
 
 

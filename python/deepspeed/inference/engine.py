@@ -5,7 +5,6 @@ what memory has room for stays. Without one the model is cast, moved and, if ask
 """
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -49,23 +48,11 @@ def zero_config(config: DeepSpeedInferenceConfig) -> dict[str, Any]:
 
 def _load_checkpoint(model: nn.Module, checkpoint: Any) -> None:
     """Into a model that is plain or sharded (zero.Init), one module at a time. Raises an error that names the file."""
-    if isinstance(checkpoint, dict) or not str(checkpoint).endswith((".pt", ".bin", ".pth")):
-        raise NotImplementedError("init_inference(checkpoint=...): only the path of one torch file of a state_dict is read yet, got "
-                                  f"{checkpoint!r}; load the model before init_inference() instead")
-    from deepspeed.checkpoint.safe_load import load_file
-    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-    state = load_file(os.fspath(checkpoint))
-    state = state.get("module", state)
-    known: set[str] = set()
-    missing: list[str] = []
-    errors: list[str] = []
-    for prefix, module in model.named_modules():
-        start = f"{prefix}." if prefix else ""
-        own = [start + name for name in (*module._parameters, *module._buffers)]
-        known.update(name for name in own if name in state)
-        with GatheredParameters(list(module.parameters(recurse=False)), modifier_rank=0):
-            module._load_from_state_dict(state, start, {}, True, missing, [], errors)
-    unexpected = sorted(set(state) - known)
+    if isinstance(checkpoint, dict) or str(checkpoint).endswith(".json") and not str(checkpoint).endswith(".index.json"):
+        raise NotImplementedError("init_inference(checkpoint=...): descriptions of checkpoints in JSON are not read yet, got "
+                                  f"{checkpoint!r}: pass a folder or file of weights")
+    from deepspeed.runtime.pretrained import open_weights, put_weights
+    missing, unexpected, errors = put_weights(model, open_weights(checkpoint))
     if missing or unexpected or errors:
         raise ConfigValidationError(f"init_inference(checkpoint={str(checkpoint)!r}): missing {missing[:3]}, unexpected {unexpected[:3]}"
                                     + "".join(f"; {error}" for error in errors[:3]))

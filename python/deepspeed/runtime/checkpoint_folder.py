@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from typing import Any
 
@@ -44,8 +45,12 @@ class CheckpointSave:
 
     def write(self, name: str, state: Any) -> None:
         """A file of torch.save's format."""
+        path = os.path.join(self.folder, name)
         with self.together.attempt():
-            torch.save(state, os.path.join(self.folder, name))
+            try:
+                torch.save(state, path)
+            except (OSError, RuntimeError) as problem:  # torch's writer names neither the file nor the system's reason
+                raise CheckpointError(f"cannot write {path}: {problem}; {_room(self.parent)}") from problem
             self._files.append(name)
 
     def tensors(self, name: str, slices: list, in_files: bool) -> None:
@@ -66,10 +71,13 @@ class CheckpointSave:
                 self._job.take_snapshot(engine._save_image, torch.get_num_threads())
                 self._job.start()
             else:
-                self._job.run()
-        self._agree()
+                self._job.write_part()
+        self._agree()  # so that no rank waits in vain for what another could not write
         if beside:
             return self
+        with self.together.attempt():
+            self._job.commit()
+        self._agree()
         self._name_in_parent()
         return None
 
@@ -99,6 +107,8 @@ class CheckpointSave:
         try:
             self.together.agree()
         except Exception:
+            if self._job is not None:
+                self._job.cancel()
             if self.engine.global_rank == 0:
                 _C.abandon_save(self.parent, self.name)
             raise
@@ -109,6 +119,9 @@ class CheckpointSave:
             _C.write_latest(self.save_dir, self.tag)
 
     def wait(self) -> None:
+        with self.together.attempt():
+            self._job.wait_for_part()
+        self._agree()
         with self.together.attempt():
             self._job.wait()
         self._agree()
@@ -144,6 +157,13 @@ def restore_replaced(engine: Any, load_dir: str, tag: Any) -> None:
         with together.attempt():
             _C.restore_replaced(os.path.dirname(os.path.join(load_dir, "" if tag is None else str(tag))) or ".")
     together.agree()
+
+
+def _room(folder: str) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free} bytes are free on its disk"
+    except OSError as problem:
+        return f"and {folder} cannot be looked at: {problem}"
 
 
 def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:

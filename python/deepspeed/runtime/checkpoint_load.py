@@ -230,7 +230,7 @@ class CheckpointLoader:
             engine.global_steps = first["global_steps"]
             engine.global_samples = first.get("global_samples", engine.global_steps * engine.train_batch_size())
             engine.skipped_steps = first.get("skipped_steps", 0)
-            if optimizer and getattr(engine._config.checkpoint, "load_data_position", True):
+            if optimizer and engine._config.checkpoint.load_data_position:
                 restore_position(engine, first.get("data_sampler"))
         engine.loaded_checkpoint_dp_world_size = first["dp_world_size"]
         engine.loaded_checkpoint_mp_world_size = first.get("mp_world_size", 1)

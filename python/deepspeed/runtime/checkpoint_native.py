@@ -341,8 +341,7 @@ class NativeLoader(CheckpointLoader):
             if not in_files and key != "momentum_buffer":
                 here = engine._core.read_local(index, key)
                 if here is not None and here.is_cpu and here.dtype == dtype and here.is_contiguous():
-                    # SGD begins with the gradient as its momentum until it is told that there is one.
-                    return here, (lambda: engine._core.write_local(index, key, here)) if key == "momentum_buffer" else None
+                    return here, None
             value = torch.empty(length, dtype=dtype)
             return value, lambda: engine._core.write_local(index, key, value)
         fragment = fragment_state.fragment_of(engine, index)

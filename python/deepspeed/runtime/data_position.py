@@ -136,3 +136,6 @@ def restore_position(engine: Any, saved: Any) -> None:
     state = ranks[rank] if len(ranks) == size else ranks[0]
     if state is not None:
         loader.load_state_dict(state)
+        if state.get("position"):
+            log_dist(f"training data goes on where the checkpoint was saved ({state['position']} {state['kind']} into a pass); with "
+                     "checkpoint.load_data_position false it would begin anew", ranks=[0])

@@ -19,6 +19,7 @@ from torch import Tensor
 from deepspeed._lazy import resolve
 from deepspeed.accelerator import get_accelerator
 from deepspeed.inference.decode import restore_linears, stream_linears
+from deepspeed.moe.utils import is_moe_param
 from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.runtime import engine_build, memory_plan, precision
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
@@ -134,6 +135,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
                 f"Client Optimizer (type = {type(self.client_optimizer)}) is not instantiated but Client LR Scheduler is instantiated: "
                 "pass the scheduler's optimizer too, or a function from an optimizer to a scheduler")
         self.has_moe_layers = False
+        experts = [name for name, param in self.module.named_parameters() if is_moe_param(param)]
+        if experts and self.communicator.size > 1:
+            raise NotImplementedError(f"{len(experts)} parameters are marked as experts (allreduce = False), the first is {experts[0]}: mixture of "
+                                      f"experts is not built yet, and their gradients would be averaged over all {self.communicator.size} "
+                                      "ranks: train on one rank, or remove the mark where every rank has the same parameter")
         self._trains = self.client_optimizer is not None or (self._config.optimizer_name is not None and model_parameters != [])
 
     def _prepare_module(self, dont_change_device: bool) -> None:

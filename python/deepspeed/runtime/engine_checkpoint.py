@@ -16,6 +16,7 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             CHECKPOINT_TP_DEGREE, DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, ZERO_FILE_PREFIX)
+from deepspeed.runtime import pretrained
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
@@ -242,9 +243,15 @@ class CheckpointMethods:
         raise ValueError("consolidated_16bit_state_dict is only applicable to cases where weights are partitioned, including Zero Stage 3 "
                          "and tensor parallelism.")
 
-    def save_16bit_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False) -> bool:
-        """One plain state dictionary in the model's dtype. False when parameters are sharded and gathering was not configured."""
+    def save_16bit_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False,
+                         max_shard_size: str | int | None = None) -> bool:
+        """One plain state dictionary in the model's dtype. False when parameters are sharded and gathering was not configured.
+
+        With a name that ends with .safetensors: in that format, in parts with an index where it is larger than max_shard_size ("5GB")."""
         self.live_core("save_16bit_model")
+        if max_shard_size is not None and not save_filename.endswith(".safetensors"):
+            raise ValueError(f"save_16bit_model(max_shard_size={max_shard_size!r}) writes parts in the safetensors format alone, and save_filename "
+                             f"is {save_filename!r}: name it model.safetensors")
         path = os.path.join(os.fspath(save_dir), save_filename)
         if not self._config.shards_parameters:
             state = self.module_state_dict(exclude_frozen_parameters=exclude_frozen_parameters)
@@ -258,9 +265,17 @@ class CheckpointMethods:
             logger.info(f"Saving model weights to {path}")
             with together.attempt():
                 os.makedirs(save_dir, exist_ok=True)
-                write_file(private_copies(state), path)
+                if save_filename.endswith(".safetensors"):
+                    pretrained.write_safetensors(state, self._shared_params(), os.fspath(save_dir), save_filename, max_shard_size)
+                else:
+                    write_file(private_copies(state), path)
         together.agree()
         return True
+
+    def load_16bit_model(self, path: Any, strict: bool = True) -> None:
+        """Weights alone, from what save_16bit_model() or Transformers' save_pretrained() wrote (a folder or a file), under any stage; values
+        that the optimizer updates follow. Collective. CheckpointError names what is missing or damaged; nothing is changed then."""
+        pretrained.load_weights(self, path, strict)
 
     def save_universal_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None) -> bool:
         """A universal checkpoint in save_dir/tag, named by save_dir/latest_universal. Collective; one parameter in memory at a time."""

@@ -1,0 +1,158 @@
+// Manifests that were made to harm who reads them. What a careless change does is in tag_folder_test.cpp.
+#include "checkpoint/manifest.h"
+
+#include <gtest/gtest.h>
+
+#include <ctime>
+
+#include "base/error.h"
+#include "config/json_text.h"
+
+namespace deepscale {
+namespace {
+
+using config::Json;
+
+Json good() {
+  return config::parse_json_text(R"({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "t",
+    "block_bytes": 4194304, "files": [{"name": "f", "bytes": 100, "xxh3": ["0123456789abcdef"]},
+                                      {"name": "g", "bytes": 0, "xxh3": []}],
+    "tensors": [{"name": "a", "dtype": "float32", "shape": [2, 4], "slices": [[0, 8, 0, 5], [0, 28, 5, 3]]},
+                {"name": "b", "dtype": "int8", "shape": [0, 4611686018427387904], "slices": []}], "info": {}})");
+}
+
+std::string signed_text(Json json) {
+  json["checksum"] = checksum_text(checksum_of(json.dump()));
+  return json.dump();
+}
+
+/// What is said about it; empty when it is taken.
+std::string said_about(const Json& json) {
+  try {
+    (void)parse_manifest(signed_text(json), "m");
+    return "";
+  } catch (const CheckpointError& error) {
+    EXPECT_LT(std::string(error.what()).size(), 700u);
+    return error.what();
+  }
+}
+
+TEST(ManifestTest, AManifestIsRead) {
+  EXPECT_EQ(said_about(good()), "");
+}
+
+TEST(ManifestTest, AnythingOfAnotherKindIsRefusedByName) {
+  const Json wrong[] = {Json(),      Json(true), Json(-1),         Json(1.5),
+                        Json(1e300), Json("x"),  Json::array({1}), Json::object()};
+  const char* const places[] = {"/format",
+                                "/version",
+                                "/layout",
+                                "/tag",
+                                "/block_bytes",
+                                "/files",
+                                "/tensors",
+                                "/info",
+                                "/files/0",
+                                "/files/0/name",
+                                "/files/0/bytes",
+                                "/files/0/xxh3",
+                                "/files/0/xxh3/0",
+                                "/tensors/0",
+                                "/tensors/0/name",
+                                "/tensors/0/dtype",
+                                "/tensors/0/shape",
+                                "/tensors/0/slices",
+                                "/tensors/0/shape/0",
+                                "/tensors/0/slices/0",
+                                "/tensors/0/slices/0/0",
+                                "/tensors/0/slices/0/1",
+                                "/tensors/0/slices/0/2",
+                                "/tensors/0/slices/0/3"};
+  for (const std::string place : places) {
+    for (const Json& value : wrong) {
+      Json json = good();
+      Json& here = json[Json::json_pointer(place)];
+      if (value.type() == here.type() && !here.is_number()) continue;
+      here = value;
+      EXPECT_NE(said_about(json), "") << place << " is " << value.dump();
+    }
+    Json json = good();
+    const size_t end = place.rfind('/');
+    Json& above = json[Json::json_pointer(place.substr(0, end))];
+    if (!above.is_object()) continue;
+    above.erase(place.substr(end + 1));
+    const std::string said = place == "/format" ? "is not of the format" : "has no \"" + place.substr(end + 1);
+    EXPECT_NE(said_about(json).find(said), std::string::npos) << place;
+  }
+}
+
+TEST(ManifestTest, NamesThatLeaveTheFolderAreRefused) {
+  for (const std::string name : {"../f", "/f", "a/b", "a\\b", "C:f", "..", ".", "", "manifest.json"}) {
+    Json json = good();
+    json["files"][0]["name"] = name;
+    EXPECT_NE(said_about(json).find("not the name of a file"), std::string::npos) << name;
+  }
+  Json json = good();
+  json["files"][0]["name"] = std::string("f\0/../x", 7);
+  EXPECT_NE(said_about(json).find("not the name of a file"), std::string::npos);
+}
+
+TEST(ManifestTest, SizesThatOverflowAreRefused) {
+  const std::vector<std::pair<std::string, uint64_t>> cases = {
+      {"/tensors/0/shape/0", uint64_t{1} << 62},    {"/tensors/0/shape/1", uint64_t{1} << 63},
+      {"/tensors/0/shape/0", ~uint64_t{0}},         {"/tensors/0/slices/0/0", uint64_t{1} << 32},
+      {"/tensors/0/slices/0/1", uint64_t{1} << 62}, {"/tensors/0/slices/0/2", (uint64_t{1} << 62) - 1},
+      {"/tensors/0/slices/0/3", uint64_t{1} << 62}, {"/tensors/0/slices/1/3", (uint64_t{1} << 62) - 1},
+      {"/files/0/bytes", uint64_t{1} << 62},        {"/block_bytes", ~uint64_t{0}}};
+  for (const auto& [place, value] : cases) {
+    Json json = good();
+    json[Json::json_pointer(place)] = value;
+    EXPECT_NE(said_about(json), "") << place << " is " << value;
+  }
+}
+
+TEST(ManifestTest, BytesOfAFileBelongToOneSlice) {
+  Json json = good();
+  json["tensors"][0]["slices"][1][1] = 24;
+  EXPECT_NE(said_about(json).find("tensors a and a have the same bytes of file f"), std::string::npos);
+  json = good();
+  json["tensors"].push_back({{"name", "c"}, {"dtype", "int8"}, {"shape", {1}}, {"slices", {{0, 27, 0, 1}}}});
+  EXPECT_NE(said_about(json).find("tensors a and c have the same bytes of file f"), std::string::npos);
+}
+
+TEST(ManifestTest, LongNamesDoNotFillTheMessage) {
+  const std::string name(100'000, 'n');
+  Json json = good();
+  json["tensors"][0]["name"] = name;
+  json["tensors"][0]["dtype"] = name;
+  EXPECT_NE(said_about(json).find("is not known"), std::string::npos);
+  json = good();
+  json["files"][0]["name"] = name + "/";
+  EXPECT_NE(said_about(json).find("not the name of a file"), std::string::npos);
+  json = good();
+  json["version"] = std::vector<int>(10'000, 1);
+  EXPECT_NE(said_about(json).find("has version"), std::string::npos);
+}
+
+TEST(ManifestTest, TextThatIsNoManifestIsRefused) {
+  for (const std::string text : {"", "{", "[]", "null", "{}", "\xff", "{\"format\": \"deepscale.checkpoint\"}"}) {
+    EXPECT_THROW((void)parse_manifest(text, "m"), CheckpointError) << text;
+  }
+  EXPECT_THROW((void)parse_manifest(std::string(1'000'000, '['), "m"), CheckpointError);
+}
+
+TEST(ManifestTest, AHundredThousandTensorsTakeSeconds) {
+  Json json = good();
+  json["files"] = Json::array({{{"name", "f"}, {"bytes", 100'000}, {"xxh3", {"0123456789abcdef"}}}});
+  json["tensors"] = Json::array();
+  for (int i = 0; i < 100'000; ++i) {
+    json["tensors"].push_back(
+        {{"name", "t" + std::to_string(i)}, {"dtype", "int8"}, {"shape", {1}}, {"slices", {{0, 99'999 - i, 0, 1}}}});
+  }
+  const std::clock_t begin = std::clock();  // of this process: the machine may be busy
+  EXPECT_EQ(said_about(json), "");
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 30.0);
+}
+
+}  // namespace
+}  // namespace deepscale
