@@ -29,7 +29,8 @@ FP32_TOLERANCE = 1e-6
 IN_MEMORY = ("nadam", "amsgrad", "muon", "bf16-only", "hpz")
 WITH_ZERO = ("bf16-only",)  # no stage 0
 # The recipes beside the matrix, each on a ring of pairs.
-RECIPES = ("bf16", "bf16-only", "fp16", "accumulate", "mics", "hpz", "ratio", "own-random", "client-adamw", "client-sgd", "nadam", "amsgrad", "lion", "muon", "adagrad")
+RECIPES = ("bf16", "bf16-only", "fp16", "accumulate", "mics", "hpz", "ratio", "own-random", "client-adamw", "client-sgd", "nadam", "amsgrad",
+           "lion", "muon", "adagrad")
 WORKER = Path(__file__).with_name("reshard_worker.py")
 IDENTICAL, CLOSE, WRONG = "identical", "close", "wrong"
 

@@ -261,6 +261,8 @@ def main(path: str) -> None:
         if rank == 0:
             open(f"{path}.saved", "w").close()
         while not os.path.exists(f"{path}.go"):
+            if not os.path.exists(path):
+                sys.exit("the folder of this run is gone")
             time.sleep(0.05)
         for item in job["resume"]:
             answer("resume", item, worker.resume, item["saved"], item["case"], item["damage"])
