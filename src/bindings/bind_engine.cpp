@@ -88,7 +88,7 @@ void register_unit(py::module_& m) {
              const Config config = Config::parse(config_json, 1, ParseMode::kZeroInit);
              const auto options = param_file_options(config);
              DS_CHECK_AS(ConfigError, options.has_value(), "zero_optimization.offload_param.device is not \"nvme\"");
-             return std::make_shared<FileTier>(*options);
+             return std::make_shared<FileTier>(open_tier(*options, "offload_param"));
            }),
            py::arg("config_json"), ReleaseGil())
       .def("__eq__", [](const FileTier& tier, const FileTier& other) { return tier == other; })

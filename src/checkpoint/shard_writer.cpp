@@ -5,6 +5,7 @@
 #include <deque>
 #include <exception>
 #include <optional>
+#include <system_error>
 #include <thread>
 
 #include "base/error.h"
@@ -135,21 +136,24 @@ void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::s
   const int64_t each = (needed / pieces + kPage - 1) / kPage * kPage;
   std::vector<std::exception_ptr> errors(pieces);
   std::vector<std::thread> team;
-  const auto copy = [&](int64_t piece, ShardStream& source) {
+  const auto copy = [&](int64_t piece) {
     const int64_t begin = std::min(bytes_, piece * each), end = std::min(bytes_, begin + each);
     try {
+      ShardStream source(items, metadata);
       if (begin < end) source.copy(begin, end - begin, memory_->data() + begin);
     } catch (...) {
       errors[piece] = std::current_exception();
     }
   };
+  team.reserve(pieces);
   for (int64_t piece = 1; piece < pieces; ++piece) {
-    team.emplace_back([&, piece] {
-      ShardStream own(items, metadata);
-      copy(piece, own);
-    });
+    try {
+      team.emplace_back(copy, piece);
+    } catch (const std::system_error&) {  // no more threads; those that run must not be left alone
+      copy(piece);
+    }
   }
-  copy(0, stream);
+  copy(0);
   for (std::thread& thread : team) thread.join();
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);

@@ -17,20 +17,19 @@ std::filesystem::path utf8_path(const std::string& text) {
   }
 }
 
-std::string read_config_file(const std::string& name) {
+std::string read_config_file(const std::string& name, std::string_view kind) {
   constexpr std::uintmax_t kMaxFileBytes = 16 * 1024 * 1024;
   const std::filesystem::path path = utf8_path(name);
   std::error_code code;
   DS_CHECK_AS(ConfigError, std::filesystem::is_regular_file(path, code),
-              "configuration file '{}' does not exist or is not a file; check the path", name);
+              "{} '{}' does not exist or is not a file; check the path", kind, name);
   const std::uintmax_t size = std::filesystem::file_size(path, code);
-  DS_CHECK_AS(ConfigError, !code && size <= kMaxFileBytes,
-              "configuration file '{}' is larger than {} bytes; is it a configuration?", name, kMaxFileBytes);
+  DS_CHECK_AS(ConfigError, !code && size <= kMaxFileBytes, "{} '{}' is larger than {} bytes; is it a configuration?",
+              kind, name, kMaxFileBytes);
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   text << file.rdbuf();
-  DS_CHECK_AS(ConfigError, file.good() || size == 0, "configuration file '{}' cannot be read; check its permissions",
-              name);
+  DS_CHECK_AS(ConfigError, file.good() || size == 0, "{} '{}' cannot be read; check its permissions", kind, name);
   return text.str();
 }
 

@@ -97,7 +97,7 @@ const config::Section& table_of(const QuantizedWeightOptions*) {
   using S = QuantizedWeightOptions;
   static const config::Section kTable =
       strict_section<S>("How one kind of weight is quantised.")
-          .option("num_bits", &S::num_bits, config::between(4, 8), "Bits: 4 or 8.")
+          .option("num_bits", &S::num_bits, any(), "Bits: 4 or 8.")
           .option("group_size", &S::group_size, at_least(1), "Elements that share a scale.")
           .option("group_dim", &S::group_dim, at_least(0), "Dim along which groups lie.")
           .option("symmetric", &S::symmetric, any(),

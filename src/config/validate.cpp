@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "config/resolve.h"
+#include "platform/files.h"
 
 namespace deepscale::config {
 namespace {
@@ -113,13 +114,17 @@ void check_zero(const O& o, Problems& problems) {
 
 void check_offload(const O& o, Problems& problems) {
   const ZeroOptions& zero = o.zero;
-  const auto needs_path = [&](bool missing, std::string_view section) {
-    if (missing) problems.error(fmt::format("{}.nvme_path", section), "is required for device \"nvme\": name a folder");
+  const auto needs_path = [&](const std::optional<std::string>& path, std::string_view section) {
+    if (path && !path->empty()) return;
+    problems.error(fmt::format("{}.nvme_path", section),
+                   fmt::format("is required for device \"nvme\": name a folder{}", path ? ", found \"\"" : ""));
   };
-  needs_path(zero.param_device() == OffloadDevice::kNvme && !zero.offload_param->nvme_path,
-             "zero_optimization.offload_param");
-  needs_path(zero.optimizer_device() == OffloadDevice::kNvme && !zero.offload_optimizer->nvme_path,
-             "zero_optimization.offload_optimizer");
+  if (zero.param_device() == OffloadDevice::kNvme) {
+    needs_path(zero.offload_param->nvme_path, "zero_optimization.offload_param");
+  }
+  if (zero.optimizer_device() == OffloadDevice::kNvme) {
+    needs_path(zero.offload_optimizer->nvme_path, "zero_optimization.offload_optimizer");
+  }
   // Programs switch the stage and leave the rest (TRL, DeepSpeed-Chat), so these are no errors.
   if (zero.param_device() != OffloadDevice::kNone && zero.stage != 3) {
     problems.warn("zero_optimization.offload_param",
@@ -314,6 +319,11 @@ void warn_doubtful(const O& o, Problems& problems) {
 
 void resolve_defaults(Options& options, ParseMode mode, Problems& problems) {
   if (!options.zero.overlap_comm) options.zero.overlap_comm = options.zero.stage == 3;
+  const auto expand = [](auto& section) {
+    if (section && section->nvme_path) section->nvme_path = expanded_home(*section->nvme_path);
+  };
+  expand(options.zero.offload_param);
+  expand(options.zero.offload_optimizer);
   drop_auto(options.optimizer.params, "optimizer.params", mode, problems);
   drop_auto(options.scheduler.params, "scheduler.params", mode, problems);
 }

@@ -1,5 +1,6 @@
 // Options that contradict each other.
 #include "config/test_support.h"
+#include "platform/files.h"
 
 namespace deepscale {
 namespace {
@@ -67,6 +68,28 @@ TEST(Validate, OffloadToFilesNeedsAPath) {
                   "offload_param.nvme_path: is required");
   EXPECT_EQ(
       error_of(R"("zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}})"), "");
+}
+
+TEST(Validate, APathOfFilesIsNotEmptyAndMayBeginWithATilde) {
+  const auto config = [](const std::string& path) {
+    return R"("zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": ")" + path + R"("}})";
+  };
+  EXPECT_CONTAINS(
+      error_of(config("")),
+      R"(zero_optimization.offload_param.nvme_path: is required for device "nvme": name a folder, found "")");
+  EXPECT_EQ(parsed(config("~/a"))->zero.offload_param->nvme_path, expanded_home("~/a"));
+  EXPECT_EQ(parsed(config("a/~"))->zero.offload_param->nvme_path, "a/~");
+}
+
+TEST(Validate, WeightsAreQuantisedToEightOrFourBits) {
+  for (const int bits : {-1, 0, 3, 5, 6, 7, 16}) {
+    const std::string weight = "{\"num_bits\": " + std::to_string(bits) + "}";
+    EXPECT_CONTAINS(
+        error_of(R"("weight_quantization": {"quantized_initialization": )" + weight + "}"),
+        "weight_quantization.quantized_initialization.num_bits: must be 4 or 8, found " + std::to_string(bits));
+    EXPECT_CONTAINS(error_of(R"("weight_quantization": {"post_init_quant": {"mlp": )" + weight + "}}"),
+                    "weight_quantization.post_init_quant.mlp.num_bits: must be 4 or 8, found " + std::to_string(bits));
+  }
 }
 
 TEST(Validate, OffloadWithoutShardingIsWarnedAbout) {

@@ -34,7 +34,7 @@ void Engine::announce_use(int unit) {
   if (!schedules_) return;
   const bool forward_only = !c10::GradMode::is_enabled() && !uses_[unit].in_backward;
   ParamScheduler& order = forward_only ? *forward_order_ : *training_order_;
-  if (forward_only && order.began_with(unit)) begin_forward_pass();  // the first unit again is a new pass
+  if (forward_only && order.begins_with(unit)) begin_forward_pass();
   const auto is_live = [this](int ahead) { return uses_[ahead].live; };
   for (const int ahead : order.on_use(unit, live_numel_, is_live)) {
     units_[ahead]->prefetch();
@@ -57,7 +57,6 @@ void Engine::leave_use(int unit) {
 }
 
 void Engine::begin_forward_pass() {
-  forward_order_->end_iteration();
   if (!residency_) return;
   const MemoryFacts memory = process_memory_facts();
   residency_->adapt(memory.available_bytes, residency_reserve_bytes(memory.total_bytes));
@@ -156,7 +155,6 @@ void Engine::end_backward() {
   }
   if (!schedules_) return;
   training_order_->end_iteration();
-  forward_order_->end_iteration();
 }
 
 void Engine::settle() {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "base/hash.h"
 #include "config/json_text.h"
 #include "engine/plan_sizes.h"
@@ -97,6 +98,14 @@ std::optional<FileTierOptions> param_file_options(const Config& config) {
   // Configurations ask for buffers of many GB, which the original pins; a drive is kept busy by far less.
   options.pool_bytes = std::min(buffers_bytes(offload.buffer_count, offload.buffer_size, kWidest), usual_pool_bytes());
   return options;
+}
+
+FileTier open_tier(const FileTierOptions& options, std::string_view section) {
+  try {
+    return FileTier(options);
+  } catch (const IoError& error) {
+    ds_throw<IoError>("zero_optimization.{}.nvme_path: {}", section, error.what());
+  }
 }
 
 at::ScalarType scalar_type_of(FloatType type) {

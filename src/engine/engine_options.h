@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string_view>
 
 #include "deepscale/config.h"
 #include "engine/engine.h"
@@ -13,6 +14,9 @@ EngineOptions make_engine_options(const Config& config, const PlanGroups& groups
 
 /// Where zero_optimization.offload_param keeps parameters with device "nvme"; nothing with others.
 std::optional<FileTierOptions> param_file_options(const Config& config);
+
+/// A tier; when its folder cannot be used, the IoError names zero_optimization.<section>.nvme_path.
+FileTier open_tier(const FileTierOptions& options, std::string_view section);
 
 /// torch's name of a configured type.
 at::ScalarType scalar_type_of(FloatType type);

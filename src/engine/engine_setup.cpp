@@ -13,6 +13,7 @@
 #include "comm/host_values.h"
 #include "engine/engine.h"
 #include "engine/engine_hook.h"
+#include "engine/engine_options.h"
 #include "engine/plan_sizes.h"
 #include "platform/private_memory.h"
 #include "zero/flat_ops.h"
@@ -171,7 +172,7 @@ void Engine::move_parameters_to_file() {
   FileTierOptions options = *options_.param_file;
   options.pool_bytes = param_pool_bytes(options.pool_bytes, largest);
   if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
-  param_tier_ = std::make_unique<FileTier>(options);
+  param_tier_ = std::make_unique<FileTier>(open_tier(options, "offload_param"));
   // What a rank found free decides which units go, and so which collectives there are: the least of all counts.
   const int64_t allowed = -all_reduce_values(options_.groups.data, params_.front().tensor.device(),
                                              {-options_.param_resident_numel}, ReduceOp::kMax, "resident parameters")
@@ -202,7 +203,7 @@ void Engine::make_file_tier() {
   options.pool_bytes = state_pool_bytes(options.pool_bytes, std::min(largest, options_.optimizer_block_numel),
                                         bytes_per_element, largest_gradient_bytes);
   if (options_.groups.data.rank() == 0) options.log = log_;
-  file_tier_ = std::make_unique<FileTier>(options);
+  file_tier_ = std::make_unique<FileTier>(open_tier(options, "offload_optimizer"));
 }
 
 void Engine::make_orders(const std::vector<int64_t>& numels) {
@@ -211,6 +212,7 @@ void Engine::make_orders(const std::vector<int64_t>& numels) {
   // A drive is busy only while a read is waiting behind the one that is waited for.
   if (std::any_of(units_.begin(), units_.end(), in_file)) training.min_ahead = 2;
   ParamScheduler::Options forward = training;
+  forward.announced = false;
   forward.cyclic = options_.optimizer.kind == OptimizerKind::kNone;
   training_order_ = std::make_unique<ParamScheduler>(numels, training);
   forward_order_ = std::make_unique<ParamScheduler>(numels, forward);

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "base/checked_math.h"
 #include "base/error.h"
 #include "base/shape.h"
 #include "checkpoint/safetensors.h"
@@ -46,8 +47,16 @@ void add_file(const fs::path& path, ModelShapes& shapes) {
   }
 }
 
+Json parse_file(const std::string& text, const std::string& path) {
+  try {
+    return config::parse_json_text(text);
+  } catch (const ConfigError& error) {
+    ds_throw<ConfigError>("{}, the index of the model's weights: {}", path, error.what());
+  }
+}
+
 std::set<std::string> files_of_index(const std::string& path) {
-  const Json index = config::parse_json_text(config::read_config_file(path));
+  const Json index = parse_file(config::read_config_file(path, "index of weights"), path);
   DS_CHECK_AS(CheckpointError, index.is_object() && index.contains("weight_map") && index["weight_map"].is_object(),
               "{} has no \"weight_map\": it is no index of safetensors files", path);
   std::set<std::string> files;
@@ -70,6 +79,19 @@ int64_t ModelShapes::numel() const {
   return sum;
 }
 
+void check_total(const ModelShapes& shapes) {
+  int64_t total = 0;
+  for (const ParamShape& param : shapes.params) {
+    std::optional<int64_t> numel = 1;
+    for (const int64_t size : param.shape) numel = numel ? checked_product(*numel, size) : numel;
+    const std::optional<int64_t> sum = numel ? checked_sum(total, *numel) : std::nullopt;
+    DS_CHECK_AS(ConfigError, sum && *sum <= kMostModelElements,
+                "{}: with {} of shape [{}] the model has more than 2^45 elements, which is no model; correct its sizes",
+                shapes.source, param.name, fmt::join(param.shape, ", "));
+    total = *sum;
+  }
+}
+
 ModelShapes shapes_from_safetensors(const std::string& path) {
   ModelShapes shapes;
   shapes.source = path;
@@ -85,6 +107,7 @@ ModelShapes shapes_from_safetensors(const std::string& path) {
     add_file(at, shapes);
   }
   DS_CHECK_AS(CheckpointError, !shapes.params.empty(), "{} holds no floating-point tensor", path);
+  check_total(shapes);
   return shapes;
 }
 
@@ -102,7 +125,7 @@ ModelShapes read_model_shapes(const std::string& path) {
         path);
   }
   if (path.ends_with(".safetensors") || path.ends_with(kIndexSuffix)) return shapes_from_safetensors(path);
-  return shapes_from_config(config::read_config_file(path), path);
+  return shapes_from_config(config::read_config_file(path, "the model's configuration"), path);
 }
 
 }  // namespace deepscale

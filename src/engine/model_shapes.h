@@ -31,11 +31,18 @@ struct ModelShapes {
   [[nodiscard]] int64_t numel() const;
 };
 
+/// More elements than any model has, and few enough that the bytes of a host can be counted in 64 bits.
+inline constexpr int64_t kMostModelElements = int64_t{1} << 45;
+
+/// Throws ConfigError naming the source and the parameter with which there are more than kMostModelElements.
+void check_total(const ModelShapes& shapes);
+
 /// Families that shapes_from_config() knows, by "model_type".
 const std::vector<std::string_view>& known_model_types();
 
 /// The parameters that Transformers' causal language model of this configuration has. Throws ConfigError naming the key
-/// that is missing or impossible, and for a model_type that is not known the ones that are.
+/// that is missing or impossible (also: more than 10,000 layers), and for a model_type that is not known the ones that
+/// are.
 ModelShapes shapes_from_config(const std::string& json_text, const std::string& source);
 
 /// The tensors of a .safetensors file, or of the files that a *.safetensors.index.json names (beside it). Integers and

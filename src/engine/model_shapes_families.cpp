@@ -17,7 +17,8 @@ namespace {
 
 using config::Json;
 
-constexpr int64_t kLargestSize = int64_t{1} << 31;
+constexpr int64_t kLargestSize = int64_t{1} << 30;  // products of two, and small multiples of them, fit
+constexpr int64_t kMostLayers = 10'000;
 
 /// Typed access to a configuration, and the list that grows.
 class Family {
@@ -37,6 +38,12 @@ class Family {
   }
   int64_t size_or(std::initializer_list<const char*> names, int64_t fallback) const {
     return optional_size(names).value_or(fallback);
+  }
+  /// size(), of what parameters are listed for one by one.
+  int64_t layers(std::initializer_list<const char*> names) const {
+    const auto found = optional_size(names, kMostLayers);
+    DS_CHECK_AS(ConfigError, found.has_value(), "{}: needs the number \"{}\"", source_, *names.begin());
+    return *found;
   }
   bool flag(const char* name, bool fallback) const {
     if (!json_.contains(name) || json_.at(name).is_null()) return fallback;
@@ -80,14 +87,14 @@ class Family {
   }
 
  private:
-  std::optional<int64_t> optional_size(std::initializer_list<const char*> names) const {
+  std::optional<int64_t> optional_size(std::initializer_list<const char*> names, int64_t most = kLargestSize) const {
     for (const char* name : names) {
       if (!json_.contains(name) || json_.at(name).is_null()) continue;
       const Json& value = json_.at(name);
       const bool whole =
           value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() < (1u << 31));
-      DS_CHECK_AS(ConfigError, whole && value.get<int64_t>() > 0 && value.get<int64_t>() < kLargestSize,
-                  "{}: \"{}\" must be a whole number from 1 to 2^31 - 1, found {}", source_, name, value.dump());
+      DS_CHECK_AS(ConfigError, whole && value.get<int64_t>() > 0 && value.get<int64_t>() <= most,
+                  "{}: \"{}\" must be a whole number from 1 to {}, found {}", source_, name, most, value.dump());
       return value.get<int64_t>();
     }
     return std::nullopt;
@@ -132,7 +139,7 @@ void llama_like(Family& model, const LlamaTraits& traits) {
       model.size_or({"head_dim"}, 0) > 0 ? model.size({"head_dim"}) : model.quotient(width, heads, "hidden_size");
   model.enter("model.");
   model.weight("embed_tokens", {vocabulary, width});
-  const int64_t layers = model.size({"num_hidden_layers"});
+  const int64_t layers = model.layers({"num_hidden_layers"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("model.layers.{}.", i));
     model.linear("self_attn.q_proj", heads * head, width, traits.qkv_bias);
@@ -191,7 +198,7 @@ void opt(Family& model) {
   if (model.flag("do_layer_norm_before", true) && !model.flag("_remove_final_layer_norm", false)) {
     norm("final_layer_norm");
   }
-  const int64_t layers = model.size({"num_hidden_layers"});
+  const int64_t layers = model.layers({"num_hidden_layers"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("model.decoder.layers.{}.", i));
     for (const char* name : {"self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj"}) {
@@ -216,7 +223,7 @@ void gpt2(Family& model) {
   model.enter("transformer.");
   model.weight("wte", {vocabulary, width});
   model.weight("wpe", {model.size({"n_positions", "max_position_embeddings", "n_ctx"}), width});
-  const int64_t layers = model.size({"n_layer", "num_hidden_layers"});
+  const int64_t layers = model.layers({"n_layer", "num_hidden_layers"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("transformer.h.{}.", i));
     model.layer_norm("ln_1", width);
@@ -237,7 +244,7 @@ void gpt_neox(Family& model) {
   const bool bias = model.flag("attention_bias", true);
   model.enter("gpt_neox.");
   model.weight("embed_in", {vocabulary, width});
-  const int64_t layers = model.size({"num_hidden_layers"});
+  const int64_t layers = model.layers({"num_hidden_layers"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("gpt_neox.layers.{}.", i));
     model.layer_norm("input_layernorm", width);
@@ -258,7 +265,7 @@ void bloom(Family& model) {
   model.enter("transformer.");
   model.weight("word_embeddings", {vocabulary, width});
   model.layer_norm("word_embeddings_layernorm", width);
-  const int64_t layers = model.size({"n_layer", "num_hidden_layers"});
+  const int64_t layers = model.layers({"n_layer", "num_hidden_layers"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("transformer.h.{}.", i));
     model.layer_norm("input_layernorm", width);
@@ -297,7 +304,7 @@ void falcon(Family& model) {
   const int64_t inner = model.size_or({"ffn_hidden_size"}, 4 * width);
   model.enter("transformer.");
   model.weight("word_embeddings", {vocabulary, width});
-  const int64_t layers = model.size({"num_hidden_layers", "n_layer"});
+  const int64_t layers = model.layers({"num_hidden_layers", "n_layer"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("transformer.h.{}.", i));
     model.linear("self_attention.query_key_value", projected, width, bias);
@@ -317,7 +324,7 @@ void phi(Family& model) {
   const int64_t key_width = model.quotient(width, heads, "hidden_size") * model.size_or({"num_key_value_heads"}, heads);
   model.enter("model.");
   model.weight("embed_tokens", {vocabulary, width});
-  const int64_t layers = model.size({"num_hidden_layers"});
+  const int64_t layers = model.layers({"num_hidden_layers"});
   for (int64_t i = 0; i < layers; ++i) {
     model.enter(fmt::format("model.layers.{}.", i));
     model.linear("self_attn.q_proj", width, width, true);
@@ -355,7 +362,13 @@ const std::vector<std::string_view>& known_model_types() {
 }
 
 ModelShapes shapes_from_config(const std::string& json_text, const std::string& source) {
-  const Json json = config::parse_json_text(json_text);
+  const Json json = [&] {
+    try {
+      return config::parse_json_text(json_text);
+    } catch (const ConfigError& error) {
+      ds_throw<ConfigError>("{}: the model's {}", source, error.what());
+    }
+  }();
   DS_CHECK_AS(ConfigError, json.is_object() && json.contains("model_type") && json["model_type"].is_string(),
               "{}: has no \"model_type\"; it must be the config.json of a Hugging Face model", source);
   const auto type = json["model_type"].get<std::string>();
@@ -369,6 +382,7 @@ ModelShapes shapes_from_config(const std::string& json_text, const std::string& 
   shapes.source = source;
   Family model(json, source, shapes);
   family->list(model);
+  check_total(shapes);
   return shapes;
 }
 

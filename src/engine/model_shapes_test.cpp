@@ -66,6 +66,33 @@ TEST(ModelShapesTest, TotalsAreThosePublished) {
             6'921'720'704);
 }
 
+TEST(ModelShapesTest, AbsurdSizesAreRefusedByNameAndAtOnce) {
+  const auto llama = [](const std::string& key, const std::string& value) {
+    std::string json = kLlama2;
+    const size_t begin = json.find(":", json.find('"' + key + '"')) + 1;
+    return json.replace(begin, json.find(',', begin) - begin, value);
+  };
+  EXPECT_EQ(error_of(llama("num_hidden_layers", "2000000000")),
+            "config.json: \"num_hidden_layers\" must be a whole number from 1 to 10000, found 2000000000");
+  EXPECT_EQ(error_of(llama("num_hidden_layers", "10000")), "");
+  EXPECT_EQ(error_of(R"({"model_type": "gpt2", "n_embd": 8, "n_layer": 20000, "n_positions": 8, "vocab_size": 8})"),
+            "config.json: \"n_layer\" must be a whole number from 1 to 10000, found 20000");
+  for (const char* key : {"num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size"}) {
+    for (const char* value : {"-1", "0", "1.5", "1e30", "18446744073709551615", "2147483648", "\"8\"", "true"}) {
+      EXPECT_TRUE(error_of(llama(key, value)).starts_with("config.json: \"" + std::string(key) + "\" must be"))
+          << value;
+    }
+  }
+  EXPECT_EQ(error_of(llama("vocab_size", "1000000000")), "");
+  EXPECT_NE(error_of(llama("hidden_size", "1073741824"))
+                .find("model.layers.0.self_attn.q_proj.weight of shape [1073741824, 1073741824]"),
+            std::string::npos);
+  EXPECT_NE(error_of(R"({"model_type": "mixtral", "hidden_size": 1073741824, "intermediate_size": 1073741824,
+    "num_attention_heads": 1, "num_hidden_layers": 1, "vocab_size": 1, "num_local_experts": 1073741824})")
+                .find("has more than 2^45 elements"),
+            std::string::npos);
+}
+
 TEST(ModelShapesTest, ParametersHaveNamesDtypesAndUnits) {
   const ModelShapes shapes = shapes_from_config(kLlama2, "config.json");
   ASSERT_EQ(shapes.params.size(), 32u * 9 + 3);
@@ -160,6 +187,24 @@ TEST_F(ShapesOfFilesTest, AFolderIsReadByItsIndexBeforeItsConfiguration) {
     "b.weight": "model-2.safetensors", "c.weight": "model-2.safetensors"}})");
   EXPECT_EQ(read_model_shapes(folder_.string()).numel(), 18);
   EXPECT_EQ(read_model_shapes(at("model.safetensors.index.json")).params.size(), 3u);
+}
+
+TEST_F(ShapesOfFilesTest, ABrokenConfigurationIsSaidToBeTheModels) {
+  const auto error = [&](const std::string& name) -> std::string {
+    try {
+      (void)read_model_shapes(at(name.c_str()));
+    } catch (const ConfigError& problem) {
+      return problem.what();
+    }
+    return "";
+  };
+  write_text("config.json", "{\"model_type\": ");
+  EXPECT_TRUE(error("config.json").starts_with(at("config.json") + ": the model's configuration is not JSON"))
+      << error("config.json");
+  EXPECT_TRUE(error("none.json").starts_with("the model's configuration '" + at("none.json") + "' does not exist"))
+      << error("none.json");
+  write_text("model.safetensors.index.json", "{");
+  EXPECT_TRUE(error("model.safetensors.index.json").find("the index of the model's weights") != std::string::npos);
 }
 
 TEST_F(ShapesOfFilesTest, UnusableFilesAreNamed) {

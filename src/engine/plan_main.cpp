@@ -16,6 +16,7 @@ using namespace deepscale;
 
 constexpr int64_t kMib = 1 << 20;
 constexpr double kGib = 1 << 30;
+constexpr int kMostOnAHost = 4096;
 
 struct Request {
   std::string model, config, device = "auto", nvme_path;
@@ -27,12 +28,11 @@ struct Request {
 
 void add_options(CLI::App& app, Request& request) {
   app.add_option("--model", request.model,
-                 "config.json of a Hugging Face model, a .safetensors file, its index, or a folder with one of them")
-      ->required();
-  app.add_option("--ds_config", request.config, "DeepSpeed configuration")->required();
+                 "config.json of a Hugging Face model, a .safetensors file, its index, or a folder with one of them");
+  app.add_option("--ds_config", request.config, "DeepSpeed configuration");
   app.add_option("--world", request.world, "number of ranks")->check(CLI::Range(1, 1 << 20));
   app.add_option("--ranks_per_host", request.ranks_per_host, "ranks on one host; 0: all of them")
-      ->check(CLI::Range(0, 1 << 16));
+      ->check(CLI::Range(0, kMostOnAHost));
   app.add_option("--device", request.device, "where the model trains: cpu, cuda, or auto for cuda where there is a GPU")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_option("--device_gib", request.device_gib, "memory of each device in GiB; 0: not checked")
@@ -44,6 +44,19 @@ void add_options(CLI::App& app, Request& request) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
   app.add_flag("--inference", request.inference, "parameters only: no gradients, no optimizer");
   app.add_flag("--json", request.json, "print one JSON object instead of a table");
+}
+
+/// What is wrong with a command line whose words are right; empty: nothing.
+std::string missing_in(const Request& request) {
+  if (request.model.empty()) {
+    return "--model is missing: name the config.json of a Hugging Face model, a .safetensors file, its index, or a "
+           "folder with one of them";
+  }
+  if (request.config.empty()) return "--ds_config is missing: name the DeepSpeed configuration of the run";
+  if (request.ranks_per_host == 0 && request.world > kMostOnAHost) {
+    return fmt::format("--world {} needs --ranks_per_host: without it all of them would be on one host", request.world);
+  }
+  return "";
 }
 
 World world_of(const Request& request) {
@@ -121,6 +134,10 @@ int main(int count, char** values) {
     app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (const std::string problem = missing_in(request); !problem.empty()) {
+    fmt::print(stderr, "ds_plan: error: {}\nRun ds_plan --help for more.\n", problem);
+    return 2;
   }
   try {
     return print_plan(request);

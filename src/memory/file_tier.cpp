@@ -212,7 +212,7 @@ int64_t TierCore::reserve(int64_t bytes, const std::string& name) {
     return offset;
   }
   try {
-    file.preallocate(end + wanted);
+    file.preallocate(end + wanted, end);
   } catch (const IoError& error) {
     ds_throw<IoError>(
         "no room for {} ({:.1f} MiB) beside {:.1f} MiB that are reserved in {}: {}; free disk space there or "

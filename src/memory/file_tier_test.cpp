@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "base/error.h"
 #include "memory/io_calibration.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -138,6 +140,15 @@ TEST(FileTier, SaysWhatIsWrongWithAFolder) {
   FileTierOptions options = options_of("not_a_folder");
   options.folder = "/proc/version/x";
   EXPECT_THROW(FileTier{options}, IoError);
+  options.folder = "file_tier_test_" + std::to_string(this_process_id());
+  std::ofstream(options.folder) << "a file";
+  try {
+    const FileTier tier(options);
+    FAIL();
+  } catch (const IoError& error) {
+    EXPECT_EQ(std::string(error.what()), "cannot make the folder " + options.folder + ": it is a file; name a folder");
+  }
+  std::filesystem::remove(options.folder);
 }
 
 TEST(FileTier, NamesWhatHasNoRoomOnTheDisk) {

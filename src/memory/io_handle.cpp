@@ -90,7 +90,7 @@ IoHandle::Operation IoHandle::reading(IoBuffer buffer, const IoRequest& request,
 IoHandle::Operation IoHandle::writing(IoBuffer buffer, const IoRequest& request) const {
   AsyncFile file = open(buffer, request, FileMode::kReadWrite);
   const int64_t end = request.file_offset + buffer.bytes;
-  if (file.bytes() < end) file.preallocate(end);
+  if (file.bytes() < end) file.preallocate(end, request.file_offset);
   FileTransfer transfer = file.write(request.file_offset, buffer.data, buffer.bytes);
   return {std::move(file), std::move(buffer), request.file_offset, request.validate, std::move(transfer)};
 }

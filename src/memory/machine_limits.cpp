@@ -18,16 +18,22 @@ void need(std::vector<Shortage>& found, Shortage shortage) {
   if (shortage.needed_bytes > shortage.available_bytes) found.push_back(std::move(shortage));
 }
 
+/// Of all ranks of a host.
+int64_t bytes_on_disk(const MemoryPlan& plan, const DiskLimit& disk) {
+  int64_t bytes = disk.path == plan.optimizer_path ? plan.optimizer_file_bytes : 0;
+  bytes += disk.path == plan.param_path ? plan.param_file_bytes : 0;
+  return bytes * plan.ranks_per_host;
+}
+
 void check_disks(const MemoryPlan& plan, const MachineLimits& limits, std::vector<Shortage>& found) {
   // Folders of one file system share its room.
   std::map<std::string, Shortage> disks;
   for (const DiskLimit& disk : limits.disks) {
-    int64_t needed = disk.path == plan.optimizer_path ? plan.optimizer_file_bytes : 0;
-    needed += disk.path == plan.param_path ? plan.param_file_bytes : 0;
+    const int64_t needed = bytes_on_disk(plan, disk);
     if (needed == 0) continue;
     Shortage& whole = disks[disk.identity.empty() ? disk.path : disk.identity];
     whole.resource += (whole.resource.empty() ? "disk of nvme_path " : " and ") + disk.path;
-    whole.needed_bytes += needed * plan.ranks_per_host;
+    whole.needed_bytes += needed;
     whole.available_bytes = disk.available_bytes;
     whole.remedy = "free space there or choose another nvme_path";
   }
@@ -62,7 +68,10 @@ MachineLimits read_machine_limits(const std::vector<std::string>& nvme_paths) {
   for (const std::string& path : nvme_paths) {
     const auto known = [&](const DiskLimit& disk) { return disk.path == path; };
     if (path.empty() || std::any_of(limits.disks.begin(), limits.disks.end(), known)) continue;
-    if (const auto room = disk_space(path)) limits.disks.push_back({path, disk_identity(path), room->available_bytes});
+    const auto room = disk_space(path);
+    if (!room) continue;
+    FileSystemFacts system = file_system_of(path);
+    limits.disks.push_back({path, std::move(system.key), room->available_bytes, system.in_memory});
   }
   return limits;
 }
@@ -72,7 +81,8 @@ std::vector<Shortage> check_plan(const MemoryPlan& plan, const MachineLimits& li
   if (limits.device_bytes) {
     need(found, {"memory of a device", plan.bytes(MemoryPlace::kDevice), *limits.device_bytes, true, ""});
   }
-  const int64_t host = plan.host_memory_bytes();
+  int64_t host = plan.host_memory_bytes();
+  for (const DiskLimit& disk : limits.disks) host += disk.in_memory ? bytes_on_disk(plan, disk) : 0;
   if (limits.memory.total_bytes > 0) {
     need(found, {"main memory of the host", host, limits.memory.available_bytes, true,
                  limits.memory.available_bytes < limits.memory.total_bytes - limits.memory.total_bytes / 8

@@ -22,6 +22,7 @@ struct DiskLimit {
   std::string path;      ///< as the configuration names it
   std::string identity;  ///< equal for folders of one file system; may be empty
   int64_t available_bytes = 0;
+  bool in_memory = false;  ///< a tmpfs: what is in its files is taken from memory
 };
 
 /// Of one host; the others are taken to be like it.

@@ -105,6 +105,18 @@ TEST(MachineLimitsTest, FoldersOfOneDiskShareItsRoom) {
   EXPECT_TRUE(check_plan(plan, limits).empty());
 }
 
+TEST(MachineLimitsTest, FilesOfATmpfsAreMemory) {
+  MemoryPlan plan = small_plan();
+  MachineLimits limits = roomy();
+  limits.memory.available_bytes = plan.host_memory_bytes() + 5 * kGib;  // and the files take 6
+  EXPECT_TRUE(fits(plan, limits));
+  limits.disks[0].in_memory = true;
+  const auto found = check_plan(plan, limits);
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].resource, "main memory of the host");
+  EXPECT_EQ(found[0].missing_bytes(), kGib);
+}
+
 TEST(MachineLimitsTest, TooLittleLockableMemoryIsNotFatal) {
   MachineLimits limits = roomy();
   limits.lockable_bytes = 64 << 20;

@@ -278,8 +278,8 @@ FileTransfer AsyncFile::write(int64_t offset, const void* data, int64_t bytes) c
   return submit(/*writing=*/true, offset, const_cast<char*>(static_cast<const char*>(data)), bytes);
 }
 
-void AsyncFile::preallocate(int64_t bytes) const {
-  async_internal::preallocate_file(*file_, bytes);
+void AsyncFile::preallocate(int64_t end, int64_t begin) const {
+  if (0 <= begin && begin < end) async_internal::preallocate_file(*file_, begin, end);
 }
 
 void AsyncFile::truncate(int64_t bytes) const {

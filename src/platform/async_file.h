@@ -111,10 +111,10 @@ class AsyncFile {
   /// returned, on the disk after sync(). Throws as read, and IoError when the file was opened with kRead.
   [[nodiscard]] FileTransfer write(int64_t offset, const void* data, int64_t bytes) const;
 
-  /// Takes disk space for the first `bytes` bytes and makes the file at least that long. Throws IoError naming what is
-  /// missing when the disk is full. A file system that cannot reserve space only gets the length, a device stays as it
-  /// is.
-  void preallocate(int64_t bytes) const;
+  /// Takes disk space for the bytes from `begin` to `end`, nothing for a hole before them, and makes the file at least
+  /// `end` long. Throws IoError naming what is missing when the disk is full. A file system that cannot reserve space
+  /// only gets the length, a device stays as it is.
+  void preallocate(int64_t end, int64_t begin = 0) const;
   /// Cuts or extends (with zeros, without disk space) to `bytes`. Requires: no transfer of the part cut off.
   void truncate(int64_t bytes) const;
   /// Returns when everything written is on the disk. Throws IoError.

@@ -32,6 +32,7 @@ class ThreadsEngine final : public Engine {
  public:
   explicit ThreadsEngine(QueueCore& core) : core_(core) {
     const int count = std::min(core.depth(), kMostThreads);
+    threads_.reserve(count);  // nothing but a thread may be missing once one runs
     try {
       for (int i = 0; i < count; ++i) threads_.emplace_back([this] { run(); });
     } catch (const std::system_error& error) {
@@ -178,8 +179,7 @@ void close_file(OpenFile& file) noexcept {
   file.buffered = file.direct = kNoFile;
 }
 
-void preallocate_file(const OpenFile& file, int64_t bytes) {
-  if (bytes <= 0) return;
+void preallocate_file(const OpenFile& file, int64_t begin, int64_t end) {
   const int descriptor = static_cast<int>(file.buffered);
   struct stat before = {};
   DS_CHECK_AS(IoError, fstat(descriptor, &before) == 0, "cannot find out the length of {}: {}", file.path,
@@ -187,24 +187,25 @@ void preallocate_file(const OpenFile& file, int64_t bytes) {
   if (!S_ISREG(before.st_mode)) return;
   const auto space = disk_space(file.path);
   // Not left to fallocate alone: until it fails, it takes what others on this disk need.
-  const bool hopeless = space && bytes - int64_t{before.st_blocks} * 512 > space->available_bytes;
+  const int64_t there = begin >= before.st_size ? 0 : int64_t{before.st_blocks} * 512;  // at most, of what is wanted
+  const bool hopeless = space && end - begin - there > space->available_bytes;
   int status = hopeless ? -1 : 0;
   int reason = ENOSPC;
   if (!hopeless) {
     do {
-      status = fallocate(descriptor, 0, 0, bytes);
+      status = fallocate(descriptor, 0, begin, end - begin);
       reason = errno;
     } while (status != 0 && reason == EINTR);
   }
   if (status == 0) return;
   if (reason == EOPNOTSUPP || reason == ENOSYS) {
-    if (before.st_size < bytes) truncate_file(file, bytes);
+    if (before.st_size < end) truncate_file(file, end);
     return;
   }
   if (!hopeless) (void)!ftruncate(descriptor, before.st_size);  // gives back what was taken beyond the end
   ds_throw<IoError>(
-      "cannot reserve {} bytes for {}: {} ({} bytes are free there); free some space or choose another disk", bytes,
-      file.path, std::strerror(reason), space ? space->available_bytes : 0);
+      "cannot reserve {} bytes for {}: {} ({} bytes are free there); free some space or choose another disk",
+      end - begin, file.path, std::strerror(reason), space ? space->available_bytes : 0);
 }
 
 void truncate_file(const OpenFile& file, int64_t bytes) {

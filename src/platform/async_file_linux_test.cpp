@@ -1,20 +1,31 @@
-// What only Linux has: kernels that forbid io_uring, and a device that is always full.
+// What only Linux has: kernels that forbid io_uring, a device that is always full, holes, areas of registered memory,
+// file systems in memory.
 #include <gtest/gtest.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "deepscale/error.h"
 #include "platform/async_file.h"
+#include "platform/disk_identity.h"
+#include "platform/disk_space.h"
 #include "platform/files.h"
 
 namespace deepscale {
@@ -50,6 +61,99 @@ int in_child(const std::function<int()>& body) {
   int status = 0;
   waitpid(child, &status, 0);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+TEST(AsyncFileHoles, NothingIsReservedBeforeTheBeginning) {
+  const std::string path = "async_file_linux_test_" + std::to_string(getpid());
+  const auto space = disk_space(".");
+  ASSERT_TRUE(space.has_value());
+  const AsyncFileQueue queue;
+  const AsyncFile file = queue.open(path, FileMode::kCreate, FileCaching::kDirect);
+  const int64_t begin = std::min(space->total_bytes * 2, int64_t{1} << 40) / 4096 * 4096;
+  file.preallocate(begin + 8192, begin);
+  EXPECT_EQ(file.bytes(), begin + 8192);
+  struct stat status = {};
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_LE(status.st_blocks * 512, 1 << 20);
+  remove_file(path);
+}
+
+/// Memory of `bytes` that is the same few pages again and again: what registering costs is page tables.
+class RepeatedPages {
+ public:
+  explicit RepeatedPages(int64_t bytes) : bytes_(bytes), file_(memfd_create("repeated_pages", MFD_CLOEXEC)) {
+    constexpr int64_t kPart = 16 << 20;
+    if (file_ < 0 || ftruncate(file_, kPart) != 0) return;
+    void* const all = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED) return;
+    data_ = static_cast<char*>(all);
+    for (int64_t at = 0; at < bytes; at += kPart) {
+      mmap(data_ + at, kPart, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_, 0);
+    }
+  }
+  RepeatedPages(const RepeatedPages&) = delete;
+  RepeatedPages& operator=(const RepeatedPages&) = delete;
+  ~RepeatedPages() {
+    if (data_ != nullptr) munmap(data_, bytes_);
+    if (file_ >= 0) close(file_);
+  }
+  [[nodiscard]] char* data() const { return data_; }
+
+ private:
+  int64_t bytes_;
+  int file_;
+  char* data_ = nullptr;
+};
+
+int64_t pinned_kib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmPin:")) return std::stoll(line.substr(6));
+  }
+  return -1;
+}
+
+TEST(AsyncFileBuffers, TheEndOfOneAreaLeavesTheOneBehindItRegistered) {
+  if (!choose_async_engine().reason.empty()) GTEST_SKIP() << "no io_uring here";
+  constexpr int64_t kGib = 1 << 30;
+  const RepeatedPages memory(kGib + (16 << 20));
+  ASSERT_NE(memory.data(), nullptr);
+  const AsyncFileQueue queue;
+  const int64_t before = pinned_kib();
+  std::optional<BufferRegistration> first = queue.register_buffer(memory.data(), kGib);
+  const int64_t with_first = pinned_kib();
+  const BufferRegistration second = queue.register_buffer(memory.data() + kGib, 16 << 20);
+  const int64_t with_both = pinned_kib();
+  if (!first->active() || !second.active() || with_both <= with_first || with_first <= before) {
+    GTEST_SKIP() << "buffers of this kind are not registered here: " << first->reason() << second.reason();
+  }
+  first.reset();
+  EXPECT_EQ(pinned_kib() - before, with_both - with_first);
+}
+
+TEST(FileSystems, WhatDoesNotExistYetWillBeWhereTheFolderAboveIs) {
+  const std::string here = file_system_of(".").key;
+  EXPECT_FALSE(here.empty());
+  EXPECT_EQ(file_system_of("").key, here);
+  EXPECT_EQ(file_system_of("not/yet/there").key, here);
+  EXPECT_FALSE(file_system_of("/").key.empty());
+}
+
+TEST(FileSystems, EachTmpfsHasARoomOfItsOwn) {
+  std::map<std::string, dev_t> seen;
+  std::set<dev_t> devices;
+  std::ifstream mounts("/proc/self/mounts");
+  std::string source, folder, type, rest;
+  while (mounts >> source >> folder >> type && std::getline(mounts, rest)) {
+    struct stat status = {};
+    if (type != "tmpfs" || ::stat(folder.c_str(), &status) != 0) continue;
+    const FileSystemFacts facts = file_system_of(folder);
+    if (!facts.in_memory) continue;  // something else is mounted over it
+    seen.emplace(facts.key, status.st_dev);
+    devices.insert(status.st_dev);
+  }
+  if (devices.empty()) GTEST_SKIP() << "no tmpfs here";
+  EXPECT_EQ(seen.size(), devices.size());
 }
 
 TEST(AsyncEngines, ThreadsStepInWhereTheKernelForbidsIoUring) {

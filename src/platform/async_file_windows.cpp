@@ -264,23 +264,24 @@ void close_file(OpenFile& file) noexcept {
   }
 }
 
-void preallocate_file(const OpenFile& file, int64_t bytes) {
+// Files have no holes here.
+void preallocate_file(const OpenFile& file, int64_t /*begin*/, int64_t end) {
   const int64_t length = length_of_file(file);
-  if (bytes <= length) return;  // and an allocation below the length would cut the file
+  if (end <= length) return;  // and an allocation below the length would cut the file
   const auto space = disk_space(file.path);
-  bool reserved = !space || bytes - length <= space->available_bytes;
+  bool reserved = !space || end - length <= space->available_bytes;
   DWORD reason = ERROR_DISK_FULL;
   if (reserved) {
     FILE_ALLOCATION_INFO allocation = {};
-    allocation.AllocationSize.QuadPart = bytes;
+    allocation.AllocationSize.QuadPart = end;
     reserved = SetFileInformationByHandle(native(file.buffered), FileAllocationInfo, &allocation, sizeof(allocation));
     reason = GetLastError();
   }
   // Any failure but a full disk: a file system without reservations.
   DS_CHECK_AS(IoError, reserved || !is_disk_full(static_cast<int>(reason)),
               "cannot reserve {} bytes for {}: {} ({} bytes are free there); free some space or choose another disk",
-              bytes, file.path, deepscale::error_text(reason), space ? space->available_bytes : 0);
-  set_length(file, bytes);
+              end, file.path, deepscale::error_text(reason), space ? space->available_bytes : 0);
+  set_length(file, end);
 }
 
 void truncate_file(const OpenFile& file, int64_t bytes) {

@@ -138,7 +138,8 @@ OpenFile open_descriptor_again(int descriptor, FileCaching caching);
 /// The path that messages give a temporary file.
 std::string temporary_file_label(const std::string& folder);
 void close_file(OpenFile& file) noexcept;
-void preallocate_file(const OpenFile& file, int64_t bytes);
+/// Requires: 0 <= begin < end.
+void preallocate_file(const OpenFile& file, int64_t begin, int64_t end);
 void truncate_file(const OpenFile& file, int64_t bytes);
 void sync_file(const OpenFile& file);
 int64_t length_of_file(const OpenFile& file);

@@ -31,6 +31,7 @@ constexpr auto kSubmitPatience =
     std::chrono::seconds(10);  // that the kernel may refuse submissions, one after the other
 
 struct RegisteredRange {
+  char* area = nullptr;  // that was registered as one, of which this is a part
   int64_t bytes = 0;
   int slot = 0;
 };
@@ -99,7 +100,7 @@ class UringEngine final : public Engine {
       return fmt::format("the kernel has no table of buffers ({})", error_text(-buffers_status_));
     std::map<char*, RegisteredRange> added;
     for (int64_t begin = 0; begin < bytes; begin += kSlotBytes) {
-      const RegisteredRange range = {std::min(kSlotBytes, bytes - begin), take_buffer_slot()};
+      const RegisteredRange range = {data, std::min(kSlotBytes, bytes - begin), take_buffer_slot()};
       const int status = range.slot < 0 ? -ENOSPC : update_slot(range.slot, data + begin, range.bytes);
       if (status != 1) {
         if (range.slot >= 0) buffer_slots_[static_cast<size_t>(range.slot)] = false;
@@ -115,19 +116,18 @@ class UringEngine final : public Engine {
     return "";
   }
 
-  void unregister_buffer(char* data) override {
-    for (;;) {
+  void unregister_buffer(char* area) override {
+    for (char* part = area;;) {
       RegisteredRange range;
       {
         const auto guard = core_.lock();
-        const auto found = ranges_.find(data);
-        if (found == ranges_.end()) return;
+        const auto found = ranges_.find(part);
+        if (found == ranges_.end() || found->second.area != area) return;  // another area may begin right behind
         range = found->second;
         ranges_.erase(found);
       }
       release_slot(range.slot);
-      if (range.bytes < kSlotBytes) return;
-      data += range.bytes;
+      part += range.bytes;
     }
   }
 

@@ -1,6 +1,10 @@
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <fstream>
 #include <sstream>
 
@@ -52,6 +56,22 @@ std::string disk_identity(const std::string& path) {
   const std::string mounted = mounted_as(device);
   // Some file systems (btrfs) show files another number than their mount.
   return (mounted.empty() ? "device " + device : mounted) + hardware_of(device);
+}
+
+FileSystemFacts file_system_of(const std::string& path) {
+  struct stat status = {};
+  std::string folder = path.empty() ? "." : path;
+  while (::stat(folder.c_str(), &status) != 0) {
+    if (errno != ENOENT || folder == "/" || folder == ".") return {};
+    const size_t slash = folder.find_last_of('/', folder.find_last_not_of('/'));
+    folder = slash == std::string::npos ? "." : folder.substr(0, std::max<size_t>(slash, 1));
+  }
+  FileSystemFacts facts;
+  // Not the name of what is mounted: every tmpfs is "tmpfs".
+  facts.key = fmt::format("{}:{}", major(status.st_dev), minor(status.st_dev));
+  struct statfs kind = {};
+  facts.in_memory = ::statfs(folder.c_str(), &kind) == 0 && (kind.f_type == TMPFS_MAGIC || kind.f_type == RAMFS_MAGIC);
+  return facts;
 }
 
 }  // namespace deepscale

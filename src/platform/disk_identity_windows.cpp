@@ -16,4 +16,15 @@ std::string disk_identity(const std::string& path) {
   return fmt::format("{} {} {:08x}", to_utf8(file_system), to_utf8(volume), static_cast<uint32_t>(serial));
 }
 
+FileSystemFacts file_system_of(const std::string& path) {
+  for (std::string folder = path.empty() ? "." : path;;) {
+    if (std::string key = disk_identity(folder); !key.empty()) return {std::move(key), false};
+    const size_t slash = folder.find_last_of("/\\");
+    std::string above = slash == std::string::npos ? "." : folder.substr(0, slash);
+    if (above.empty() || above.back() == ':') above += '\\';
+    if (above == folder || above.size() > folder.size()) return {};
+    folder = std::move(above);
+  }
+}
+
 }  // namespace deepscale

@@ -33,6 +33,9 @@ bool remove_file(const std::string& path);
 [[nodiscard]] std::vector<std::string> list_directory(const std::string& path);
 
 [[nodiscard]] bool is_directory(const std::string& path);
+/// The path with a "~" that stands at its beginning, alone or before a separator, replaced by this user's folder (HOME;
+/// Windows: USERPROFILE). As it is where the system names no such folder.
+[[nodiscard]] std::string expanded_home(const std::string& path);
 /// Removes a folder with all that is in it, without following links; does nothing when there is none. Throws IoError
 /// naming what cannot be removed.
 void remove_directories(const std::string& path);

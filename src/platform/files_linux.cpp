@@ -25,8 +25,9 @@ void make_directories(const std::string& path) {
     struct stat status {};
     const bool made = ::mkdir(part.c_str(), 0777) == 0;
     const int reason = errno;
-    DS_CHECK_AS(IoError, made || (::stat(part.c_str(), &status) == 0 && S_ISDIR(status.st_mode)),
-                "cannot make the folder {}: {}", part, std::strerror(reason));
+    const bool there = !made && ::stat(part.c_str(), &status) == 0;
+    DS_CHECK_AS(IoError, made || (there && S_ISDIR(status.st_mode)), "cannot make the folder {}: {}", part,
+                there ? "it is a file; name a folder" : std::strerror(reason));
     if (end == std::string::npos) return;
   }
 }
@@ -51,6 +52,12 @@ std::optional<std::string> user_cache_folder() {
   if (const auto caches = environment("XDG_CACHE_HOME")) return *caches + "/deepscale";
   if (const auto home = environment("HOME")) return *home + "/.cache/deepscale";
   return std::nullopt;
+}
+
+std::string expanded_home(const std::string& path) {
+  if (path != "~" && !path.starts_with("~/")) return path;
+  const auto home = environment("HOME");
+  return home ? *home + path.substr(1) : path;
 }
 
 std::vector<std::string> list_directory(const std::string& path) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <fstream>
 #include <thread>
 
@@ -51,6 +52,18 @@ TEST(Files, AFileIsReplacedWhileOthersReadIt) {
   reader.join();
   EXPECT_EQ(file_size(path), 3);
   EXPECT_TRUE(remove_file(path));
+}
+
+TEST(Files, ATildeAtTheBeginningIsThisUsersFolder) {
+#ifdef _WIN32
+  const char* const home = std::getenv("USERPROFILE");
+#else
+  const char* const home = std::getenv("HOME");
+#endif
+  if (home == nullptr || *home == 0) GTEST_SKIP() << "this user has no folder";
+  EXPECT_EQ(expanded_home("~"), home);
+  EXPECT_EQ(expanded_home("~/a/b"), std::string(home) + "/a/b");
+  for (const char* path : {"", "a/~", "~a", "/~/b"}) EXPECT_EQ(expanded_home(path), path);
 }
 
 TEST(Files, NamesAreUtf8AndMayBeLong) {

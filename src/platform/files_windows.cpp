@@ -90,6 +90,12 @@ std::optional<std::string> user_cache_folder() {
   return to_utf8(value) + "\\deepscale";
 }
 
+std::string expanded_home(const std::string& path) {
+  if (path != "~" && !path.starts_with("~/") && !path.starts_with("~\\")) return path;
+  const auto home = environment("USERPROFILE");
+  return home ? *home + path.substr(1) : path;
+}
+
 std::vector<std::string> list_directory(const std::string& path) {
   std::vector<std::string> names;
   WIN32_FIND_DATAW entry = {};

@@ -5,6 +5,11 @@
 // to keep it. A use that is not the expected one moves the cursor to the next place where the trace fits, or, when
 // there is none, forgets the trace: the next iteration, from its beginning, is recorded again. A changed order costs
 // prefetches, never correctness.
+//
+// [Note: iterations that nobody announces] Passes that only run forward have no step that ends them. Their order is
+// taken for a cycle: the trace is the shortest one that, repeated, gives all uses so far. It is known as soon as a
+// first unit comes again, and revised when the guess was wrong because a unit is used twice in a pass (a tied head:
+// 0 1 2 0, 0 1 2 0, ...), until a whole pass has followed it.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +25,9 @@ class ParamScheduler {
     int64_t prefetch_numel = 50'000'000;
     int64_t max_live_numel = 1'000'000'000;
     int64_t max_reuse_distance_numel = 1'000'000'000;
-    int min_ahead = 0;    ///< so many of the next units are prefetched whatever the limits say
-    bool cyclic = false;  ///< after the last unit of an iteration comes the first one of the next
+    int min_ahead = 0;      ///< so many of the next units are prefetched whatever the limits say
+    bool cyclic = false;    ///< after the last unit of an iteration comes the first one of the next
+    bool announced = true;  ///< end_iteration() says where one ends; else [Note: iterations that nobody announces]
   };
 
   /// numels[u]: elements that gathering unit u costs (0: nothing to move).
@@ -34,15 +40,17 @@ class ParamScheduler {
   [[nodiscard]] bool keep_after(int unit, int64_t live_numel) const;
   /// From now on gathering `unit` costs so many elements.
   void set_numel(int unit, int64_t numel) { numels_[unit] = numel; }
-  /// An iteration (forward and backward) ended: the recorded order is complete.
+  /// announced: an iteration (forward and backward) ended, the recorded order is complete. Otherwise does nothing.
   void end_iteration();
   void forget();
-  /// Whether this iteration began with `unit` and has used others or the same since. Where nobody says that an
-  /// iteration ended, this is as good a sign as any: the order is a cycle, and may be cut anywhere.
-  [[nodiscard]] bool began_with(int unit) const { return uses_ > 1 && first_ == unit; }
+  /// Not announced: whether a use of `unit` would be the first of another iteration, as far as is known.
+  [[nodiscard]] bool begins_with(int unit) const;
 
  private:
+  bool follow(int unit);
+  [[nodiscard]] std::vector<int>::const_iterator next_use(int unit) const;
   bool advance_to(int unit);
+  void learn_cycle(int unit);
 
   std::vector<int64_t> numels_;
   Options options_;
@@ -50,8 +58,12 @@ class ParamScheduler {
   size_t cursor_ = 0;  ///< position after the last matched use
   bool complete_ = false;
   bool recording_ = true;  ///< false: from the middle of an iteration to its end
-  int first_ = -1;         ///< of this iteration
-  int64_t uses_ = 0;       ///< in this iteration
+
+  // Not announced: all uses while the trace is a guess, and for each beginning of them the longest proper beginning
+  // that is also its end (Knuth, Morris and Pratt's table, which holds the shortest period).
+  std::vector<int> history_;
+  std::vector<size_t> borders_;
+  bool certain_ = false;
 };
 
 }  // namespace deepscale

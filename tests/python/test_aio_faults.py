@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
+import textwrap
 
 import pytest
 import torch
@@ -138,6 +140,32 @@ def test_names_with_null_bytes_are_refused(folder):
     with pytest.raises(ValueError, match="null byte"):
         aio_handle().sync_pwrite(torch.zeros(10, dtype=torch.uint8), str(folder / "a\0b"))
     assert not (folder / "a").exists()
+
+
+def _examples(page: str) -> list[str]:
+    """The indented Python programs of a page of the documentation: blocks that begin with an import."""
+    text = (pathlib.Path(__file__).resolve().parents[2] / "docs" / page).read_text()
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+    return [textwrap.dedent(block) for block in blocks if block.lstrip("\n").startswith("    import ")]
+
+
+def test_the_examples_of_the_documentation_run_as_written(folder):
+    examples = _examples("nvme.md")
+    assert len(examples) == 2
+    for example in examples:
+        exec(example.replace("/local/disk", str(folder)).replace("2**28", "2**18"), {})  # but for the disk and a GiB of memory
+    assert (folder / "moments.bin").stat().st_size == 2**20
+    assert torch.equal(torch.load(folder / "state.pt")["weight"], torch.ones(3))
+
+
+def test_a_write_far_behind_the_end_takes_no_space_before_it(folder):
+    far = 2**40 + 100
+    written, seen = torch.arange(10_000, dtype=torch.uint8), torch.empty(10_000, dtype=torch.uint8)
+    handle = aio_handle()
+    assert handle.sync_pwrite(written, str(folder / "sparse"), far) == 1
+    assert handle.sync_pread(seen, str(folder / "sparse"), far) == 1
+    assert torch.equal(seen, written)
+    assert os.stat(folder / "sparse").st_blocks * 512 < 2**20
 
 
 def test_writers_for_torch_save(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,37 @@ def test_a_folder_that_is_missing_is_made(tmp_path, monkeypatch):
     engine = _engine(_zero(3, tmp_path / "a" / "b", True))
     train(engine, 1)
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_path_that_is_a_file_is_named_with_its_key(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    (tmp_path / "file").write_text("x")
+    for key in ("offload_optimizer", "offload_param"):
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 10, key: {"device": "nvme", "nvme_path": str(tmp_path / "file")}}
+        with pytest.raises(OSError, match=f"zero_optimization.{key}.nvme_path: cannot make the folder .*file: it is a file"):
+            _engine(zero)
+
+
+def test_a_tilde_is_this_users_folder(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    engine = _engine(_zero(3, "~/swap", True))
+    train(engine, 1)
+    assert (tmp_path / "swap").is_dir() and not os.path.exists("~")
+
+
+@linux_only
+@pytest.mark.parametrize("params", [False, True])
+def test_a_folder_that_is_removed_in_mid_training_changes_nothing(params, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    expected = _engine({"stage": 3, "stage3_param_persistence_threshold": 10})
+    wanted = train(expected, 4)
+    found_engine = _engine(_zero(3, tmp_path / "swap", params))
+    found = train(found_engine, 2)
+    shutil.rmtree(tmp_path / "swap")
+    found += train(found_engine, 2, first=2)
+    assert found == wanted
+    _same(full_weights(found_engine.module), full_weights(expected.module))
 
 
 _TRAIN = """

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,35 @@ def test_unusable_input_is_named(tmp_path: Path) -> None:
     assert code == 1 and "zero_optimization.stage" in errors
     code, _, errors = plan(tmp_path, {"model_type": "gpt2"}, STAGE_2, "--world", "0")
     assert code == 2 and "--world" in errors
+
+
+def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "memory_plan.md").read_text()
+    blocks = ["\n".join(line[4:] for line in block.splitlines()) for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
+    command, config, *printed = [block for block in blocks if block.startswith(("ds_plan", "{", "memory of", "the run does not"))]
+    folder = tmp_path / "Llama-2-7b-hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **PUBLISHED["llama"][0]}))
+    (tmp_path / "ds_config.json").write_text(config)
+    program, *options = command.split()
+    run = subprocess.run([native_program(program), *options], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert run.returncode == 1, run.stderr
+    assert "\n".join(printed) == run.stdout.rstrip("\n")
+
+
+def test_missing_options_say_what_to_name(tmp_path: Path) -> None:
+    for options, named in (([], "--model is missing: name the config.json"), (["--model", "x"], "--ds_config is missing"),
+                           (["--model", "x", "--ds_config", "y", "--world", "5000"], "--ranks_per_host")):
+        run = subprocess.run([native_program("ds_plan"), *options], capture_output=True, text=True, timeout=60)
+        assert run.returncode == 2 and named in run.stderr
+
+
+def test_two_billion_layers_are_refused_in_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SMALL, "num_hidden_layers": 2_000_000_000}))
+    (tmp_path / "ds_config.json").write_text(json.dumps(STAGE_2))
+    run = subprocess.run(["bash", "-c", 'ulimit -v 1000000; exec "$@"', "bash", native_program("ds_plan"), "--model", str(tmp_path),
+                          "--ds_config", str(tmp_path / "ds_config.json")], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and '"num_hidden_layers" must be a whole number from 1 to 10000, found 2000000000' in run.stderr
 
 
 def test_the_table_names_every_state(tmp_path: Path) -> None:
