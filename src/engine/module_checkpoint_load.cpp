@@ -317,6 +317,7 @@ class ModuleEngine::Impl::Loader {
     } else {
       owner_.engine->refresh_from_parameters();
     }
+    owner_.engine->end_load();
   }
 
   void restore_settings() {

@@ -270,6 +270,8 @@ class NativeLoader(CheckpointLoader):
             engine._core.refresh_parameters()
         else:
             engine._core.refresh_from_parameters()
+        if optimizer:
+            engine._core.end_load()
 
     def _read_fragments(self, trained: dict[int, Any], optimizer: bool, module: bool) -> None:
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""
