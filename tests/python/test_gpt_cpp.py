@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_named(workspace: Path, tmp_path: Path) -> None:
     train_cpp(workspace, "fp32_1.json", tmp_path, "--max_steps", "2")
     file = tmp_path / "checkpoints" / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(AssertionError, match="zero_pp_rank_1_mp_rank_00_optim_states.pt is cut off"):
+    with pytest.raises(AssertionError, match="zero_pp_rank_1_mp_rank_00_optim_states.pt has .* bytes, expected"):
         train_cpp(workspace, "fp32_1.json", tmp_path, "--max_steps", "4", "--resume")
     file.unlink()
     with pytest.raises(AssertionError, match="2 ranks, but has 1 optimizer files"):
