@@ -158,8 +158,11 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(saved: dict[str, Any]) -> None:
+    """Those that are there: a program without Python has torch's alone."""
     import numpy
     torch.set_rng_state(saved["torch"])
+    if "python" not in saved:
+        return
     version, state, gauss = saved["python"]
     random.setstate((version, tuple(state), gauss))
     kind, keys, *rest = saved["numpy"]
