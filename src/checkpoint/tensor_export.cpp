@@ -158,7 +158,10 @@ void write_part(TensorSource& source, const Part& part, const std::string& path,
 void publish(const std::string& work, const std::string& folder, const std::vector<std::string>& names) {
   remove_file(folder + "/" + kIndexName);
   for (const std::string& name : list_directory(folder)) {
-    if (is_weight_file(name)) remove_file(folder + "/" + name);
+    if (!is_weight_file(name)) continue;
+    DS_CHECK_AS(IoError, remove_file(folder + "/" + name) || !file_size(folder + "/" + name),
+                "{}/{} cannot be replaced: does another program have it open? Close it, or choose another folder",
+                folder, name);
   }
   sync_directory(folder);
   for (const std::string& name : names) rename_file(work + "/" + name, folder + "/" + name);  // the index is last
