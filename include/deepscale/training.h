@@ -133,8 +133,12 @@ class ModuleEngine {
   void set_full_parameter(const std::string& name, const at::Tensor& value);  ///< same value on all ranks. Collective.
 
   // --- files; docs/cpp.md draws the layout. Collective.
-  /// Throws IoError when a file cannot be written.
+  /// The folder appears as a whole, with a manifest of checksums, or not at all. Throws IoError when a file cannot be
+  /// written, and on the other ranks CheckpointError that names the rank.
   void save_checkpoint(const std::string& directory, const SaveOptions& options = {});
+  /// With checkpoint.async_save: returns when the checkpoint that is being written beside training is valid. Throws what
+  /// went wrong, on all ranks. Saving and loading do this first. Collective.
+  void wait_for_checkpoint();
   /// Nothing when there is no file "latest" and no tag was given. All files are checked before anything changes; throws
   /// CheckpointError that names the file for one that is missing, cut, or does not fit this model and number of ranks.
   std::optional<LoadedCheckpoint> load_checkpoint(const std::string& directory, const LoadOptions& options = {});

@@ -178,7 +178,8 @@ class Engine:
     def fragment_of(self, index: int) -> tuple[int, int]:
         """(offset in the flattened parameter, length) of this rank's optimizer piece."""
     def reset_optimizer(self) -> None:
-        """States and step count of the native optimizer as before its first step."""
+        """States and step count of the native optimizer as before its first step, to load others: until end_load() no step runs."""
+    def end_load(self) -> None: ...
     def get_step(self) -> int: ...
     def set_step(self, step: int) -> None:
         """Step count of the native optimizer (bias correction)."""

@@ -101,7 +101,7 @@ void register_unit(py::module_& m) {
       .def_property_readonly("params",
                              [](const ParamUnit& unit) {
                                std::vector<at::Tensor> tensors;
-                               for (const auto& param : unit.params()) tensors.push_back(param.tensor);
+                               for (int i = 0; i < unit.size(); ++i) tensors.push_back(unit.param(i));
                                return tensors;
                              })
       .def("move_to_file", &ParamUnit::move_to_file, py::arg("tier"), ReleaseGil())
@@ -197,6 +197,7 @@ void register_facts(py::class_<Engine>& engine) {
       .def("description", &Engine::description)
       .def("get_step", &Engine::optimizer_steps)
       .def("reset_optimizer", &Engine::reset_optimizer)
+      .def("end_load", &Engine::end_load)
       .def("set_step", &Engine::set_optimizer_steps, py::arg("step"));
 }
 

@@ -158,6 +158,7 @@ void Engine::end_backward() {
 }
 
 void Engine::settle() {
+  if (reducer_->open()) end_backward();  // what is still on its way belongs to the gradients
   reducer_->settle();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (uses_[u].trainable > 0) reducer_->wait_settled(static_cast<int>(u));
@@ -165,11 +166,11 @@ void Engine::settle() {
 }
 
 void Engine::check_whole() const {
-  DS_CHECK(
-      cut_off_.empty(),
-      "step {} was cut off by an error ({}): some parameters are updated and others are not. Load a checkpoint with "
-      "its optimizer states, or build the engine anew",
-      optimizer_steps_ + skipped_steps_ + 1, cut_off_);
+  DS_CHECK(cut_off_.empty(),
+           "{}: some states are changed and others are not. Load a checkpoint with its optimizer states, or build the "
+           "engine "
+           "anew",
+           cut_off_);
 }
 
 /// Work after which an error leaves some states changed: the engine is of no use then.
@@ -178,7 +179,10 @@ void Engine::all_or_cut_off(const Work& work) {
   try {
     work();
   } catch (const std::exception& error) {
-    if (cut_off_.empty()) cut_off_ = error.what();
+    if (cut_off_.empty()) {
+      cut_off_ =
+          fmt::format("step {} was cut off by an error ({})", optimizer_steps_ + skipped_steps_ + 1, error.what());
+    }
     throw;
   }
 }

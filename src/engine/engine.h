@@ -86,7 +86,7 @@ class Engine {
   void finish_step(bool applied);  // collective
   [[nodiscard]] std::vector<Fragment> fragments() { return optimizer_->fragments(); }
 
-  /// Throws Error when an error has cut a step off, until reset_optimizer(): then the states are not of one step.
+  /// Throws Error when an error has cut a step or a load off, until a load is through: the states are not of one step.
   void check_whole() const;
 
   // --- facts
@@ -97,8 +97,9 @@ class Engine {
   [[nodiscard]] int64_t skipped_steps() const { return skipped_steps_; }
   [[nodiscard]] int64_t optimizer_steps() const { return optimizer_steps_; }
   void set_optimizer_steps(int64_t steps) { optimizer_steps_ = steps; }
-  /// The native optimizer as before its first step.
+  /// The native optimizer as before its first step, to load states. Until end_load() the engine is not whole.
   void reset_optimizer();
+  void end_load();
   struct Memory {
     int64_t parameters = 0, gradients = 0, master = 0, optimizer = 0, buckets = 0;
   };
@@ -196,7 +197,7 @@ class Engine {
   std::unique_ptr<Residency> residency_;           ///< of units in files, in an engine that only runs forward
   std::unique_ptr<ParamScheduler> forward_order_;  ///< of passes without gradients, which must not disturb the other
   LossScaler scaler_;
-  std::string cut_off_;  ///< the error that ended a step half way; empty: none did
+  std::string cut_off_;  ///< what ended half way, and why; empty: nothing did
 
   double grad_scale_ = 1.0;
   double grad_norm_;

@@ -132,11 +132,10 @@ void Engine::order_units() {
   for (size_t u = 0; u < units_.size(); ++u) {
     std::vector<ShardedOptimizer::Role> roles;
     UnitUse use;
-    for (size_t i = 0; i < units_[u]->params().size(); ++i) {
-      const NamedParam& member = units_[u]->params()[i];
-      const auto found = model_index.find(member.tensor.unsafeGetTensorImpl());
+    for (int i = 0; i < units_[u]->size(); ++i) {
+      const auto found = model_index.find(units_[u]->param(i).unsafeGetTensorImpl());
       const int p = found == model_index.end() ? -1 : found->second;
-      if (p >= 0) places_[p] = {static_cast<int>(u), static_cast<int>(i)};
+      if (p >= 0) places_[p] = {static_cast<int>(u), i};
       const int group = p >= 0 ? params_[p].group : -1;
       roles.push_back({group >= 0 ? p : -1, group});
       use.trainable += group >= 0 ? 1 : 0;
@@ -267,8 +266,8 @@ void Engine::install_hooks() {
   for (size_t u = 0; u < units_.size(); ++u) {
     units_[u]->show_shapes();
     for (size_t i = 0; i < roles_[u].size(); ++i) {
-      const at::Tensor& tensor = units_[u]->params()[i].tensor;
-      if (roles_[u][i].group < 0 || !tensor.requires_grad()) continue;
+      const at::Tensor tensor = units_[u]->param(static_cast<int>(i));
+      if (!tensor.defined() || roles_[u][i].group < 0 || !tensor.requires_grad()) continue;
       Hook hook;
       hook.accumulator = torch::autograd::impl::grad_accumulator(tensor);
       const int unit = static_cast<int>(u);

@@ -79,9 +79,13 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
 
 void Engine::reset_optimizer() {
   const c10::NoGradGuard no_grad;
+  cut_off_ = "loading of states was cut off";
   optimizer_->reset_states();
-  cut_off_.clear();
   optimizer_steps_ = 0;
+}
+
+void Engine::end_load() {
+  cut_off_.clear();
 }
 
 void Engine::write_full(int index, const std::string& key, const at::Tensor& value) {

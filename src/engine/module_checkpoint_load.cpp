@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "checkpoint/optimizer_files.h"
 #include "checkpoint/torch_file.h"
+#include "checkpoint/verified_file.h"
 #include "comm/host_values.h"
 #include "engine/checkpoint_names.h"
 #include "engine/module_checkpoint.h"
@@ -68,6 +69,7 @@ class ModuleEngine::Impl::Loader {
   LoadedCheckpoint run() {
     std::exception_ptr problem;
     try {
+      check_files();
       open();
       check_module();
       check_optimizer();
@@ -81,7 +83,7 @@ class ModuleEngine::Impl::Loader {
     owner_.engine->zero_grad();
     store_module();
     if (wants_optimizer_ && states_ != nullptr) restore_optimizer();
-    return finish();
+    return owner_.restore_run(folder_, first(), options_);
   }
 
  private:
@@ -93,6 +95,19 @@ class ModuleEngine::Impl::Loader {
   [[nodiscard]] const std::string& first_path() const { return models_.front()->path(); }
 
   // --- opening
+  /// Where there is a manifest, every byte is read once, by one rank or the other. Files that are missing: open() knows
+  /// whether they are needed.
+  void check_files() const {
+    if (!file_size(folder_ + "/" + kManifestName)) return;
+    const Manifest manifest = read_manifest(folder_);
+    for (size_t f = 0; f < manifest.files.size(); ++f) {
+      if (static_cast<int>(f % owner_.world.size()) != owner_.world.rank()) continue;
+      if (!file_size(folder_ + "/" + manifest.files[f].name)) continue;
+      const auto problems = verify_file(folder_, manifest.files[f]);
+      DS_CHECK_AS(CheckpointError, problems.empty(), "{}", problems.empty() ? "" : problems.front());
+    }
+  }
+
   void open() {
     const auto pieces = files_by_rank(folder_, kModelSuffix);
     in_pieces_ = !pieces.empty() && !file_size(whole_model_file(folder_)).has_value();
@@ -310,72 +325,15 @@ class ModuleEngine::Impl::Loader {
       }
     }
     if (const auto step = states_->step()) owner_.engine->set_optimizer_steps(*step);
-    restore_settings();
-    restore_scaler(states_->state_of_rank(owner_.world.rank()));
+    owner_.restore_settings(states_->param_groups(),
+                            [this](const PyValue& value, const char* what) { return states_->number(value, what); });
+    owner_.restore_scaler(states_->state_of_rank(owner_.world.rank()));
     if (from_masters) {
       owner_.engine->refresh_parameters();
     } else {
       owner_.engine->refresh_from_parameters();
     }
-  }
-
-  void restore_settings() {
-    const auto saved = states_->param_groups();
-    for (size_t g = 0; g < saved.size(); ++g) {
-      GroupHyper& hyper = owner_.optimizer.groups[g].hyper;
-      for (const char* key : {"lr", "eps", "weight_decay", "momentum", "dampening"}) {
-        const PyValue* value = saved[g]->find(key);
-        if (value != nullptr && hyper.contains(key)) hyper[key] = states_->number(*value, key);
-      }
-      const PyValue* betas = saved[g]->find("betas");
-      if (betas == nullptr || !hyper.contains("beta1") || betas->as_items("betas").size() != 2) continue;
-      hyper["beta1"] = states_->number(betas->as_items("betas")[0], "betas");
-      hyper["beta2"] = states_->number(betas->as_items("betas")[1], "betas");
-    }
-  }
-
-  void restore_scaler(const PyValue& state) {
-    const PyValue* object = state.find("loss_scaler");
-    const PyValue& values = object == nullptr ? state : *object;
-    const PyValue* scale = values.find("cur_scale");
-    if (scale == nullptr) return;
-    LossScaler& scaler = owner_.engine->loss_scaler();
-    LossScaler::State now = scaler.state();
-    now.scale = scale->as_double("cur_scale");
-    const auto take = [&](const char* key, int64_t& into) {
-      if (const PyValue* value = values.find(key)) into = value->as_int(key);
-    };
-    take("cur_iter", now.iteration);
-    take("last_overflow_iter", now.last_overflow);
-    take("cur_hysteresis", now.hysteresis_left);
-    scaler.load(now);
-  }
-
-  // --- the rest
-  LoadedCheckpoint finish() {
-    if (!options_.module_only) {
-      const PyValue* schedule = first().find("lr_scheduler");
-      if (options_.lr_scheduler_states && owner_.schedule != nullptr && schedule != nullptr &&
-          schedule->find("last_batch_iteration") != nullptr) {
-        owner_.schedule->set_last_batch_iteration(
-            schedule->at("last_batch_iteration").as_int("lr_scheduler.last_batch_iteration"));
-      }
-      owner_.global_steps = first().at("global_steps").as_int("global_steps");
-      owner_.micro_steps = owner_.global_steps * owner_.config->gradient_accumulation_steps.value_or(1);
-      const auto counted = [&](const char* key, int64_t fallback) {
-        const PyValue* value = first().find(key);
-        return value == nullptr ? fallback : value->as_int(key);
-      };
-      owner_.global_samples =
-          counted("global_samples", owner_.global_steps * owner_.config->train_batch_size.value_or(0));
-      owner_.skipped_steps = counted("skipped_steps", 0);
-    }
-    LoadedCheckpoint loaded{folder_, {}};
-    for (const auto& [name, value] : first().as_entries("the model file")) {
-      if (std::find(kModelFileEntries.begin(), kModelFileEntries.end(), name) != kModelFileEntries.end()) continue;
-      if (const auto held = to_client(*value)) loaded.client_state[name] = *held;
-    }
-    return loaded;
+    owner_.engine->end_load();
   }
 
   Impl& owner_;
@@ -388,28 +346,84 @@ class ModuleEngine::Impl::Loader {
   std::unique_ptr<OptimizerFiles> states_;
 };
 
-/// As rank 0 sees it, since not all hosts may see the same files; empty without a file.
+LoadedCheckpoint ModuleEngine::Impl::load_files(const std::string& folder, const LoadOptions& options) {
+  return Loader(*this, folder, options).run();
+}
+
+// ---------------------------------------------------------------- what every layout has
+void ModuleEngine::Impl::restore_settings(const std::vector<const PyValue*>& saved, const ReadNumber& number) {
+  for (size_t g = 0; g < std::min(saved.size(), optimizer.groups.size()); ++g) {
+    GroupHyper& hyper = optimizer.groups[g].hyper;
+    for (const char* key : {"lr", "eps", "weight_decay", "momentum", "dampening"}) {
+      const PyValue* value = saved[g]->find(key);
+      if (value != nullptr && hyper.contains(key)) hyper[key] = number(*value, key);
+    }
+    const PyValue* betas = saved[g]->find("betas");
+    if (betas == nullptr || !hyper.contains("beta1") || betas->as_items("betas").size() != 2) continue;
+    hyper["beta1"] = number(betas->as_items("betas")[0], "betas");
+    hyper["beta2"] = number(betas->as_items("betas")[1], "betas");
+  }
+}
+
+void ModuleEngine::Impl::restore_scaler(const PyValue& state) {
+  const PyValue* object = state.find("loss_scaler");
+  const PyValue& values = object == nullptr ? state : *object;
+  const PyValue* scale = values.find("cur_scale");
+  if (scale == nullptr) return;
+  LossScaler& scaler = engine->loss_scaler();
+  LossScaler::State now = scaler.state();
+  now.scale = scale->as_double("cur_scale");
+  const auto take = [&](const char* key, int64_t& into) {
+    if (const PyValue* value = values.find(key)) into = value->as_int(key);
+  };
+  take("cur_iter", now.iteration);
+  take("last_overflow_iter", now.last_overflow);
+  take("cur_hysteresis", now.hysteresis_left);
+  scaler.load(now);
+}
+
+LoadedCheckpoint ModuleEngine::Impl::restore_run(const std::string& folder, const PyValue& saved,
+                                                 const LoadOptions& options) {
+  if (!options.module_only) {
+    const PyValue* state = saved.find("lr_scheduler");
+    if (options.lr_scheduler_states && schedule != nullptr && state != nullptr &&
+        state->find("last_batch_iteration") != nullptr) {
+      schedule->set_last_batch_iteration(state->at("last_batch_iteration").as_int("lr_scheduler.last_batch_iteration"));
+    }
+    global_steps = saved.at("global_steps").as_int("global_steps");
+    micro_steps = global_steps * config->gradient_accumulation_steps.value_or(1);
+    const auto counted = [&](const char* key, int64_t fallback) {
+      const PyValue* value = saved.find(key);
+      return value == nullptr ? fallback : value->as_int(key);
+    };
+    global_samples = counted("global_samples", global_steps * config->train_batch_size.value_or(0));
+    skipped_steps = counted("skipped_steps", 0);
+  }
+  LoadedCheckpoint loaded{folder, {}};
+  for (const auto& [name, value] : saved.as_entries("the model file")) {
+    if (std::find(kModelFileEntries.begin(), kModelFileEntries.end(), name) != kModelFileEntries.end()) continue;
+    if (const auto held = to_client(*value)) loaded.client_state[name] = *held;
+  }
+  return loaded;
+}
+
+/// The same text on every rank, since not all hosts may see the same files.
+std::string ModuleEngine::Impl::text_of_rank_0(const std::string& text, const char* what) const {
+  std::vector<int64_t> letters(text.begin(), text.end());
+  const auto length = broadcast_values(world, device(), {static_cast<int64_t>(letters.size())}, 0, what).front();
+  letters.resize(static_cast<size_t>(length));
+  if (length > 0) letters = broadcast_values(world, device(), std::move(letters), 0, what);
+  return {letters.begin(), letters.end()};
+}
+
+/// Empty without a file.
 std::string ModuleEngine::Impl::latest_tag(const std::string& directory) const {
   std::string tag;
   if (world.rank() == 0) {
     std::ifstream latest(directory + "/latest");
     std::getline(latest, tag);
   }
-  std::vector<int64_t> text(tag.begin(), tag.end());
-  const auto length = broadcast_values(world, device(), {static_cast<int64_t>(text.size())}, 0, "latest").front();
-  text.resize(static_cast<size_t>(length));
-  if (length > 0) text = broadcast_values(world, device(), std::move(text), 0, "latest");
-  return {text.begin(), text.end()};
-}
-
-std::optional<LoadedCheckpoint> ModuleEngine::Impl::load(const std::string& directory, const LoadOptions& options) {
-  const c10::NoGradGuard no_grad;
-  const std::string tag = options.tag.empty() ? latest_tag(directory) : options.tag;
-  if (tag.empty()) {
-    if (world.rank() == 0) log.warning("there is no file {}/latest: pass a tag, or check the directory", directory);
-    return std::nullopt;
-  }
-  return Loader(*this, directory + "/" + tag, options).run();
+  return text_of_rank_0(tag, "latest");
 }
 
 // ---------------------------------------------------------------- the public methods
@@ -419,6 +433,9 @@ void ModuleEngine::save_checkpoint(const std::string& directory, const SaveOptio
 std::optional<LoadedCheckpoint> ModuleEngine::load_checkpoint(const std::string& directory,
                                                               const LoadOptions& options) {
   return impl_->load(directory, options);
+}
+void ModuleEngine::wait_for_checkpoint() {
+  impl_->wait_for_save();
 }
 void ModuleEngine::save_weights(const std::string& path) {
   impl_->save_weights(path);

@@ -1,13 +1,14 @@
 // Writing checkpoints: whole values are read one parameter at a time (collective) and each rank keeps its piece.
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "checkpoint/file_replace.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/state_layout.h"
 #include "checkpoint/torch_file.h"
@@ -15,8 +16,10 @@
 #include "config/json_text.h"
 #include "engine/checkpoint_names.h"
 #include "engine/module_checkpoint.h"
+#include "engine/module_checkpoint_native.h"
 #include "engine/optimizer_state_writer.h"
 #include "platform/files.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 
@@ -109,20 +112,34 @@ class ModuleEngine::Impl::Saver {
     check_client_state();
     const std::string tag = options_.tag.empty() ? "global_step" + std::to_string(owner_.global_steps) : options_.tag;
     check_tag(tag);
-    folder_ = directory_ + "/" + tag;
-    attempt([&] { make_directories(folder_); });
-    const bool trains = !owner_.optimizer.groups.empty();
-    write_model_file(trains);
-    if (trains && form_ != StateFileForm::kWhole) write_optimizer_file();
-    const std::string what = fmt::format("save_checkpoint({})", folder_);
-    owner_.agree(problem_, what);
-    if (options_.save_latest && rank_ == 0) {
-      attempt([&] { replace_file(directory_ + "/latest", [&](std::ostream& out) { out << tag; }); });
+    split_path(directory_ + "/" + tag);
+    what_ = fmt::format("save_checkpoint({}/{})", directory_, tag);
+    if (rank_ == 0) attempt([&] { begin_save(parent_, name_); });
+    owner_.agree(problem_, what_);  // the folder is there for all
+    folder_ = saving_folder(parent_, name_);
+    const bool native = owner_.config->checkpoint.format == "native";
+    if (native) {
+      write_native();
+    } else {
+      const bool trains = !owner_.optimizer.groups.empty();
+      write_model_file(trains);
+      if (trains && form_ != StateFileForm::kWhole) write_optimizer_file();
     }
-    owner_.agree(problem_, what);
+    agree();
+    finish(native);
+    agree();
+    if (rank_ == 0 && options_.save_latest && parent_ != directory_) attempt([&] { write_latest(directory_, tag); });
+    agree();
   }
 
  private:
+  /// The folder of tags and the tag's name in it: a tag may be a path below the directory.
+  void split_path(const std::string& path) {
+    const size_t slash = path.rfind('/');
+    parent_ = path.substr(0, slash);
+    name_ = path.substr(slash + 1);
+  }
+
   /// Peers are in the same collectives: a problem with files waits until they are over.
   template <typename Write>
   void attempt(const Write& write) {
@@ -131,6 +148,90 @@ class ModuleEngine::Impl::Saver {
     } catch (const std::exception&) {
       if (problem_ == nullptr) problem_ = std::current_exception();
     }
+  }
+
+  /// One outcome on all ranks; what a failed save left behind goes.
+  void agree() {
+    try {
+      owner_.agree(problem_, what_);
+    } catch (...) {
+      if (rank_ == 0) remove_directories(saving_folder(parent_, name_));
+      throw;
+    }
+  }
+
+  /// Checksums, the manifest, and the folder under its name; beside training where that is wanted and possible.
+  void finish(bool native) {
+    const CheckpointOptions& checkpoint = owner_.config->checkpoint;
+    SavePlan plan;
+    plan.save_dir = parent_;
+    plan.tag = name_;
+    plan.layout = native ? "native" : "deepspeed";
+    plan.rank = rank_;
+    plan.tensor_file = native_tensor_file(rank_);
+    plan.other_files = files_;
+    plan.commits = rank_ == 0;
+    plan.commit.ranks = ranks_;
+    plan.commit.info = info();
+    plan.commit.write_latest = options_.save_latest && parent_ == directory_;
+    plan.commit.keep_last = static_cast<int>(checkpoint.keep_last);
+    const bool wanted = checkpoint.async_save || (checkpoint.writer && checkpoint.writer->decoupled);
+    const bool beside = wanted && !owner_.engine->file_use().optimizer && has_room();
+    attempt([&] {
+      auto job = std::make_unique<SaveJob>(std::move(plan), std::move(slices_));
+      if (!beside) return job->run();
+      if (owner_.save_image == nullptr) owner_.save_image = std::make_shared<ShardImage>();
+      job->take_snapshot(owner_.save_image, at::get_num_threads());
+      job->start();
+      owner_.running_save = std::move(job);
+      owner_.running_save_name = what_;
+    });
+  }
+
+  /// Whether a copy of what is written fits into memory, on every rank. Collective.
+  [[nodiscard]] bool has_room() const {
+    int64_t bytes = owner_.save_image == nullptr ? 0 : -owner_.save_image->capacity();
+    for (const SavedSlice& slice : slices_) bytes += slice.numel * size_of(slice.dtype);
+    const int64_t lacks = bytes > process_memory_facts().available_bytes / 2 ? 1 : 0;
+    const bool fits = all_reduce_values(owner_.world, owner_.device(), {lacks}, ReduceOp::kMax, what_).front() == 0;
+    if (!fits && rank_ == 0) owner_.log.warning("checkpoint.async_save: memory has no room for a copy of the state");
+    return fits;
+  }
+
+  [[nodiscard]] std::string info() const {
+    const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+    const Json info = {{"saved_at", now},
+                       {"global_steps", owner_.global_steps},
+                       {"global_samples", owner_.global_samples},
+                       {"world", ranks_},
+                       {"stage", number_in_files(zero_)}};
+    return info.dump();
+  }
+
+  // --- the native format
+  void write_native() {
+    const bool trains = !owner_.optimizer.groups.empty();
+    slices_ = native_slices(*owner_.engine, owner_.optimizer, owner_.params, owner_.world, owner_.device());
+    PyDocument document;
+    PyNode* common = document.dict();
+    document.root = common;
+    add_counters(document, common);
+    common->set("shared_params", shared_params(document));
+    common->set("optimizer", trains ? PyValue(native_optimizer_state(document, view())) : PyValue());
+    for (const auto& [key, value] : options_.client_state) common->set(key, from_client(value));
+    if (rank_ == 0) write(kNativeCommon, document);
+    PyDocument own;
+    PyNode* random = own.dict();
+    random->set("torch", add_tensor(own, random_state()));
+    PyNode* state = own.dict();
+    state->set("random", random);
+    own.root = state;
+    write(native_rank_file(rank_), own);
+  }
+
+  void write(const std::string& name, const PyDocument& document) {
+    attempt([&] { write_torch_file(folder_ + "/" + name, document); });
+    files_.push_back(name);
   }
 
   void check_client_state() const {
@@ -167,6 +268,17 @@ class ModuleEngine::Impl::Saver {
     state->set("frozen_param_shapes", frozen ? PyValue(frozen_params(document, /*values=*/false)) : PyValue());
     state->set("shared_params", sharded_states ? PyValue(shared_params(document)) : PyValue());
     state->set("frozen_param_fragments", frozen ? PyValue(frozen_params(document, /*values=*/true)) : PyValue());
+    add_counters(document, state);
+    for (const auto& [key, value] : options_.client_state) state->set(key, from_client(value));
+    if (form_ == StateFileForm::kPerParameter) {
+      write(model_piece_file("", rank_).substr(1), document);
+    } else if (rank_ == 0) {
+      write(whole_model_file("").substr(1), document);
+    }
+  }
+
+  /// What every layout has of a run.
+  void add_counters(PyDocument& document, PyNode* state) const {
     state->set("lr_scheduler", schedule_state(document));
     state->set("data_sampler", PyValue());
     state->set("random_ltd", PyValue());
@@ -181,12 +293,6 @@ class ModuleEngine::Impl::Saver {
     state->set("checkpoint_parallel_dimensions", dimensions);
     state->set("ds_config", user_config(document));
     state->set("ds_version", DEEPSCALE_VERSION);
-    for (const auto& [key, value] : options_.client_state) state->set(key, from_client(value));
-    if (form_ == StateFileForm::kPerParameter) {
-      attempt([&] { write_torch_file(model_piece_file(folder_, rank_), document); });
-    } else if (rank_ == 0) {
-      attempt([&] { write_torch_file(whole_model_file(folder_), document); });
-    }
   }
 
   PyValue user_config(PyDocument& document) const {
@@ -279,7 +385,7 @@ class ModuleEngine::Impl::Saver {
     file->set("optimizer_state_dict", rank_optimizer_state(document, view()));
     file->set("ds_config", user_config(document));
     file->set("ds_version", DEEPSCALE_VERSION);
-    attempt([&] { write_torch_file(optimizer_file(folder_, rank_, owner_.config->bf16.enabled), document); });
+    write(optimizer_file("", rank_, owner_.config->bf16.enabled).substr(1), document);
   }
 
   [[nodiscard]] TrainingView view() const {
@@ -295,16 +401,31 @@ class ModuleEngine::Impl::Saver {
   Impl& owner_;
   const ZeroOptions& zero_;
   StateFileForm form_;
-  std::string directory_, folder_;
+  std::string directory_, parent_, name_, folder_, what_;
   const SaveOptions& options_;
   int ranks_, rank_;
+  std::vector<std::string> files_;  ///< of this rank, in folder_
+  std::vector<SavedSlice> slices_;
   std::exception_ptr problem_;
 };
 
 void ModuleEngine::Impl::save(const std::string& directory, const SaveOptions& options) {
   DS_CHECK_AS(ConfigError, !directory.empty(), "save_checkpoint() needs a directory, got an empty name");
   const c10::NoGradGuard no_grad;
+  wait_for_save();
   Saver(*this, directory, options).run();
+}
+
+void ModuleEngine::Impl::wait_for_save() {
+  const std::unique_ptr<SaveJob> job = std::move(running_save);
+  std::exception_ptr problem;
+  try {
+    if (job != nullptr) job->wait();
+  } catch (...) {
+    problem = std::current_exception();
+  }
+  // A save is under way on all ranks or on none.
+  if (job != nullptr) agree(problem, running_save_name);
 }
 
 void ModuleEngine::Impl::save_weights(const std::string& path) {

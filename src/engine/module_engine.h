@@ -3,11 +3,14 @@
 #pragma once
 
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
+#include "checkpoint/py_value.h"
+#include "checkpoint/save_job.h"
 #include "deepscale/training.h"
 #include "engine/engine.h"
 #include "engine/lr_schedule.h"
@@ -38,6 +41,8 @@ class ModuleEngine::Impl {
   void save(const std::string& directory, const SaveOptions& options);
   void save_weights(const std::string& path);
   std::optional<LoadedCheckpoint> load(const std::string& directory, const LoadOptions& options);
+  /// Until what save() began beside training is valid; throws what went wrong, on all ranks.
+  void wait_for_save();
 
   std::shared_ptr<torch::nn::Module> model;
   Config config;
@@ -47,7 +52,10 @@ class ModuleEngine::Impl {
   ConfiguredOptimizer optimizer;  ///< members are positions in params.params
   PlanGroups groups;
   std::unique_ptr<Engine> engine;
-  std::unique_ptr<LrSchedule> schedule;  ///< null: rates stay
+  std::unique_ptr<LrSchedule> schedule;   ///< null: rates stay
+  std::unique_ptr<SaveJob> running_save;  ///< beside training
+  std::string running_save_name;
+  std::shared_ptr<ShardImage> save_image;  ///< memory for the copy that is written beside training
 
   int64_t global_steps = 0;
   int64_t global_samples = 0;
@@ -59,10 +67,20 @@ class ModuleEngine::Impl {
  private:
   [[nodiscard]] at::Device device() const;
   [[nodiscard]] std::string latest_tag(const std::string& directory) const;
+  [[nodiscard]] std::vector<std::string> older_tags(const std::string& directory, const std::string& latest) const;
+  [[nodiscard]] std::string text_of_rank_0(const std::string& text, const char* what) const;
 
   class GatherHook;
   class Saver;
-  class Loader;
+  class Loader;  // DeepSpeed's layout
+  class NativeLoader;
+
+  using ReadNumber = std::function<double(const PyValue& value, const char* what)>;
+  LoadedCheckpoint load_tag(const std::string& folder, const LoadOptions& options);
+  LoadedCheckpoint load_files(const std::string& folder, const LoadOptions& options);
+  void restore_settings(const std::vector<const PyValue*>& saved, const ReadNumber& number);
+  void restore_scaler(const PyValue& state);
+  LoadedCheckpoint restore_run(const std::string& folder, const PyValue& saved, const LoadOptions& options);
 
   void cast_buffers();
   void broadcast_buffers();

@@ -117,7 +117,13 @@ ModuleEngine::Impl::Impl(std::shared_ptr<torch::nn::Module> given, Config given_
   if (config->dump_state && world.rank() == 0) log.warning("{}\n{}", description(), config.to_text());
 }
 
-ModuleEngine::Impl::~Impl() = default;
+ModuleEngine::Impl::~Impl() {
+  try {
+    if (running_save != nullptr) running_save->wait();
+  } catch (const std::exception& error) {
+    log.error("{}: {}", running_save_name, error.what());
+  }
+}
 
 void ModuleEngine::Impl::cast_buffers() {
   if (!config->data_types.buffer_dtype) return;

@@ -187,13 +187,27 @@ class StateWriter {
   }
 
  public:
+  PyNode* native_optimizer_state() const {
+    PyNode* state = document_.dict();
+    PyNode* list = document_.list();
+    for (size_t g = 0; g < view_.optimizer.groups.size(); ++g) {
+      PyNode* names = document_.list();
+      for (const int p : view_.optimizer.groups[g].members) names->add(view_.params.params[p].name);
+      list->add(group_settings(static_cast<int>(g), names));
+    }
+    state->set("param_groups", list);
+    state->set("step", view_.engine.optimizer_steps());
+    state->set("has_states", view_.engine.optimizer_steps() > 0);
+    state->set("scalars", document_.dict());
+    add_scaler(state);
+    return state;
+  }
+
   /// One rank's optimizer file. Collective.
   PyNode* rank_optimizer_state() const {
     PyNode* state = document_.dict();
     state->set("zero_stage", number_in_files(view_.config->zero));
-    state->set("loss_scaler", loss_scaler());
-    state->set("dynamic_loss_scale", view_.engine.loss_scaler().dynamic());
-    state->set("overflow", view_.engine.overflow());
+    add_scaler(state);
     state->set("ds_version", DEEPSCALE_VERSION);
     if (state_file_form(view_.config->zero) == StateFileForm::kPerParameter) {
       add_per_parameter(state);
@@ -204,6 +218,12 @@ class StateWriter {
   }
 
  private:
+  void add_scaler(PyNode* state) const {
+    state->set("loss_scaler", loss_scaler());
+    state->set("dynamic_loss_scale", view_.engine.loss_scaler().dynamic());
+    state->set("overflow", view_.engine.overflow());
+  }
+
   void add_per_parameter(PyNode* state) const {
     state->set("partition_count", view_.ranks);
     state->set("optimizer_state_dict", flat_base_state(StateLayoutKind::kPerParameter));
@@ -280,6 +300,10 @@ class StateWriter {
 
 PyNode* whole_optimizer_state(PyDocument& document, const TrainingView& view) {
   return StateWriter(document, view).whole_optimizer_state();
+}
+
+PyNode* native_optimizer_state(PyDocument& document, const TrainingView& view) {
+  return StateWriter(document, view).native_optimizer_state();
 }
 
 PyNode* rank_optimizer_state(PyDocument& document, const TrainingView& view) {

@@ -26,5 +26,7 @@ struct TrainingView {
 PyNode* whole_optimizer_state(PyDocument& document, const TrainingView& view);
 /// This rank's part, for its optimizer file. Collective.
 PyNode* rank_optimizer_state(PyDocument& document, const TrainingView& view);
+/// What native checkpoints keep of it beside the tensors: settings, steps, loss scale.
+PyNode* native_optimizer_state(PyDocument& document, const TrainingView& view);
 
 }  // namespace deepscale

@@ -89,22 +89,22 @@ at::Tensor GradReducer::slot(const UnitState& state, const at::Tensor& buffer, i
 
 void GradReducer::take(int unit, int index) {
   UnitState& state = units_[unit];
-  const NamedParam& param = state.unit->params()[index];
-  const at::Tensor& grad = param.tensor.grad();
-  if (!grad.defined()) return;
+  const at::Tensor param = state.unit->param(index);
+  if (!param.defined() || !param.grad().defined()) return;
+  const at::Tensor& grad = param.grad();
   DS_CHECK(
       grad.numel() == state.unit->layout().numel(index),
       "the gradient of parameter {} has shape [{}], the parameter had [{}] when the engine was built; do not resize "
       "parameters of a running engine",
-      param.name, fmt::join(grad.sizes(), ", "), fmt::join(state.unit->shape(index), ", "));
+      state.unit->param_name(index), fmt::join(grad.sizes(), ", "), fmt::join(state.unit->shape(index), ", "));
   reopen();
   begin_backward();
   if (!reduces(state)) {
-    take_whole(state, index, param.tensor);
+    take_whole(state, index, param);
   } else if (state.sent) {
-    take_late(state, index, param.tensor);
+    take_late(state, index, param);
   } else {
-    take_in_bucket(state, index, param.tensor);
+    take_in_bucket(state, index, param);
   }
 }
 
@@ -394,8 +394,8 @@ void GradReducer::settle_whole(UnitState& state) {
   for (size_t i = 0; i < state.written.size(); ++i) {
     if (!state.written[i]) slot(state, state.whole, static_cast<int>(i)).zero_();
     // From here on the buffer holds ranks' sums in part: nobody may accumulate into it.
-    const at::Tensor& param = state.unit->params()[i].tensor;
-    if (param.grad().defined()) param.mutable_grad() = at::Tensor();
+    const at::Tensor param = state.unit->param(static_cast<int>(i));
+    if (param.defined() && param.grad().defined()) param.mutable_grad() = at::Tensor();
   }
   if (plan.data.is_self()) return;
   if (bucket_dtype(state) == sum_dtype(state) && scale_before(state) == 1.0) {
@@ -496,8 +496,9 @@ void GradReducer::clear() {
     state.shard_valid = false;
     if (state.stored.defined()) state.stored.drop();
     state.late = state.carry = at::Tensor();
-    for (const auto& param : state.unit->params()) {
-      if (param.tensor.grad().defined()) param.tensor.mutable_grad() = at::Tensor();
+    for (int i = 0; i < state.unit->size(); ++i) {
+      const at::Tensor param = state.unit->param(i);
+      if (param.defined() && param.grad().defined()) param.mutable_grad() = at::Tensor();
     }
   }
   has_gradients_ = false;

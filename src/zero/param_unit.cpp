@@ -38,18 +38,21 @@ void check_params(const std::string& unit, const std::vector<NamedParam>& params
 
 ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingPlan plan, at::ScalarType dtype,
                      const FileTier* tier, Values values)
-    : name_(std::move(name)), params_(std::move(params)), plan_(std::move(plan)), dtype_(dtype) {
-  check_params(name_, params_);
+    : name_(std::move(name)), plan_(std::move(plan)), dtype_(dtype) {
+  check_params(name_, params);
   DS_CHECK_AS(
       ConfigError, plan_.shards() % plan_.node.size() == 0 || !sharded(),
       "zero_optimization.zero_hpz_partition_size is {}, but parameters are sharded over {} ranks: choose a divisor",
       plan_.node.size(), plan_.shards());
-  layout_ = ShardLayout(element_counts(params_), plan_.shards());
+  layout_ = ShardLayout(element_counts(params), plan_.shards());
   pieces_ = layout_.pieces(plan_.shard_rank());
-  for (const auto& param : params_) shapes_.push_back(param.tensor.sizes().vec());
+  for (const auto& param : params) {
+    params_.push_back({param.name, decltype(Member::tensor)(param.tensor.getIntrusivePtr())});
+    shapes_.push_back(param.tensor.sizes().vec());
+  }
   const c10::NoGradGuard no_grad;
-  allocate(tier);
-  fill(values);
+  allocate(tier, params.front().tensor.device());
+  fill(values, params);
   make_views();
   empty_ = at::empty({0}, flat_.options());
   if (sharded()) {
@@ -59,8 +62,12 @@ ParamUnit::ParamUnit(std::string name, std::vector<NamedParam> params, ShardingP
   }
 }
 
-void ParamUnit::allocate(const FileTier* tier) {
-  const at::Device device = params_.front().tensor.device();
+at::Tensor ParamUnit::param(int index) const {
+  auto tensor = params_[index].tensor.lock();
+  return tensor ? at::Tensor(std::move(tensor)) : at::Tensor();
+}
+
+void ParamUnit::allocate(const FileTier* tier, at::Device device) {
   const int64_t total = layout_.total_numel();
   if (!sharded()) {
     flat_ = plan_.optimizer.allocate(total, dtype_, device);
@@ -81,7 +88,7 @@ void ParamUnit::allocate(const FileTier* tier) {
 
 /// Rank 0's values into this rank's shard (or the flat buffer). One rank copies straight; several need a full copy to
 /// send and receive.
-void ParamUnit::fill(Values values) {
+void ParamUnit::fill(Values values, const std::vector<NamedParam>& params) {
   if (values == Values::kUndefined && in_file()) return;  // what was never written reads as zeros
   const bool straight = plan_.data.is_self() || !sharded();
   if (straight && in_file()) stored_.load_for_overwrite();
@@ -94,7 +101,7 @@ void ParamUnit::fill(Values values) {
     if (values == Values::kUndefined) {
       place.zero_();
     } else {
-      flat::copy(flat::plain(params_[i].tensor, params_[i].tensor.scalar_type(), device()), place);
+      flat::copy(flat::plain(params[i].tensor, params[i].tensor.scalar_type(), device()), place);
     }
   }
   plan_.data.broadcast(whole, 0, name_).wait_released();
@@ -197,19 +204,26 @@ at::Tensor ParamUnit::slot(int index) const {
   return flat::slice(flat_, layout_.offset(index), layout_.numel(index));
 }
 
+void ParamUnit::show_full() {
+  for (int i = 0; i < size(); ++i) {
+    if (const at::Tensor tensor = param(i); tensor.defined()) tensor.set_data(full_[i]);
+  }
+}
+
 void ParamUnit::point_at_full() {
-  for (size_t i = 0; i < params_.size(); ++i) params_[i].tensor.set_data(full_[i]);
+  show_full();
   gathered_ = true;
 }
 
 void ParamUnit::point_at_nothing() {
-  for (auto& param : params_) param.tensor.set_data(empty_);
+  for (int i = 0; i < size(); ++i) {
+    if (const at::Tensor tensor = param(i); tensor.defined()) tensor.set_data(empty_);
+  }
   gathered_ = false;
 }
 
 void ParamUnit::show_shapes() {
-  if (gathered_) return;
-  for (size_t i = 0; i < params_.size(); ++i) params_[i].tensor.set_data(full_[i]);
+  if (!gathered_) show_full();
 }
 
 void ParamUnit::hide_shapes() {
@@ -382,18 +396,18 @@ void ParamUnit::store_gathered() {
 
 bool ParamUnit::check_in_place() {
   bool taken_over = false;
-  for (size_t i = 0; i < params_.size(); ++i) {
-    auto& [name, tensor] = params_[i];
-    if (sharded() && !gathered_) continue;
+  for (int i = 0; i < size(); ++i) {
+    const at::Tensor tensor = param(i);
+    if (!tensor.defined() || (sharded() && !gathered_)) continue;
     if (tensor.const_data_ptr() == full_[i].const_data_ptr() && tensor.numel() == full_[i].numel()) continue;
     DS_CHECK(
         tensor.sizes().vec() == shapes_[i],
         "parameter {} has shape [{}] but had [{}] when the engine was built; do not resize or replace parameters of a "
         "running engine (build a new one after changing the model)",
-        name, fmt::join(tensor.sizes(), ", "), fmt::join(shapes_[i], ", "));
+        params_[i].name, fmt::join(tensor.sizes(), ", "), fmt::join(shapes_[i], ", "));
     if (sharded()) continue;
     const c10::NoGradGuard no_grad;
-    flat::copy(flat::plain(tensor, tensor.scalar_type(), device()), slot(static_cast<int>(i)));
+    flat::copy(flat::plain(tensor, tensor.scalar_type(), device()), slot(i));
     tensor.set_data(full_[i]);
     taken_over = true;
   }

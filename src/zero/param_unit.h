@@ -16,6 +16,10 @@
 // what frameworks test for. An internal full-shape tensor stays; its storage is resized in place, so views that
 // autograd saved (weight.t(), for instance) are valid again once the unit is gathered for backward.
 //
+// [Note: lives of parameters] Parameters own their unit (in Python through ParamSlot), the unit knows them weakly: a
+// model that is dropped takes its units, their memory and files along. A parameter that is gone while others of its
+// unit live is skipped.
+//
 // [Note: who writes shards] Shards change only between step boundaries, by their owner, after every rank has finished
 // its backward (the norm's all-reduce is that point) and before a barrier that ends publish(). One-sided reads are safe
 // so. Threads: one thread at a time (the autograd thread included).
@@ -56,7 +60,10 @@ class ParamUnit {
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const ShardLayout& layout() const { return layout_; }
   [[nodiscard]] const ShardingPlan& plan() const { return plan_; }
-  [[nodiscard]] const std::vector<NamedParam>& params() const { return params_; }
+  [[nodiscard]] int size() const { return static_cast<int>(params_.size()); }
+  /// Undefined when the parameter is gone.
+  [[nodiscard]] at::Tensor param(int index) const;
+  [[nodiscard]] const std::string& param_name(int index) const { return params_[index].name; }
   [[nodiscard]] const std::vector<int64_t>& shape(int index) const { return shapes_[index]; }
   [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
   [[nodiscard]] at::Device device() const { return flat_.device(); }
@@ -142,8 +149,8 @@ class ParamUnit {
   bool check_in_place();
 
  private:
-  void allocate(const FileTier* tier);
-  void fill(Values values);
+  void allocate(const FileTier* tier, at::Device device);
+  void fill(Values values, const std::vector<NamedParam>& params);
   void make_views();
   void store_in(FileTensor stored);
   void check_node_group() const;
@@ -152,12 +159,18 @@ class ParamUnit {
   void keep_second_shard();
   void drop_prefetch();
   void gather_from_file();
+  void show_full();
   void point_at_full();
   void point_at_nothing();
   [[nodiscard]] at::Tensor slot(int index) const;
 
+  struct Member {
+    std::string name;
+    c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor;
+  };
+
   std::string name_;
-  std::vector<NamedParam> params_;
+  std::vector<Member> params_;
   ShardingPlan plan_;
   at::ScalarType dtype_;
   std::vector<std::vector<int64_t>> shapes_;

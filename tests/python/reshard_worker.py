@@ -263,7 +263,7 @@ def main(path: str) -> None:
         while not os.path.exists(f"{path}.go"):
             if not os.path.exists(path):
                 sys.exit("the folder of this run is gone")
-            time.sleep(0.05)
+            time.sleep(0.2)
         for item in job["resume"]:
             answer("resume", item, worker.resume, item["saved"], item["case"], item["damage"])
 

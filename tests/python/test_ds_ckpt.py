@@ -184,6 +184,7 @@ def test_convert_writes_what_other_programs_read(saved, tmp_path, name):
     assert os.listdir(tmp_path / "model") == ["model.safetensors"]
     found, expected = load_file(tmp_path / "model" / "model.safetensors"), torch.load(saved / f"weights_{stage}.pt", weights_only=True)
     expected.pop("head.weight", None)  # another name of the embedding
+    assert torch.equal(found.pop("table"), make_model().table)  # a buffer
     assert sorted(found) == sorted(expected)
     if name.endswith("_1"):
         assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -321,5 +321,5 @@ def body_load(folder: str, stage: int) -> None:
 @pytest.mark.parametrize("before, after", [((3, 2), (3, 3)), ((0, 2), (3, 1)), ((1, 3), (2, 2)), ((3, 3), (0, 2))])
 def test_other_stages_and_worlds_read_it_by_slices(before, after, tmp_path):
     for body, (stage, world) in ((body_save, before), (body_load, before), (body_load, after)):
-        run_ranks(body, world, {"folder": str(tmp_path), "stage": stage}, timeout_s=120)
+        run_ranks(body, world, {"folder": str(tmp_path), "stage": stage}, timeout_s=300)
         (tmp_path / "latest").write_text("global_step2")

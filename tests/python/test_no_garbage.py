@@ -5,6 +5,8 @@ A cycle through an autograd graph would live until Python's collector happens to
 from __future__ import annotations
 
 import gc
+import os
+import weakref
 
 import pytest
 
@@ -61,3 +63,43 @@ def test_the_collector_is_off_while_an_engine_wants_it_off(end):
         assert gc.isenabled()
     finally:
         gc.enable()
+
+
+def _deleted_files() -> int:
+    found = 0
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            found += "(deleted)" in os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:  # the listing's own
+            continue
+    return found
+
+
+@pytest.mark.parametrize("how", ["engine", "zero.Init"])
+@pytest.mark.parametrize("place", ["memory", "files"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_model_that_is_dropped_takes_its_units_and_files_along(how, place, ends, tmp_path):
+    import deepspeed
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    if place == "files":
+        zero["offload_param"] = {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0}
+    settings = config(3, zero_optimization=zero)
+
+    def build() -> list:
+        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=how == "zero.Init"):
+            model = make_model()
+        engine = deepspeed.initialize(model=model, config=settings)[0]
+        engine.backward(engine(*batch(0)))
+        engine.step()
+        watched = [weakref.ref(thing) for param in model.parameters() for thing in (param, slot_of(param).unit) if thing is not None]
+        if ends:
+            engine.destroy()
+        return watched
+
+    from deepspeed.runtime.zero.parameter import slot_of
+    before = _deleted_files() if os.path.isdir("/proc/self/fd") else 0
+    watched = build()
+    gc.collect()
+    assert watched and [ref() for ref in watched if ref() is not None] == []
+    if os.path.isdir("/proc/self/fd"):
+        assert _deleted_files() == before

@@ -306,6 +306,38 @@ def test_settings_that_are_not_given_are_measured_and_remembered(tmp_path, monke
     assert known["remembered"] and (facts["block_size"], facts["queue_depth"]) == (known["block_size"], known["queue_depth"])
 
 
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+def test_a_load_that_was_cut_off_is_not_trained_on(layout, tmp_path, monkeypatch):
+    """What has read half of the states does not step, and is not saved, until a load is through."""
+    from deepspeed.runtime import checkpoint_native, checkpoint_restore
+    single_rank(monkeypatch)
+    model = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(3)])
+    engine = _engine(_zero(2, tmp_path, False), model, checkpoint={"format": layout})
+
+    def step() -> None:
+        engine.backward(engine(torch.ones(1, 16)).square().mean())
+        engine.step()
+    step()
+    engine.save_checkpoint(tmp_path / "saved", tag="good")
+
+    def fails(*_args, **_options):
+        raise OSError("the disk is gone")
+    with monkeypatch.context() as broken:
+        if layout == "native":
+            broken.setattr(checkpoint_native.NativeLoader, "_read_fragments", fails)
+        else:
+            broken.setattr(checkpoint_restore, "_restore_states", fails)
+        with pytest.raises((OSError, RuntimeError), match="the disk is gone"):
+            engine.load_checkpoint(tmp_path / "saved", tag="good")
+    with pytest.raises(RuntimeError, match="loading of states was cut off.*Load a checkpoint"):
+        step()
+    with pytest.raises(RuntimeError, match="cut off"):
+        engine.save_checkpoint(tmp_path / "saved", tag="bad")
+    engine.load_checkpoint(tmp_path / "saved", tag="good")
+    step()
+    engine.destroy()
+
+
 @linux_only
 def test_a_step_that_was_cut_off_is_not_continued(tmp_path, monkeypatch):
     """A failing read leaves some blocks updated and others not: no further step, no checkpoint of it, until one is loaded."""

@@ -85,6 +85,8 @@ class CheckpointLoader:
             if optimizer:
                 reset_optimizer(engine)
             engine._core.refresh_from_parameters()
+            if optimizer:
+                engine._core.end_load()
 
     # ---- opening
     def _open(self, optimizer: bool) -> None:

@@ -158,8 +158,11 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(saved: dict[str, Any]) -> None:
+    """Those that are there: a program without Python has torch's alone."""
     import numpy
     torch.set_rng_state(saved["torch"])
+    if "python" not in saved:
+        return
     version, state, gauss = saved["python"]
     random.setstate((version, tuple(state), gauss))
     kind, keys, *rest = saved["numpy"]
@@ -270,6 +273,8 @@ class NativeLoader(CheckpointLoader):
             engine._core.refresh_parameters()
         else:
             engine._core.refresh_from_parameters()
+        if optimizer:
+            engine._core.end_load()
 
     def _read_fragments(self, trained: dict[int, Any], optimizer: bool, module: bool) -> None:
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""

@@ -232,11 +232,13 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
         core.refresh_parameters()
     else:
         core.refresh_from_parameters()
+    if load_optimizer_states:
+        core.end_load()
 
 
 @torch.no_grad()
 def reset_optimizer(engine: Any) -> None:
-    """States, step count and loss scale as they were before the first step."""
+    """States, step count and loss scale as they were before the first step, until the core's end_load()."""
     if engine._stepper.native:
         engine._core.reset_optimizer()
     else:

@@ -1,0 +1,264 @@
+// Reading native checkpoints: every rank reads the slices that its own pieces need, whatever stage and number of ranks
+// wrote them. What is no tensor, names and shapes are checked on all ranks before any value is stored.
+#include <ATen/Functions.h>
+#include <c10/core/GradMode.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+#include "checkpoint/tag_folder.h"
+#include "comm/host_values.h"
+#include "engine/checkpoint_names.h"
+#include "engine/module_checkpoint.h"
+#include "engine/module_checkpoint_native.h"
+#include "platform/files.h"
+
+namespace deepscale {
+
+class ModuleEngine::Impl::NativeLoader {
+ public:
+  NativeLoader(Impl& owner, std::string folder, const LoadOptions& options)
+      : owner_(owner),
+        folder_(std::move(folder)),
+        options_(options),
+        wants_optimizer_(options.optimizer_states && !options.module_only && !owner.optimizer.groups.empty()) {}
+
+  LoadedCheckpoint run() {
+    const std::string what = fmt::format("load_checkpoint({})", folder_);
+    attempt([&] {
+      tensors_ = std::make_unique<NativeTensors>(folder_, owner_.world.rank(), owner_.world.size());
+      check_module();
+      check_optimizer();
+    });
+    owner_.agree(problem_, what);
+    owner_.engine->zero_grad();
+    if (wants_optimizer_ && saved_optimizer() != nullptr) owner_.engine->reset_optimizer();
+    attempt([&] { store_trained(); });
+    store_untrained();
+    owner_.agree(problem_, what + ", of which this engine now holds parts");
+    if (wants_optimizer_ && saved_optimizer() != nullptr) attempt([&] { restore_optimizer(); });
+    owner_.agree(problem_, what + ", of which this engine now holds parts");
+    if (!owner_.optimizer.groups.empty()) owner_.engine->refresh_parameters();
+    if (wants_optimizer_) owner_.engine->end_load();
+    if (wants_optimizer_ && tensors_->random()) restore_random_state(*tensors_->random());
+    return owner_.restore_run(folder_, common(), options_);
+  }
+
+ private:
+  /// Peers are in the same collectives: a problem with files waits until they are over.
+  template <typename Work>
+  void attempt(const Work& work) {
+    try {
+      work();
+    } catch (const Error&) {
+      if (problem_ == nullptr) problem_ = std::current_exception();
+    } catch (const std::exception& error) {
+      if (problem_ != nullptr) return;
+      problem_ = std::make_exception_ptr(
+          CheckpointError(fmt::format("checkpoint {} cannot be understood: {}", folder_, error.what())));
+    }
+  }
+
+  [[nodiscard]] const PyValue& common() const { return tensors_->common()->root(); }
+  /// Null when the engine that saved had none.
+  [[nodiscard]] const PyValue* saved_optimizer() const {
+    const PyValue* const saved = common().find("optimizer");
+    return saved == nullptr || saved->is_none() ? nullptr : saved;
+  }
+
+  void check_module() const {
+    std::vector<std::string> missing, wrong, unexpected;
+    std::set<std::string> known;
+    for (const auto& entry : owner_.params.entries) {
+      const auto expected = entry.param >= 0 ? owner_.params.params[entry.param].shape : entry.buffer.sizes().vec();
+      const ManifestTensor* const stored = tensors_->weight(entry.name);
+      if (stored == nullptr) {
+        missing.push_back(entry.name);
+        continue;
+      }
+      known.insert(stored->name.substr(stored->name.find('/') + 1));
+      if (stored->shape == expected) continue;
+      wrong.push_back(fmt::format("{} has shape [{}], the model's [{}]", entry.name, fmt::join(stored->shape, ", "),
+                                  fmt::join(expected, ", ")));
+    }
+    for (const std::string& name : tensors_->weights()) {
+      if (!known.contains(name)) unexpected.push_back(name);
+    }
+    DS_CHECK_AS(CheckpointError, wrong.empty(), "checkpoint {}: {}", folder_, wrong.empty() ? "" : wrong.front());
+    DS_CHECK_AS(
+        CheckpointError, !options_.strict || (missing.empty() && unexpected.empty()),
+        "checkpoint {} does not fit the model: missing [{}], unexpected [{}]; LoadOptions::strict = false loads "
+        "what fits",
+        folder_, fmt::join(missing, ", "), fmt::join(unexpected, ", "));
+  }
+
+  void check_optimizer() const {
+    if (!wants_optimizer_ || saved_optimizer() == nullptr) return;
+    const size_t saved = saved_optimizer()->at("param_groups").as_items("param_groups").size();
+    DS_CHECK_AS(CheckpointError, saved == owner_.optimizer.groups.size(),
+                "checkpoint {} has {} parameter groups, this optimizer {}: pass the same InitializeOptions::groups",
+                folder_, saved, owner_.optimizer.groups.size());
+    if (!saved_optimizer()->at("has_states").as_int("has_states")) return;
+    for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
+      for (const int p : owner_.optimizer.groups[g].members) {
+        for (const std::string& key : owner_.engine->state_keys()) {
+          const std::string name = state_name_in_files(owner_.optimizer, static_cast<int>(g), key);
+          const auto& param = owner_.params.params[p];
+          DS_CHECK_AS(CheckpointError, name.empty() || tensors_->find(name + "/" + param.name) != nullptr,
+                      "checkpoint {} has no state {} of parameter {}: it is of another optimizer, or the parameter was "
+                      "frozen when it was saved",
+                      folder_, name, param.name);
+        }
+      }
+    }
+  }
+
+  /// This rank's fragments of masters and states.
+  void store_trained() const {
+    const bool states = wants_optimizer_ && saved_optimizer() != nullptr &&
+                        saved_optimizer()->at("has_states").as_int("has_states") != 0;
+    for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
+      for (const int p : owner_.optimizer.groups[g].members) {
+        const std::string& param = owner_.params.params[p].name;
+        if (owner_.engine->fragment_of(p).length == 0) continue;
+        store(p, "fp32", tensors_->weight(param));
+        for (const std::string& key : owner_.engine->state_keys()) {
+          const std::string name = state_name_in_files(owner_.optimizer, static_cast<int>(g), key);
+          if (states && !name.empty()) store(p, key, tensors_->find(name + "/" + param));
+        }
+      }
+    }
+  }
+
+  void store(int param, const std::string& key, const ManifestTensor* stored) const {
+    if (stored == nullptr) return;  // LoadOptions::strict is false
+    const auto range = owner_.engine->fragment_of(param);
+    owner_.engine->write_local(param, key, tensors_->read(*stored, range.offset, range.length).to(at::kFloat));
+  }
+
+  /// Weights without a master copy here, and buffers. Collective: all ranks hold the same names in the same order.
+  void store_untrained() {
+    std::vector<bool> done(owner_.params.params.size(), false);
+    for (const auto& entry : owner_.params.entries) {
+      const bool again = entry.param >= 0 && done[entry.param];
+      const bool trained = entry.param >= 0 && optimizer_group_of(owner_.optimizer, entry.param) >= 0;
+      const ManifestTensor* const stored = tensors_->weight(entry.name);
+      if (again || trained || stored == nullptr) continue;
+      at::Tensor value = at::zeros(stored->shape, at::TensorOptions(to_scalar_type(stored->dtype)));
+      attempt([&] { value = tensors_->read_whole(*stored); });
+      if (entry.param < 0) {
+        entry.buffer.copy_(value);
+      } else {
+        done[entry.param] = true;
+        owner_.engine->write_full(entry.param, "fp32", value.to(at::kFloat));
+      }
+    }
+  }
+
+  void restore_optimizer() const {
+    const PyValue& saved = *saved_optimizer();
+    const auto number = [this](const PyValue& value, const char* what) {
+      if (!value.is(PyKind::kTensor)) return value.as_double(what);
+      const at::Tensor tensor = tensors_->common()->read(value.node()->tensor);
+      DS_CHECK_AS(CheckpointError, tensor.numel() == 1, "{} is no single number", what);
+      return tensor.item<double>();
+    };
+    std::vector<const PyValue*> groups;
+    for (const PyValue& group : saved.at("param_groups").as_items("param_groups")) groups.push_back(&group);
+    owner_.restore_settings(groups, number);
+    std::optional<double> step;
+    if (const PyValue* const stored = saved.find("step"); stored != nullptr && !stored->is_none()) {
+      step = number(*stored, "step");
+    } else if (const PyValue* const scalars = saved.find("scalars")) {  // an optimizer of torch has one per parameter
+      for (const auto& [name, state] : scalars->as_entries("scalars")) {
+        const PyValue* const own = state->find("step");
+        if (own != nullptr) step = std::max(step.value_or(0.0), number(*own, "step"));
+      }
+    }
+    if (step) owner_.engine->set_optimizer_steps(static_cast<int64_t>(*step));
+    owner_.restore_scaler(saved);
+  }
+
+  Impl& owner_;
+  std::string folder_;
+  const LoadOptions& options_;
+  bool wants_optimizer_;
+  std::unique_ptr<NativeTensors> tensors_;
+  std::exception_ptr problem_;
+};
+
+namespace {
+
+/// By rank 0: whether a folder holds the native format; a damaged manifest does not hide it.
+bool is_native(const std::string& folder) {
+  if (!file_size(folder + "/" + kManifestName)) return false;
+  try {
+    return read_manifest(folder).layout == "native";
+  } catch (const CheckpointError&) {
+    return file_size(folder + "/" + kNativeCommon).has_value();
+  }
+}
+
+}  // namespace
+
+LoadedCheckpoint ModuleEngine::Impl::load_tag(const std::string& folder, const LoadOptions& options) {
+  const int64_t mine = world.rank() == 0 && is_native(folder) ? 1 : 0;
+  if (broadcast_values(world, device(), {mine}, 0, "layout of a checkpoint").front() != 0) {
+    return NativeLoader(*this, folder, options).run();
+  }
+  return load_files(folder, options);
+}
+
+std::optional<LoadedCheckpoint> ModuleEngine::Impl::load(const std::string& directory, const LoadOptions& options) {
+  const c10::NoGradGuard no_grad;
+  wait_for_save();
+  if (world.rank() == 0) {
+    try {
+      restore_replaced(directory);
+    } catch (const IoError& error) {
+      log.warning("{}", error.what());
+    }
+  }
+  if (!options.tag.empty()) return load_tag(directory + "/" + options.tag, options);
+  const std::string tag = latest_tag(directory);
+  if (tag.empty()) {
+    if (world.rank() == 0) log.warning("there is no file {}/latest: pass a tag, or check the directory", directory);
+    return std::nullopt;
+  }
+  std::vector<std::string> tags = {tag};
+  for (size_t i = 0;; ++i) {
+    try {
+      return load_tag(directory + "/" + tags[i], options);
+    } catch (const Error& error) {
+      if (i == 0) {
+        const auto older = older_tags(directory, tag);
+        tags.insert(tags.end(), older.begin(), older.end());
+      }
+      if (i + 1 == tags.size()) throw;
+      if (world.rank() == 0)
+        log.warning("{}\nThe checkpoint {} is older and is tried instead", error.what(), tags[i + 1]);
+    }
+  }
+}
+
+/// Checkpoints with a manifest whose files are all there, newest first, as rank 0 sees them.
+std::vector<std::string> ModuleEngine::Impl::older_tags(const std::string& directory, const std::string& latest) const {
+  std::string joined;
+  if (world.rank() == 0) {
+    for (const TagFacts& facts : list_tags(directory)) {
+      if (facts.tag != latest && facts.problem.empty()) joined += facts.tag + "/";
+    }
+  }
+  std::vector<std::string> tags;
+  joined = text_of_rank_0(joined, "older checkpoints");
+  for (size_t begin = 0; begin < joined.size();) {
+    const size_t end = joined.find('/', begin);
+    tags.push_back(joined.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return tags;
+}
+
+}  // namespace deepscale

@@ -1,0 +1,147 @@
+// The native format and the folders of the C++ API: a run goes on bit for bit, at any level and number of ranks, and
+// what is not whole is not loaded.
+#include <fstream>
+
+#include "checkpoint/tag_folder.h"
+#include "engine/module_checkpoint_test_support.h"
+
+namespace deepscale {
+namespace {
+
+using NativeCheckpoint = ModuleCheckpointTest;
+
+std::string native(const std::string& more = "") {
+  return R"("checkpoint": {"format": "native")" + (more.empty() ? more : ", " + more) + "}, ";
+}
+
+void flip(const std::string& path) {
+  const int64_t place = *file_size(path) / 2;
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(place);
+  const char byte = static_cast<char>(file.get() ^ 1);
+  file.seekp(place);
+  file.put(byte);
+}
+
+TEST_F(NativeCheckpoint, AResumedRunGoesOnWithTheSameBits) {
+  const std::string bf16 = R"("bf16": {"enabled": true}, )";
+  const std::string fp16 = R"("fp16": {"enabled": true, "initial_scale_power": 6}, )";
+  for (const std::string& more : {std::string(), bf16, fp16}) {
+    for (const std::string level : {"0", "1", "2", "3"}) {
+      SCOPED_TRACE(more + level);
+      const std::string folder = folder_ + "/" + (more.empty() ? "fp32" : more.substr(1, 4)) + level;
+      on_ranks(2, [&](const Communicator& world) {
+        Trainer whole(config_text(level, native() + more), world);
+        whole.train(0, 3);
+        whole.model->offset.fill_(0.125);
+        whole.engine->save_checkpoint(folder, {.client_state = {{"epoch", int64_t{3}}}});
+        const auto expected = whole.train(3, 5);
+        Trainer resumed(config_text(level, more), world);  // the format is recognised
+        const auto loaded = resumed.engine->load_checkpoint(folder);
+        ASSERT_TRUE(loaded.has_value());
+        EXPECT_EQ(std::get<int64_t>(loaded->client_state.at("epoch")), 3);
+        EXPECT_EQ(loaded->client_state.size(), 1u);
+        EXPECT_EQ(resumed.engine->global_steps(), 3);
+        EXPECT_EQ(resumed.engine->loss_scale(), whole.engine->loss_scale());
+        EXPECT_EQ(resumed.model->offset[0].item<float>(), 0.125f);
+        EXPECT_EQ(resumed.train(3, 5), expected);
+        EXPECT_EQ(resumed.engine->learning_rates(), whole.engine->learning_rates());
+        expect_same(whole.weights(), resumed.weights());
+      });
+      EXPECT_TRUE(verify_tag(folder + "/global_step3", /*deep=*/true).empty());
+    }
+  }
+}
+
+TEST_F(NativeCheckpoint, AnyLevelAndNumberOfRanksReadsIt) {
+  std::map<std::string, at::Tensor> weights, next;
+  for (const std::string level : {"0", "2", "3"}) {
+    const std::string folder = folder_ + "/" + level;
+    on_ranks(2, [&](const Communicator& world) {
+      Trainer saved(config_text(level, native()), world);
+      saved.train(0, 3);
+      saved.engine->save_checkpoint(folder);
+      const auto held = saved.weights();
+      if (world.rank() == 0) weights = held;
+    });
+    for (const int ranks : {1, 3}) {
+      for (const std::string other : {"0", "1", "3"}) {
+        SCOPED_TRACE(level + " -> " + other + " on " + std::to_string(ranks));
+        std::map<std::string, at::Tensor> trained;
+        on_ranks(ranks, [&](const Communicator& world) {
+          Trainer loaded(config_text(other, native()), world);
+          ASSERT_TRUE(loaded.engine->load_checkpoint(folder).has_value());
+          expect_same(weights, loaded.weights());
+          if (ranks != 1) return;
+          loaded.train(3, 5);
+          trained = loaded.weights();
+        });
+        if (ranks != 1) continue;
+        if (next.empty()) next = trained;
+        expect_same(next, trained);  // the optimizer's states came along
+      }
+    }
+  }
+}
+
+TEST_F(NativeCheckpoint, TheNewestIntactOneIsLoadedWhenTheLatestIsDamaged) {
+  for (const std::string& more : {native(), std::string()}) {
+    SCOPED_TRACE(more);
+    const std::string folder = folder_ + (more.empty() ? "/deepspeed" : "/native");
+    on_ranks(2, [&](const Communicator& world) {
+      Trainer trainer(config_text("2", more), world);
+      for (int step = 0; step < 2; ++step) {
+        trainer.train(step, step + 1);
+        trainer.engine->save_checkpoint(folder);
+      }
+    });
+    const std::string latest = folder + "/global_step2";
+    EXPECT_EQ(list_directory(folder), (std::vector<std::string>{"global_step1", "global_step2", "latest"}));
+    for (const std::string& file : list_directory(latest)) {
+      SCOPED_TRACE(file);
+      flip(latest + "/" + file);
+      on_ranks(2, [&](const Communicator& world) {
+        Trainer trainer(config_text("3"), world);
+        EXPECT_THROW((void)trainer.engine->load_checkpoint(folder, {.tag = "global_step2"}), CheckpointError);
+        EXPECT_EQ(trainer.engine->global_steps(), 0);
+        EXPECT_EQ(trainer.engine->load_checkpoint(folder)->path, folder + "/global_step1");
+        EXPECT_EQ(trainer.engine->global_steps(), 1);
+      });
+      flip(latest + "/" + file);
+    }
+  }
+}
+
+TEST_F(NativeCheckpoint, WritingBesideTrainingKeepsTheStateOfTheCall) {
+  std::map<std::string, at::Tensor> weights;
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("2", native(R"("async_save": true, "keep_last": 2)")), world);
+    for (int step = 0; step < 4; ++step) {
+      trainer.train(step, step + 1);
+      trainer.engine->save_checkpoint(folder_);
+    }
+    const auto held = trainer.weights();
+    if (world.rank() == 0) weights = held;
+    trainer.train(4, 6);
+    trainer.engine->wait_for_checkpoint();
+    EXPECT_EQ(list_directory(folder_), (std::vector<std::string>{"global_step3", "global_step4", "latest"}));
+    Trainer other(config_text("3"), world);
+    EXPECT_EQ(other.engine->load_checkpoint(folder_)->path, folder_ + "/global_step4");
+    expect_same(weights, other.weights());
+  });
+}
+
+TEST_F(NativeCheckpoint, ASaveThatFailsChangesNothing) {
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("3", native()), world);
+    trainer.train(0, 1);
+    trainer.engine->save_checkpoint(folder_);
+    trainer.train(1, 2);
+    const std::string target = folder_ + "/latest/x";  // below a file
+    EXPECT_THROW(trainer.engine->save_checkpoint(target), Error);
+    EXPECT_EQ(trainer.engine->load_checkpoint(folder_)->path, folder_ + "/global_step1");
+  });
+}
+
+}  // namespace
+}  // namespace deepscale
