@@ -25,19 +25,17 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness  # noqa: E402
-from machine_limits import private_bytes  # noqa: E402
+from machine_limits import MemoryLimit, PeakMemory, limit_data, private_bytes  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
 TARGET = 1.15
@@ -113,11 +111,6 @@ def settings(folder: str | None) -> dict:
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
         "zero_optimization": zero,
     }
-
-
-def limit_data(size: int) -> None:
-    """What may stand in the place of a control group."""
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def build(width: int, layers: int, tokens: int, folder: str | None, more: dict | None = None) -> dict:
@@ -241,82 +234,12 @@ def fio_mixed(path: str, size: int, read_share: float, setting: tuple[str, int])
     return (job["read"]["io_bytes"] + job["write"]["io_bytes"]) / (job["job_runtime"] / 1e3)
 
 
-# ---------------------------------------------------------------- benchmark half: the limit on memory
-
-
-class MemoryLimit:
-    """A control group with a limit on memory, version 2 or 1, or (kind "RLIMIT_DATA") word that none could be made."""
-
-    def __init__(self, size: int, name: str = "limit") -> None:
-        self.size, self.folder, self.kind = size, None, "RLIMIT_DATA"
-        name = f"deepscale_bench_{os.getpid()}_{name}"
-        for kind, root, key in (("cgroup v2", "/sys/fs/cgroup", "memory.max"), ("cgroup v1", "/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
-            folder = Path(root, name)
-            try:
-                if not Path(root, "cgroup.procs").exists():
-                    continue  # no control groups are mounted there
-                folder.mkdir()
-            except OSError:
-                continue
-            try:
-                with open(folder / key, "r+") as file:  # exists where the group can limit memory
-                    file.write(str(size))
-            except OSError:
-                folder.rmdir()
-                continue
-            self.folder, self.kind = folder, kind
-            break
-
-    def apply(self, side: harness.Side) -> None:
-        if self.folder:
-            for pid in side.pids:
-                (self.folder / "cgroup.procs").write_text(str(pid))
-        else:
-            side.call("limit_data", size=self.size)
-
-    def highest(self) -> int | None:
-        """The group's own peak, page cache included."""
-        for key in ("memory.peak", "memory.max_usage_in_bytes"):
-            try:
-                return int((self.folder / key).read_text())
-            except (OSError, TypeError):
-                pass
-        return None
-
-    def close(self) -> None:
-        for _ in range(50):
-            try:
-                if self.folder:
-                    self.folder.rmdir()
-                return
-            except OSError:
-                time.sleep(0.1)
+# ---------------------------------------------------------------- benchmark half: memory
 
 
 def available_bytes() -> int:
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-
-
-class PeakOf:
-    """Samples private_bytes of a process."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid, self.peak, self.running = pid, 0, True
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while self.running:
-            try:
-                self.peak = max(self.peak, private_bytes(self.pid))
-            except OSError:
-                return
-            time.sleep(0.01)
-
-    def close(self) -> None:
-        self.running = False
-        self.thread.join()
 
 
 # ---------------------------------------------------------------- benchmark half: measuring
@@ -392,8 +315,8 @@ class Compute:
 def train(size: dict, folder: str, rounds: int, limit: MemoryLimit | None, side: harness.Side, drive: Drive, compute: Compute, more: dict) -> dict:
     """Steps of one side, each between two measurements of the drive."""
     if limit:
-        limit.apply(side)
-    peak = PeakOf(side.pids[0])
+        limit.apply(side.pids, lambda size: side.call("limit_data", size=size))
+    peak = PeakMemory(side.pids[0])
     try:
         shape = {key: size[key] for key in ("width", "layers", "tokens")}
         made = side.call("build", folder=folder, more=more, **shape)[0]

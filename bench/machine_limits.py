@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -12,6 +13,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Callable
 
 MIB = 2**20
 HUGE_PAGE = 2 * MIB
@@ -24,39 +26,102 @@ def private_bytes(pid: int | str = "self") -> int:
 
 
 class MemoryLimit:
-    """A memory limit for this process and its children: a control group (version 1 or 2), or RLIMIT_DATA where none can be made.
+    """A limit on the memory of other processes: a control group (version 2 or 1), or (kind "RLIMIT_DATA") word that none could be made.
 
-    A control group counts the page cache too, as far as it cannot be given back; RLIMIT_DATA private memory alone."""
+    A control group counts the page cache too, as far as it cannot be given back; RLIMIT_DATA private memory alone. For the parent of
+    the processes: a context manager that removes the group at its end. What a parent that was killed left is removed by the next one."""
 
-    def __init__(self, name: str, limit_bytes: int) -> None:
-        self.kind, self._folder = "RLIMIT_DATA", None
-        for parent, limit_file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
-            folder = Path(parent) / f"deepscale-{name}-{os.getpid()}"
+    ROOTS = (("cgroup v2", "/sys/fs/cgroup", "memory.max"), ("cgroup v1", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
+
+    def __init__(self, size: int, name: str = "limit") -> None:
+        self.size, self.folder, self.kind = size, None, "RLIMIT_DATA"
+        for kind, root, key in self.ROOTS:
+            folder = Path(root, f"deepscale_bench_{os.getpid()}_{name}")
             try:
+                if not Path(root, "cgroup.procs").exists():
+                    continue  # no control groups are mounted there
+                self._remove_abandoned(Path(root))
                 folder.mkdir()
-                (folder / limit_file).write_text(str(limit_bytes))
-                (folder / "cgroup.procs").write_text(str(os.getpid()))
             except OSError:
-                if folder.exists():
-                    folder.rmdir()
                 continue
-            self.kind, self._folder = f"control group {folder}", folder
+            try:
+                with open(folder / key, "r+") as file:  # exists where the group can limit memory
+                    file.write(str(size))
+            except OSError:
+                folder.rmdir()
+                continue
+            self.folder, self.kind = folder, kind
+            break
+
+    @staticmethod
+    def _remove_abandoned(root: Path) -> None:
+        for folder in root.glob("deepscale_bench_*_*"):
+            if not Path("/proc", folder.name.split("_")[2]).exists():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # no group of living processes can be
+
+    def apply(self, pids: list[int], limit_data: Callable[[int], object]) -> None:
+        """limit_data: has the processes call limit_data() of this module with the bytes, where there is no control group."""
+        if self.folder is None:
+            limit_data(self.size)
             return
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+        for pid in pids:
+            (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def highest(self) -> int | None:
+        """The group's own peak, page cache included."""
+        for key in ("memory.peak", "memory.max_usage_in_bytes"):
+            try:
+                return int((self.folder / key).read_text())
+            except (OSError, TypeError):
+                pass
+        return None
+
+    def close(self) -> None:
+        """Removes the group. Its processes have been ended; the kernel counts them for a moment more."""
+        for _ in range(50):
+            try:
+                if self.folder:
+                    self.folder.rmdir()
+                self.folder = None
+                return
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.1)
+
+    def __enter__(self) -> MemoryLimit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def limit_data(size: int) -> None:
+    """What may stand in the place of a control group, for this process."""
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 class PeakMemory:
-    """Largest private_bytes() since the start, sampled by a thread."""
+    """Largest private_bytes() of a process since the start, sampled by a thread until close()."""
 
-    def __init__(self, interval_s: float = 0.02) -> None:
+    def __init__(self, pid: int | str = "self", interval_s: float = 0.01) -> None:
         self.peak = 0
-        self._interval = interval_s
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._pid, self._interval, self._running = pid, interval_s, True
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def _watch(self) -> None:
-        while True:
-            self.peak = max(self.peak, private_bytes())
+        while self._running:
+            try:
+                self.peak = max(self.peak, private_bytes(self._pid))
+            except OSError:
+                return  # it has ended
             time.sleep(self._interval)
+
+    def close(self) -> None:
+        self._running = False
+        self._thread.join()
 
 
 def bytes_read() -> int:

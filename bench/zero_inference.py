@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness  # noqa: E402
-from machine_limits import MIB, DriveReads, MemoryLimit, PeakMemory, bytes_read, private_bytes  # noqa: E402
+from machine_limits import MIB, DriveReads, MemoryLimit, PeakMemory, bytes_read, limit_data, private_bytes  # noqa: E402
 
 EXAMPLE = harness.ROOT / "examples" / "zero_inference"
 QUICK = {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 8, "num_attention_heads": 16,
@@ -41,9 +41,6 @@ class Worker:
     peak: Any = None
     data: Any = None
     program = plan = 0
-
-    def limit(self, name: str, limit_bytes: int) -> str:
-        return MemoryLimit(name, limit_bytes).kind if limit_bytes else "none"
 
     def load(self, kind: str, folder: str, files: str, bits: int) -> dict:
         import torch
@@ -131,20 +128,23 @@ def reason_of(error: Exception) -> str:
     return lines[0] if "exit status" in lines[0] else lines[-1]
 
 
-def start_side(name: str, kind: str, args: argparse.Namespace, folder: Path, bits: int, limit: int, python: str) -> harness.Side | None:
+def start_side(name: str, kind: str, args: argparse.Namespace, folder: Path, bits: int, limit: MemoryLimit | None,
+               python: str) -> harness.Side | None:
     files = args.folder / f"files-{kind}-{bits}"
     files.mkdir(parents=True, exist_ok=True)
     environment = harness.reference_environment() if kind == "reference" else {}
     side = harness.Side(name, __file__, python=python, threads=os.cpu_count() or 1, timeout_s=1200,
                         environment={**environment, "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"})
     try:
-        [limited] = side.call("limit", name=f"zi-{kind}-{bits}", limit_bytes=limit)
+        if limit:
+            limit.apply(side.pids, lambda size: side.call("limit_data", size=size))
         [loaded] = side.call("load", kind=kind, folder=str(folder), files=str(files), bits=bits)
     except harness.SideFailed as error:
         print(f"{name}: did not run: {reason_of(error)}", flush=True)
         side.close()
         return None
-    print(f"{name}: memory limit {limit / 2**30:.2f} GiB ({limited}), loaded in {loaded['seconds']:.1f} s, "
+    limited = f"memory limit {limit.size / 2**30:.2f} GiB ({limit.kind})" if limit else "no memory limit"
+    print(f"{name}: {limited}, loaded in {loaded['seconds']:.1f} s, "
           f"{loaded['bytes_read'] / 1e9:.2f} GB read", flush=True)
     return side
 
@@ -154,12 +154,25 @@ def on_disk(args: argparse.Namespace, folder: Path, weights: int, limit: int) ->
     wanted = [("disk", "disk", 16, sys.executable), ("disk int4", "disk", 4, sys.executable), ("accelerate", "accelerate", 16, sys.executable)]
     if args.reference:
         wanted.append(("DeepSpeed", "reference", 16, args.reference))
-    sides = [side for name, kind, bits, python in wanted if (side := start_side(name, kind, args, folder, bits, limit, python))]
+    limits = [MemoryLimit(limit, f"{kind}-{bits}") for _, kind, bits, _ in wanted]
+    sides: list[harness.Side] = []
+    try:
+        for (name, kind, bits, python), own in zip(wanted, limits):
+            if side := start_side(name, kind, args, folder, bits, own, python):
+                sides.append(side)
+        return measure(sides, drive, args.quick)
+    finally:
+        harness.close_all()
+        for own in limits:
+            own.close()
+
+
+def measure(sides: list[harness.Side], drive: DriveReads, quick: bool) -> dict:
     runs: dict[str, list[dict]] = {side.name: [] for side in sides}
     try:
         for side in sides:
             side.call("generate", tokens=3)  # learns the order, decides what stays
-        for _ in range(2 if args.quick else 4):
+        for _ in range(2 if quick else 4):
             for side in list(sides):
                 before = drive.measure()
                 try:
@@ -179,7 +192,7 @@ def on_disk(args: argparse.Namespace, folder: Path, weights: int, limit: int) ->
 
 
 def on_host(args: argparse.Namespace, folder: Path) -> dict | None:
-    side = start_side("host", "host", args, folder, 16, 0, sys.executable)
+    side = start_side("host", "host", args, folder, 16, None, sys.executable)
     if side is None:
         return None
     with side:
@@ -244,6 +257,6 @@ def main() -> None:
 if __name__ == "__main__":
     if harness.is_worker():
         worker = Worker()
-        harness.serve({name: getattr(worker, name) for name in ("limit", "load", "generate", "weight_bytes", "memory_bandwidth")})
+        harness.serve({"limit_data": limit_data} | {name: getattr(worker, name) for name in ("load", "generate", "weight_bytes", "memory_bandwidth")})
     else:
         main()

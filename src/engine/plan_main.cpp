@@ -82,6 +82,7 @@ MachineLimits limits_of(const Request& request, const Config& config) {
     const auto bytes = static_cast<int64_t>(request.host_gib * kGib);
     limits.memory = {bytes, bytes, ""};
     limits.groups.clear();
+    limits.process.clear();
   }
   return limits;
 }

@@ -93,6 +93,7 @@ struct TierCore {
   std::unique_ptr<Buffer> acquire(int64_t bytes, bool required);
   void give_back(std::unique_ptr<Buffer> buffer);
   void take_out_of_pool(Buffer& buffer);
+  void set_pool_bytes(int64_t bytes);
   void reap();
   int64_t reserve(int64_t bytes, const std::string& name);
   void release(int64_t offset, int64_t bytes);
@@ -107,19 +108,20 @@ struct TierCore {
   std::map<int64_t, int64_t> holes;            // offset -> bytes that nobody uses
   int64_t end = 0;                             // of what is reserved
   int64_t beyond_pool = 0;                     // now
+  int64_t asked_pool = 0;                      // of set_pool_bytes
   FileTierFacts facts;
 
  private:
-  std::unique_ptr<Buffer> take_spare(int64_t bytes);
+  std::unique_ptr<Buffer> take_spare(int64_t least, int64_t most);
   std::unique_ptr<Buffer> make_buffer(int64_t capacity, bool pooled);
   void drop_spare(size_t index);
 };
 
-std::unique_ptr<Buffer> TierCore::take_spare(int64_t bytes) {
+std::unique_ptr<Buffer> TierCore::take_spare(int64_t least, int64_t most) {
   auto best = spare.end();
   for (auto at = spare.begin(); at != spare.end(); ++at) {
     const int64_t capacity = (*at)->memory.bytes();
-    if (capacity < bytes || capacity > 2 * rounded_up(bytes, kBufferStep)) continue;
+    if (capacity < least || capacity > most) continue;
     if (best == spare.end() || capacity < (*best)->memory.bytes()) best = at;
   }
   if (best == spare.end()) return nullptr;
@@ -138,7 +140,7 @@ std::unique_ptr<Buffer> TierCore::make_buffer(int64_t capacity, bool pooled) {
   }
   facts.pool_bytes += capacity;
   facts.peak_pool_bytes = std::max(facts.peak_pool_bytes, facts.pool_bytes);
-  if (!options.pin || !facts.pin_refusal.empty()) return buffer;
+  if (!options.pin || !facts.pin_refusal.empty() || capacity < kSmallestPinnedBytes) return buffer;
   buffer->registration = queue.register_buffer(buffer->memory.data(), capacity);
   if (buffer->registration->active()) {
     facts.pinned_bytes += capacity;
@@ -165,10 +167,14 @@ void TierCore::reap() {
 }
 
 std::unique_ptr<Buffer> TierCore::acquire(int64_t bytes, bool required) {
+  bytes = std::max<int64_t>(bytes, 1);  // shards of empty parameters have none
   const int64_t capacity = rounded_up(bytes, bytes < kBufferStep ? kPage : kBufferStep);
   reap();
   for (;;) {
-    if (auto found = take_spare(bytes)) return found;
+    // Its own size first: a pool with room for a buffer of each tensor then never has more than these.
+    if (auto found = take_spare(capacity, capacity)) return found;
+    if (facts.pool_bytes + capacity <= options.pool_bytes) return make_buffer(capacity, true);
+    if (auto found = take_spare(capacity, 2 * rounded_up(bytes, kBufferStep))) return found;
     while (!spare.empty() && facts.pool_bytes + capacity > options.pool_bytes) drop_spare(0);
     if (facts.pool_bytes + capacity <= options.pool_bytes) return make_buffer(capacity, true);
     if (!required) return nullptr;
@@ -182,6 +188,7 @@ void TierCore::give_back(std::unique_ptr<Buffer> buffer) {
     facts.resident_bytes -= buffer->memory.bytes();
   } else if (buffer->pooled) {
     spare.push_back(std::move(buffer));
+    if (facts.pool_bytes > options.pool_bytes) drop_spare(spare.size() - 1);  // since set_pool_bytes()
   } else {
     beyond_pool -= buffer->memory.bytes();
   }
@@ -200,6 +207,14 @@ void TierCore::take_out_of_pool(Buffer& buffer) {
   buffer.pooled = false;
   buffer.stays = true;
   facts.resident_bytes += bytes;
+}
+
+void TierCore::set_pool_bytes(int64_t bytes) {
+  reap();
+  while (!spare.empty()) drop_spare(spare.size() - 1);
+  asked_pool = std::max(asked_pool, bytes);
+  options.pool_bytes = asked_pool;
+  facts.peak_pool_bytes = facts.pool_bytes;
 }
 
 int64_t TierCore::reserve(int64_t bytes, const std::string& name) {
@@ -337,6 +352,10 @@ FileTier::FileTier(const FileTierOptions& options)
 void FileTier::flush() {
   while (!core_->storing.empty()) core_->storing.front()->finish_store();
   if (!core_->failure.empty()) throw IoError(std::exchange(core_->failure, ""));
+}
+
+void FileTier::set_pool_bytes(int64_t bytes) {
+  core_->set_pool_bytes(bytes);
 }
 
 FileTierFacts FileTier::facts() const {

@@ -49,9 +49,9 @@ struct FileTierOptions {
 };
 
 struct FileTierFacts {
-  int64_t file_bytes = 0;  ///< reserved on the disk
-  int64_t pool_bytes = 0;  ///< of the pool's buffers now
-  int64_t peak_pool_bytes = 0;
+  int64_t file_bytes = 0;         ///< reserved on the disk
+  int64_t pool_bytes = 0;         ///< of the pool's buffers now
+  int64_t peak_pool_bytes = 0;    ///< since set_pool_bytes(), if that was called
   int64_t beyond_pool_bytes = 0;  ///< largest amount that had to be taken beside the pool
   int64_t resident_bytes = 0;     ///< of tensors that stay (stay_loaded), which are outside of the pool
   int64_t pinned_bytes = 0;
@@ -80,6 +80,10 @@ class FileTier {
   /// Returns when everything that was stored is in the file. Throws the first write's error since the last flush(),
   /// whoever has waited for it meanwhile.
   void flush();
+  /// The pool has at most `bytes` from now on, instead of what the options said; of several calls the largest number
+  /// counts. Buffers that no tensor uses are given back now, others that are too many as they come free.
+  /// peak_pool_bytes begins anew.
+  void set_pool_bytes(int64_t bytes);
   [[nodiscard]] FileTierFacts facts() const;
 
  private:

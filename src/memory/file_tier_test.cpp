@@ -33,8 +33,8 @@ bool holds(FileTensor& tensor, double value) {
 
 TEST(FileTier, KeepsValuesAndViewsOverStoresAndLoads) {
   const FileTier tier(options_of("values"));
-  // Sizes around pages and buffers, and one element.
-  for (const int64_t numel : {int64_t{1}, int64_t{1023}, int64_t{1024}, int64_t{100'003}, int64_t{3'000'000}}) {
+  // Sizes around pages and buffers, one element, and none.
+  for (const int64_t numel : std::initializer_list<int64_t>{0, 1, 1023, 1024, 100'003, 3'000'000}) {
     FileTensor tensor(tier, numel, at::kFloat, "values");
     EXPECT_FALSE(tensor.loaded());
     const at::Tensor view = tensor.view(numel / 2, numel - numel / 2);
@@ -78,6 +78,85 @@ TEST(FileTier, WorksInAPoolThatIsSmallerThanItsTensors) {
   both += tier.facts();
   EXPECT_EQ(both.read_bytes, 2 * tier.facts().read_bytes);
   EXPECT_EQ(both.depth, 8);
+}
+
+/// Loads and stores each of them; what the tier facts say then.
+FileTierFacts visit_all(FileTier& tier, std::vector<FileTensor>& tensors) {
+  for (int round = 0; round < 3; ++round) {
+    for (FileTensor& tensor : tensors) {
+      tensor.load();
+      tensor.start_store();
+      tier.flush();
+    }
+  }
+  return tier.facts();
+}
+
+TEST(FileTier, APoolWithRoomForAllTensorsTakesNoMoreThanTheirBuffers) {
+  FileTier tier(options_of("own_sizes"));
+  std::vector<FileTensor> tensors;
+  for (const int64_t mib : {4, 3, 2, 3, 4}) tensors.emplace_back(tier, mib << 18, at::kFloat, "weights");
+  // A buffer that is too large must not be taken from the tensor that needs it.
+  for (FileTensor& tensor : tensors) fill(tensor, 1);
+  for (FileTensor& tensor : tensors) tensor.start_store();
+  tier.flush();
+  for (const int i : {2, 0, 1, 3, 4}) tensors[i].load();
+  EXPECT_EQ(tier.facts().peak_pool_bytes, 16 << 20);
+  tier = FileTier(options_of("own_sizes_in_turn"));
+  tensors.clear();
+  for (const int64_t mib : {4, 3}) tensors.emplace_back(tier, mib << 18, at::kFloat, "weights");
+  fill(tensors[0], 1);
+  tensors[0].start_store();
+  tier.flush();
+  fill(tensors[1], 1);
+  tensors[0].load();
+  EXPECT_EQ(tier.facts().peak_pool_bytes, 7 << 20);
+}
+
+TEST(FileTier, APoolThatIsCutGivesItsMemoryBack) {
+  FileTier tier(options_of("cut"));
+  std::vector<FileTensor> tensors;
+  for (int i = 0; i < 6; ++i) tensors.emplace_back(tier, 1 << 18, at::kFloat, "weights " + std::to_string(i));
+  for (FileTensor& tensor : tensors) fill(tensor, 1);
+  for (int i = 1; i < 6; ++i) tensors[i].start_store();
+  tier.flush();
+  EXPECT_EQ(tier.facts().pool_bytes, 6 << 20);
+  tier.set_pool_bytes(2 << 20);
+  EXPECT_EQ(tier.facts().pool_bytes, 1 << 20) << "what is loaded";
+  tier.set_pool_bytes(1 << 20);  // of two users who share it, who needs more counts
+  tensors[0].start_store();
+  const FileTierFacts facts = visit_all(tier, tensors);
+  EXPECT_LE(facts.peak_pool_bytes, 2 << 20);
+  EXPECT_EQ(facts.beyond_pool_bytes, 0);
+  for (FileTensor& tensor : tensors) EXPECT_TRUE(holds(tensor, 1));
+}
+
+TEST(FileTier, WhatIsInUseWhenThePoolIsCutLeavesItLater) {
+  FileTier tier(options_of("cut_in_use"));
+  std::vector<FileTensor> tensors;
+  for (int i = 0; i < 6; ++i) tensors.emplace_back(tier, 1 << 18, at::kFloat, "weights " + std::to_string(i));
+  for (FileTensor& tensor : tensors) fill(tensor, 1);
+  tier.set_pool_bytes(2 << 20);
+  EXPECT_EQ(tier.facts().pool_bytes, 6 << 20);
+  for (FileTensor& tensor : tensors) tensor.start_store();
+  tier.flush();
+  EXPECT_LE(tier.facts().pool_bytes, 2 << 20);
+}
+
+TEST(FileTier, SmallBuffersLeaveThePlacesForPinnedOnesToLargeOnes) {
+  FileTierOptions options = options_of("many_small");
+  options.pin = true;
+  FileTier tier(options);
+  std::vector<FileTensor> tensors;
+  for (int i = 0; i < 300; ++i) tensors.emplace_back(tier, 64, at::kFloat, "bias");
+  tensors.emplace_back(tier, 1 << 18, at::kFloat, "weights");
+  for (FileTensor& tensor : tensors) fill(tensor, 1);
+  const FileTierFacts facts = tier.facts();
+  if (!facts.engine.reason.empty() || facts.pin_refusal.find("ulimit") != std::string::npos) {
+    GTEST_SKIP() << "nothing can be pinned here: " << facts.engine.reason << facts.pin_refusal;
+  }
+  EXPECT_EQ(facts.pin_refusal, "");
+  EXPECT_EQ(facts.pinned_bytes, 1 << 20);
 }
 
 TEST(FileTier, TensorsKnowTheirTier) {

@@ -15,7 +15,9 @@ std::shared_ptr<char> PinnedBuffers::allocate(int64_t bytes, const AsyncFileQueu
   std::string problem;
   try {
     buffer->lock.emplace(data, buffer->memory.bytes());
-    if (queue != nullptr) buffer->registration.emplace(queue->register_buffer(data, buffer->memory.bytes()));
+    const int64_t taken = buffer->memory.bytes();
+    const bool worth_it = queue != nullptr && taken >= kSmallestPinnedBytes;
+    if (worth_it) buffer->registration.emplace(queue->register_buffer(data, taken));
   } catch (const IoError& error) {
     problem = error.what();
   }

@@ -65,12 +65,26 @@ std::string Engine::register_buffer(char*, int64_t) {
   return "only io_uring knows registered buffers";
 }
 
-void QueueCore::submit(Transfer& transfer) {
-  DS_CHECK_AS(
-      IoError, process_ == this_process_id(),
+bool QueueCore::foreign() const {
+  return process_ != this_process_id();
+}
+
+std::string QueueCore::foreign_error(const Transfer& transfer) {
+  return fmt::format(
       "cannot {} {}: its queue was made by the process that this one was forked from; make a queue (aio_handle) "
       "after the fork",
       transfer.writing ? "write" : "read", transfer.file->path);
+}
+
+/// Without the lock, which another thread may have held in the moment of the fork: it is then locked for ever.
+void QueueCore::abandon(Transfer& transfer) {
+  if (transfer.done.load(std::memory_order_acquire)) return;
+  transfer.error = foreign_error(transfer);
+  transfer.done.store(true, std::memory_order_release);
+}
+
+void QueueCore::submit(Transfer& transfer) {
+  DS_CHECK_AS(IoError, !foreign(), "{}", foreign_error(transfer));
   const std::unique_lock guard = lock();
   DS_CHECK_AS(IoError, !stopped_, "cannot {} {}: its queue was closed", transfer.writing ? "write" : "read",
               transfer.file->path);
@@ -82,13 +96,19 @@ void QueueCore::submit(Transfer& transfer) {
   engine_->wake();
 }
 
-void QueueCore::wait(const Transfer& transfer) {
-  if (transfer.done.load(std::memory_order_acquire)) return;
+bool QueueCore::is_over(Transfer& transfer) {
+  if (!transfer.done.load(std::memory_order_acquire) && foreign()) abandon(transfer);
+  return transfer.done.load(std::memory_order_acquire);
+}
+
+void QueueCore::wait(Transfer& transfer) {
+  if (is_over(transfer)) return;
   std::unique_lock guard = lock();
   wait_until_true(changed_, guard, [&] { return transfer.done.load(std::memory_order_relaxed); });
 }
 
 void QueueCore::cancel(Transfer& transfer) {
+  if (is_over(transfer)) return;
   {
     const std::unique_lock guard = lock();
     if (transfer.done.load(std::memory_order_relaxed)) return;
@@ -159,7 +179,11 @@ void QueueCore::finished(Block& block, int64_t result) {
   settle(transfer);
 }
 
-void QueueCore::stop() {
+void QueueCore::stop(const std::shared_ptr<QueueCore>& self) {
+  if (foreign()) {
+    self_ = self;
+    return;
+  }
   {
     std::unique_lock guard = lock();
     stopped_ = true;
@@ -178,23 +202,26 @@ void QueueCore::stop() {
 std::shared_ptr<OpenFile> QueueCore::adopt(std::shared_ptr<OpenFile> file, const std::shared_ptr<QueueCore>& self) {
   OpenFile* const plain = file.get();
   const std::shared_ptr<OpenFile> adopted(plain, [self, owner = std::move(file)](OpenFile* leaving) {
-    {
+    if (!self->foreign()) {  // what the engine has registered belongs to the process that made it
       const std::lock_guard guard(self->engine_mutex_);
       if (self->engine_) self->engine_->detach(*leaving);
     }
     close_file(*leaving);
   });
+  if (foreign()) return adopted;
   const std::lock_guard guard(engine_mutex_);
   if (engine_) engine_->attach(*adopted);
   return adopted;
 }
 
 std::string QueueCore::register_buffer(char* data, int64_t bytes) {
+  if (foreign()) return "the queue was made by the process that this one was forked from";
   const std::lock_guard guard(engine_mutex_);
   return engine_ ? engine_->register_buffer(data, bytes) : "the queue was closed";
 }
 
 void QueueCore::unregister_buffer(char* data) {
+  if (foreign()) return;
   const std::lock_guard guard(engine_mutex_);
   if (engine_) engine_->unregister_buffer(data);
 }
@@ -240,7 +267,7 @@ void FileTransfer::finish() noexcept {
 }
 
 bool FileTransfer::done() const {
-  return transfer_->done.load(std::memory_order_acquire);
+  return core_->is_over(*transfer_);
 }
 
 void FileTransfer::wait() {
@@ -354,7 +381,7 @@ AsyncFileQueue::AsyncFileQueue(const AsyncFileOptions& options) : engine_(choose
 }
 
 AsyncFileQueue::~AsyncFileQueue() {
-  core_->stop();
+  core_->stop(core_);
 }
 
 AsyncFile AsyncFileQueue::open(const std::string& path, FileMode mode, FileCaching caching) const {

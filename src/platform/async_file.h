@@ -26,6 +26,8 @@
 //
 // Safety. A buffer must stay in place until its transfer is done; ~FileTransfer sees to that: it drops the blocks that
 // have not started, and waits for those that have. Nothing is ever left under way in a buffer that may be freed.
+// Processes. A queue works in the process that made it. In one that is forked from it, transfers throw IoError, those
+// under way too, and whatever the queue has is dropped there without a wait; the parent's go on.
 // Threads: all members may be called from any thread; a FileTransfer is used by one thread at a time.
 #pragma once
 
@@ -137,6 +139,9 @@ class AsyncFile {
   std::shared_ptr<async_internal::QueueCore> core_;
   std::shared_ptr<async_internal::OpenFile> file_;
 };
+
+/// Smaller buffers gain too little from being registered for one of the few places that a queue has for them.
+inline constexpr int64_t kSmallestPinnedBytes = 1 << 20;
 
 /// Memory that the kernel has pinned and mapped for one queue, which saves that work for every block inside it. End it
 /// before the memory is given back.

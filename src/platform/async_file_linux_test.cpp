@@ -17,6 +17,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -27,6 +28,7 @@
 #include "platform/disk_identity.h"
 #include "platform/disk_space.h"
 #include "platform/files.h"
+#include "platform/private_memory.h"
 
 namespace deepscale {
 namespace {
@@ -129,6 +131,56 @@ TEST(AsyncFileBuffers, TheEndOfOneAreaLeavesTheOneBehindItRegistered) {
   }
   first.reset();
   EXPECT_EQ(pinned_kib() - before, with_both - with_first);
+}
+
+TEST(AsyncFileBuffers, TooManyAreRefusedByTheirNumber) {
+  if (!choose_async_engine().reason.empty()) GTEST_SKIP() << "no io_uring here";
+  const PrivateMemory memory(300 * 4096);
+  const AsyncFileQueue queue;
+  std::vector<BufferRegistration> parts;
+  for (int i = 0; i < 257; ++i) parts.push_back(queue.register_buffer(memory.data() + i * 4096, 4096));
+  if (!parts.front().active()) GTEST_SKIP() << "nothing can be registered here: " << parts.front().reason();
+  EXPECT_TRUE(parts[255].active());
+  EXPECT_EQ(parts[256].reason(), "more than 256 buffers, of 1 GiB at most, in one queue");
+}
+
+/// What a child does with a queue of its parent that writes; 0 when all went as it should.
+int leave_queue_of_parent(std::unique_ptr<AsyncFileQueue>& queue, std::optional<AsyncFile>& file,
+                          std::optional<FileTransfer>& waited, std::optional<FileTransfer>& dropped) {
+  alarm(60);  // ends this process when it hangs
+  if (!waited->done()) return 1;
+  try {
+    waited->wait();
+    return 2;
+  } catch (const IoError& error) {
+    if (std::string(error.what()).find("after the fork") == std::string::npos) return 3;
+  }
+  dropped.reset();
+  file.reset();
+  const AsyncFile other = queue->open("/proc/self/stat", FileMode::kRead, FileCaching::kBuffered);
+  queue.reset();
+  return 0;
+}
+
+TEST(AsyncForks, AChildDropsTheQueueOfItsParentWhichGoesOn) {
+  const std::string path = "async_file_forks_" + std::to_string(getpid());
+  for (const AsyncEngine engine : {AsyncEngine::kAutomatic, AsyncEngine::kThreads}) {
+    const AsyncFileOptions options = {.depth = 1, .block_bytes = 4096, .engine = engine};
+    auto queue = std::make_unique<AsyncFileQueue>(options);
+    std::optional file = queue->open(path, FileMode::kCreate, FileCaching::kBuffered);
+    const std::vector<char> data(16 << 20, 'x');
+    const auto bytes = static_cast<int64_t>(data.size());
+    // Thousands of blocks, one after the other: under way long after the fork.
+    std::optional dropped = file->write(0, data.data(), bytes);
+    std::optional waited = file->write(bytes, data.data(), bytes);
+    EXPECT_EQ(in_child([&] { return leave_queue_of_parent(queue, file, waited, dropped); }), 0)
+        << async_engine_name(engine);
+    EXPECT_NO_THROW(dropped->wait());
+    EXPECT_NO_THROW(waited->wait());
+    EXPECT_NO_THROW(file->write(0, data.data(), 10).wait());
+    EXPECT_EQ(file->bytes(), 2 * bytes);
+    remove_file(path);
+  }
 }
 
 TEST(FileSystems, WhatDoesNotExistYetWillBeWhereTheFolderAboveIs) {

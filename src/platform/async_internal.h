@@ -81,12 +81,15 @@ class QueueCore {
 
   /// Once, before anything is submitted.
   void use(std::unique_ptr<Engine> engine) { engine_ = std::move(engine); }
-  /// Ends all transfers and the engine.
-  void stop();
+  /// Ends all transfers and the engine. In a process forked from the one that made the queue, whose threads are not
+  /// there: keeps the core (self) and its engine for ever, because nothing of them can be ended.
+  void stop(const std::shared_ptr<QueueCore>& self);
 
-  /// Throws IoError in a child process of the one that made the queue: the queue's thread is not in it.
+  // In a process forked from the one that made the queue, whose threads are not there, submit throws IoError, and a
+  // transfer that was under way in the moment of the fork is over with that error.
   void submit(Transfer& transfer);
-  void wait(const Transfer& transfer);
+  [[nodiscard]] bool is_over(Transfer& transfer);
+  void wait(Transfer& transfer);
   void cancel(Transfer& transfer);
   std::shared_ptr<OpenFile> adopt(std::shared_ptr<OpenFile> file, const std::shared_ptr<QueueCore>& self);
   std::string register_buffer(char* data, int64_t bytes);
@@ -103,6 +106,9 @@ class QueueCore {
   [[nodiscard]] int depth() const { return static_cast<int>(blocks_.size()); }
 
  private:
+  [[nodiscard]] bool foreign() const;  ///< this process was forked from the one that made the queue
+  static std::string foreign_error(const Transfer& transfer);
+  static void abandon(Transfer& transfer);
   void drop_rest(Transfer& transfer, std::string error);
   void settle(Transfer& transfer);
 
@@ -117,6 +123,7 @@ class QueueCore {
   bool stopped_ = false;
   std::mutex engine_mutex_;  // guards the pointer against stop() while files attach and detach
   std::unique_ptr<Engine> engine_;
+  std::shared_ptr<QueueCore> self_;  // see stop()
 };
 
 /// The engine that was asked for by the caller or else by DEEPSCALE_ASYNC_IO, and which of the two it was.

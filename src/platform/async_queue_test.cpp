@@ -37,7 +37,7 @@ class Queue : public ::testing::Test {
   static constexpr int64_t kBlock = 8192;
 
   Queue() : core_(kDepth, kBlock) { core_.use(std::make_unique<NoEngine>()); }
-  ~Queue() override { core_.stop(); }
+  ~Queue() override { core_.stop(nullptr); }
 
   std::unique_ptr<Transfer> submit(int64_t offset, int64_t bytes, bool writing = false) {
     auto transfer = std::make_unique<Transfer>();

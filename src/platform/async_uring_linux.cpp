@@ -105,7 +105,7 @@ class UringEngine final : public Engine {
       if (status != 1) {
         if (range.slot >= 0) buffer_slots_[static_cast<size_t>(range.slot)] = false;
         for (const auto& [start, other] : added) release_slot(other.slot);
-        if (range.slot < 0) return fmt::format("more than {} GiB of buffers in one queue", kBufferSlots);
+        if (range.slot < 0) return fmt::format("more than {} buffers, of 1 GiB at most, in one queue", kBufferSlots);
         return fmt::format("the kernel refuses ({}); the limit of locked memory (ulimit -l) may be too low",
                            error_text(-status));
       }

@@ -55,3 +55,46 @@ def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path, number: int) ->
     finally:
         for pid in processes_with(str(tmp_path)):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return pytest.importorskip("machine_limits")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks run on Linux")
+def test_the_group_of_a_limit_goes_when_its_processes_were_killed(limits) -> None:
+    def groups() -> list[Path]:
+        return [path for _, root, _ in limits.MemoryLimit.ROOTS for path in Path(root).glob(f"deepscale_bench_{os.getpid()}_*")]
+
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        with limits.MemoryLimit(2**30, "killed") as limit:
+            if limit.folder is None:
+                pytest.skip("no control group can be made here")
+            limit.apply([child.pid], lambda size: pytest.fail("there is a control group"))
+            assert groups() == [limit.folder]
+            assert str(child.pid) in (limit.folder / "cgroup.procs").read_text().split()
+            child.kill()
+            child.wait()
+        assert groups() == []
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks run on Linux")
+def test_groups_of_benchmarks_that_were_killed_go_with_the_next_limit(limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "cgroup.procs").write_text("")
+    abandoned, used = (tmp_path / f"deepscale_bench_{pid}_limit" for pid in (ended.pid, os.getppid()))
+    abandoned.mkdir()
+    used.mkdir()
+    monkeypatch.setattr(limits.MemoryLimit, "ROOTS", (("cgroup v2", str(tmp_path), "memory.max"),))
+    with limits.MemoryLimit(2**30) as limit:
+        asked = []
+        limit.apply([os.getpid()], asked.append)
+        assert limit.kind == "RLIMIT_DATA" and asked == [2**30]
+    assert not abandoned.exists() and used.exists()

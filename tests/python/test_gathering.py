@@ -186,3 +186,47 @@ def test_an_engine_that_was_dropped_does_not_take_the_next_ones_gradients(monkey
         engine.step()
         losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0] and engine.get_global_grad_norm() > 0
+
+
+class _Failing:
+    """A unit of which one method fails."""
+
+    def __init__(self, unit: object, method: str) -> None:
+        self._unit, self._method = unit, method
+
+    def __getattr__(self, name: str):
+        if name == self._method:
+            raise OSError(f"{name} fails")
+        return getattr(self._unit, name)
+
+
+@pytest.mark.parametrize("method", ["gather", "store_gathered", "write_full"])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_unit_that_fails_leaves_no_other_one_gathered(failing, method, tmp_path, monkeypatch):
+    import deepspeed
+    from deepspeed.runtime.zero.parameter import slot_of
+    single_rank(monkeypatch)
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0}}
+    with deepspeed.zero.Init(config_dict_or_path=config(3, zero_optimization=zero)):
+        layers = [torch.nn.Linear(4, 4, bias=False) for _ in range(2)]
+    weights = [layer.weight for layer in layers]
+    units = [slot_of(weight).unit for weight in weights]
+    outer = deepspeed.zero.GatheredParameters(weights)  # changes of what others hold are copies, which write_full stores
+    if method == "write_full":
+        for unit in units:
+            unit.gather()
+    slot_of(weights[failing]).unit = _Failing(units[failing], method)
+    with pytest.raises(OSError, match=f"{method} fails"):
+        with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
+            for weight in weights:
+                weight.data.fill_(3)
+    slot_of(weights[failing]).unit = units[failing]
+    if method == "write_full":
+        for unit in units:
+            assert unit.gathered
+            unit.release()
+    assert not any(unit.gathered for unit in units)
+    assert [weight.numel() for weight in weights] == [0, 0]
+    with outer:  # neither nested nor out of order
+        other = weights[1 - failing]
+        assert bool((other == 3).all()) == (method != "gather")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,24 @@ def test_a_plan_that_does_not_fit_suggests_one_that_does(tmp_path: Path) -> None
         changed = {**STAGE_2, "zero_optimization": {"stage": 2, "offload_optimizer": offload}}
         code, found, _ = plan(tmp_path, model, changed, "--host_gib", "12")
         assert code == 0 and found["host_bytes"]["file"] == advice["file_bytes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_another_machine_has_not_got_the_limits_of_this_process(tmp_path: Path) -> None:
+    sizes, _ = PUBLISHED["gpt2"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
+    (tmp_path / "ds_config.json").write_text(json.dumps(STAGE_2))
+
+    def run(*options: str) -> dict[str, Any]:
+        command = [native_program("ds_plan"), "--model", str(tmp_path / "config.json"), "--ds_config", str(tmp_path / "ds_config.json"),
+                   "--device", "cpu", "--json", *options]
+        limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (1 << 29,) * 2); os.execv(sys.argv[1], sys.argv[1:])"
+        return json.loads(subprocess.run([sys.executable, "-c", limited, *command], capture_output=True, text=True).stdout)
+
+    here = run()
+    assert not here["fits"] and any("RLIMIT_DATA" in shortage["resource"] for shortage in here["shortages"])
+    there = run("--host_gib", "100")
+    assert there["fits"] and there["shortages"] == []
 
 
 def test_unusable_input_is_named(tmp_path: Path) -> None:

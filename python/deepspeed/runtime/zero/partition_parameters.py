@@ -244,49 +244,67 @@ class GatheredParameters:
         if overlapping:
             raise RuntimeError("Nested GatheredParameters contexts cannot overlap parameters: those with ds_id "
                                f"{overlapping} are already gathered by an outer context")
-        with torch.no_grad():
-            for members in members_of_units(self.params).values():
-                unit = slot_of(members[0]).unit
-                alone = not unit.gathered
-                unit.gather()
-                if alone and self.modifier_rank is not None and unit.writable_in_place:
-                    self._in_place.update((p.ds_id, p.data_ptr()) for p in members)
-                    continue
-                for param in members:
-                    # A private copy: the unit's own memory may be shared with other ranks, which must not see half-made changes.
-                    self._outside[param.ds_id] = param.data
-                    param.data = param.data.clone()
+        gathered: list[list] = []
+        try:
+            with torch.no_grad():
+                for members in members_of_units(self.params).values():
+                    self._gather(members, gathered)
+        except BaseException:
+            for members in gathered:
+                self._end_use(members)
+            raise
         for param in self.params:
             slot_of(param).context_depth += 1
+
+    def _gather(self, members: list, gathered: list[list]) -> None:
+        unit = slot_of(members[0]).unit
+        alone = not unit.gathered
+        unit.gather()
+        gathered.append(members)
+        if alone and self.modifier_rank is not None and unit.writable_in_place:
+            self._in_place.update((p.ds_id, p.data_ptr()) for p in members)
+            return
+        for param in members:
+            # A private copy: the unit's own memory may be shared with other ranks, which must not see half-made changes.
+            copy = param.data.clone()
+            self._outside[param.ds_id] = param.data
+            param.data = copy
+
+    def _end_use(self, members: list) -> None:
+        """Nothing is stored. Others may still hold the unit gathered."""
+        for param in members:
+            self._in_place.pop(param.ds_id, None)
+            if param.ds_id in self._outside:
+                param.data = self._outside.pop(param.ds_id)
+        slot_of(members[0]).unit.release()
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         for param in self.params:
             slot_of(param).context_depth -= 1
         store = self.modifier_rank is not None and exc_type is None
+        failure: BaseException | None = None
         with torch.no_grad():
             for members in members_of_units(self.params).values():
-                unit = slot_of(members[0]).unit
-                if members[0].ds_id in self._in_place:
-                    self._leave_in_place(unit, members, store)
-                    continue
-                changed = [(slot_of(p).index, p.data) for p in members]
-                for param in members:
-                    param.data = self._outside.pop(param.ds_id)  # others may still hold the unit gathered
-                unit.release()
-                if store:
-                    for index, value in changed:
-                        unit.write_full(index, value, self.modifier_rank)
+                try:
+                    self._leave(members, store)
+                except BaseException as error:  # the other units are not to stay whole for it
+                    failure = failure or error
+            if failure is not None:
+                raise failure
             if store:
                 self._store_whole()
 
-    def _leave_in_place(self, unit: Any, members: list, store: bool) -> None:
-        """Ends the use of a unit whose memory was written directly. Without `store` what is in a file stays."""
-        addresses = [self._in_place.pop(param.ds_id) for param in members]
-        replaced = [(slot_of(p).index, p.data) for p, address in zip(members, addresses) if p.data_ptr() != address]
-        if store:
-            unit.store_gathered()
-        unit.release()
-        for index, value in replaced if store else ():
+    def _leave(self, members: list, store: bool) -> None:
+        """Ends the use of a unit. Without `store` what is in a file stays, and so does what was changed in a copy."""
+        unit = slot_of(members[0]).unit
+        in_place = members[0].ds_id in self._in_place
+        changed = [(slot_of(p).index, p.data) for p in members if p.data_ptr() != self._in_place.get(p.ds_id)]
+        try:
+            if store and in_place:
+                unit.store_gathered()
+        finally:
+            self._end_use(members)
+        for index, value in changed if store else ():
             unit.write_full(index, value, self.modifier_rank)
 
     def _store_whole(self) -> None:
