@@ -152,6 +152,8 @@ class Engine {
   void order_units();
   void broadcast_loose_parameters();
   void move_parameters_to_file();
+  [[nodiscard]] std::vector<FileTier> tiers_of_units() const;  ///< each once
+  [[nodiscard]] int64_t pool_bytes_of_params(int64_t tiers) const;
   void make_file_tier();
   void make_orders(const std::vector<int64_t>& numels);
   void build_parts();

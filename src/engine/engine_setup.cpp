@@ -162,16 +162,27 @@ std::vector<ParamUnit*> Engine::unit_pointers() const {
   return pointers;
 }
 
-void Engine::move_parameters_to_file() {
+std::vector<FileTier> Engine::tiers_of_units() const {
+  std::vector<FileTier> tiers;
+  for (const auto& unit : units_) {
+    if (!unit->in_file()) continue;
+    const FileTier tier = unit->tier();
+    if (std::find(tiers.begin(), tiers.end(), tier) == tiers.end()) tiers.push_back(tier);
+  }
+  return tiers;
+}
+
+/// The pools of `tiers` tiers for parameters.
+int64_t Engine::pool_bytes_of_params(int64_t tiers) const {
   int64_t largest = 0;
   for (const auto& unit : units_) {
     if (unit->sharded())
       largest = std::max(largest, unit->layout().shard_numel() * static_cast<int64_t>(c10::elementSize(unit->dtype())));
   }
-  FileTierOptions options = *options_.param_file;
-  options.pool_bytes = param_pool_bytes(options.pool_bytes, largest);
-  if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
-  param_tier_ = std::make_unique<FileTier>(open_tier(options, "offload_param"));
+  return param_pool_bytes(options_.param_file->pool_bytes / tiers, largest);
+}
+
+void Engine::move_parameters_to_file() {
   // What a rank found free decides which units go, and so which collectives there are: the least of all counts.
   const int64_t allowed = -all_reduce_values(options_.groups.data, params_.front().tensor.device(),
                                              {-options_.param_resident_numel}, ReduceOp::kMax, "resident parameters")
@@ -180,8 +191,18 @@ void Engine::move_parameters_to_file() {
   for (const auto& unit : units_) {
     if (!unit->sharded()) continue;
     resident += unit->layout().total_numel();
-    if (resident > allowed) unit->move_to_file(*param_tier_);
+    if (resident <= allowed || unit->in_file()) continue;
+    if (!param_tier_) {
+      FileTierOptions options = *options_.param_file;
+      options.pool_bytes = pool_bytes_of_params(/*tiers=*/1);
+      if (options_.groups.data.rank() == 0 && !options_.optimizer_file) options.log = log_;  // it is said once
+      param_tier_ = std::make_unique<FileTier>(open_tier(options, "offload_param"));
+    }
+    unit->move_to_file(*param_tier_);
   }
+  // Units may have been made in files before this engine, with a pool for whatever was to come.
+  std::vector<FileTier> tiers = tiers_of_units();
+  for (FileTier& tier : tiers) tier.set_pool_bytes(pool_bytes_of_params(std::ssize(tiers)));
 }
 
 void Engine::make_file_tier() {

@@ -139,17 +139,12 @@ Engine::Memory Engine::memory_bytes() const {
 Engine::FileUse Engine::file_use() const {
   FileUse use;
   if (file_tier_) use.optimizer = file_tier_->facts();
-  std::vector<FileTier> counted;
-  for (const auto& unit : units_) {
-    if (!unit->in_file()) continue;
-    const FileTier tier = unit->tier();
-    if (std::find(counted.begin(), counted.end(), tier) != counted.end()) continue;
+  for (const FileTier& tier : tiers_of_units()) {
     if (use.parameters) {
       *use.parameters += tier.facts();
     } else {
       use.parameters = tier.facts();
     }
-    counted.push_back(tier);
   }
   return use;
 }

@@ -5,6 +5,7 @@
 
 #include "deepscale/error.h"
 #include "deepscale/inference.h"
+#include "inference/decoder_model.h"
 #include "inference/test_models.h"
 
 namespace deepscale {
@@ -148,6 +149,35 @@ TEST(CausalLm, BadIdsAreNamed) {
   EXPECT_THROW((void)lm->forward(at::zeros({3, 1}, at::kLong)), Error);
   lm->reset();
   (void)lm->forward(at::zeros({3, 1}, at::kLong));
+}
+
+/// Two layers that only fill their caches; the second one fails when it is told to.
+class FailingDecoder final : public DecoderModel {
+ public:
+  explicit FailingDecoder(const std::string& folder)
+      : DecoderModel(std::make_unique<ModelFolder>(ModelFolder::open(folder)), CausalLmOptions{}) {
+    sizes_ = {40, 2, 64};
+  }
+  bool fails = true;
+
+ protected:
+  at::Tensor embed(const at::Tensor& ids, int64_t /*first*/) final { return ids.to(at::kFloat); }
+  at::Tensor layer(int64_t index, const at::Tensor& hidden, int64_t /*first*/) final {
+    if (index == 1 && fails) throw Error("a weight that cannot be read");
+    const at::Tensor keys = hidden.view({hidden.size(0), 1, hidden.size(1), 1});
+    cache(index).append(keys, keys);
+    return cache(index).keys().sum({1, 3});
+  }
+  at::Tensor head(const at::Tensor& hidden) final { return hidden; }
+};
+
+TEST(CausalLm, AFirstPassThatFailedLeavesNoBatchBehind) {
+  const TinyLlama model;
+  FailingDecoder decoder(model.folder.path());
+  EXPECT_THROW((void)decoder.forward(prompt()), Error);
+  decoder.fails = false;
+  const at::Tensor other = at::full({3, 2}, 4, at::kLong);
+  EXPECT_TRUE(decoder.forward(other).equal(other.to(at::kFloat)));
 }
 
 }  // namespace

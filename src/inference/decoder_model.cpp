@@ -63,6 +63,7 @@ at::Tensor DecoderModel::forward(const at::Tensor& ids) {
   } catch (...) {
     // Layers before the one that failed have these tokens already.
     for (LayerCache& cache : caches_) cache.cut_to(tokens_);
+    if (tokens_ == 0) caches_.clear();  // the next batch may have another size
     throw;
   }
 }

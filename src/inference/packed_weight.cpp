@@ -147,9 +147,10 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, const Pa
   const c10::NoGradGuard no_grad;
   const kernels::QuantizedMatrix matrix = matrix_of(packed, shape);
   const Product product(x, shape.rows, shape.cols, bias);
-  if (product.m > kFewPackedRows) {
+  if (product.m > kFewPackedRows || shape.cols == 0) {  // the kernel leaves y alone without a column
     const at::Tensor weight = unpack_weight(packed, shape);
-    return at::linear(x, weight.to(x.scalar_type()), bias);
+    const auto offset = bias ? std::optional(bias->to(x.scalar_type())) : std::nullopt;
+    return at::linear(x, weight.to(x.scalar_type()), offset);
   }
   share_items(shape.rows, rows_per_piece(kernels::row_bytes(shape.cols, matrix.format)),
               [&](int64_t begin, int64_t end) {

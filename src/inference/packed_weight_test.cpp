@@ -73,6 +73,29 @@ TEST(PackedWeight, LeadingDimensionsOfXStay) {
   EXPECT_EQ(packed_linear(at::zeros({0, 32}), packed, shape, std::nullopt).sizes(), (std::vector<int64_t>{0, 16}));
 }
 
+TEST(PackedWeight, AWeightWithoutColumnsLeavesTheBias) {
+  const PackedShape shape{16, 0, 8, 32, false};
+  const at::Tensor packed = pack_weight(at::zeros({16, 0}), shape);
+  const at::Tensor bias = random({16}, at::kFloat, 12);
+  (void)at::full({2, 3, 16}, 7.0);  // what memory without values might hold
+  const at::Tensor x = at::zeros({2, 3, 0});
+  EXPECT_TRUE(packed_linear(x, packed, shape, bias).equal(bias.expand({2, 3, 16})));
+  EXPECT_TRUE(packed_linear(x, packed, shape, std::nullopt).equal(at::zeros({2, 3, 16})));
+}
+
+TEST(PackedWeight, TheDtypeOfTheProductIsThatOfXWhateverItsRows) {
+  const PackedShape shape{16, 32, 8, 32, false};
+  const at::Tensor packed = pack_weight(random({16, 32}, at::kBFloat16, 13), shape);
+  const at::Tensor bias = random({16}, at::kBFloat16, 14);
+  for (const int64_t rows : {4, 200}) {
+    const at::Tensor x = random({rows, 32}, at::kFloat, 15);
+    const at::Tensor y = packed_linear(x, packed, shape, bias);
+    EXPECT_EQ(y.scalar_type(), at::kFloat);
+    const at::Tensor expected = at::linear(x, unpack_weight(packed, shape).to(at::kFloat), bias.to(at::kFloat));
+    EXPECT_LE(largest_difference(y, expected), 0.3);  // the unpacked weight is rounded to bf16, the kernel's is not
+  }
+}
+
 TEST(PackedWeight, EmbeddingsAreRowsOfTheDequantisedWeight) {
   for (const auto& [shape, dtype] : cases()) {
     const at::Tensor packed = pack_weight(random({shape.rows, shape.cols}, dtype, 7), shape);

@@ -136,6 +136,28 @@ def test_a_handle_in_a_forked_process_says_so(folder):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@linux_only
+@pytest.mark.parametrize("engine", ["automatic", "threads"])
+def test_a_forked_process_may_leave_with_the_handles_of_its_parent(engine, folder):
+    run_limited("""
+import signal, time, torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
+handle, idle = (AsyncIOBuilder().load().aio_handle(4096, 1, False, True, 1) for _ in range(2))
+data = torch.ones(16 << 20, dtype=torch.uint8)
+handle.async_pwrite(data, "pending")
+for how in ("del", "exit"):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        if how == "del":
+            del handle, idle
+            os._exit(7)
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7, how
+assert handle.wait() == 1 and os.path.getsize("pending") == len(data)
+""", folder, DEEPSCALE_ASYNC_IO=engine)
+
+
 def test_names_with_null_bytes_are_refused(folder):
     with pytest.raises(ValueError, match="null byte"):
         aio_handle().sync_pwrite(torch.zeros(10, dtype=torch.uint8), str(folder / "a\0b"))

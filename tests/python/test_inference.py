@@ -1,6 +1,7 @@
 """Forward-only engines: parameters in files, weights in 8 and 4 bits, residency, init_inference."""
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -213,6 +214,8 @@ def _quantise_in_files(folder: str, threshold: int) -> None:
     rows = {(row["state"], row["place"]): row["bytes"] for row in engine.memory_plan()["rows"]}
     pages = sum(-(-unit.shard(0).nbytes // 4096) for unit in units.values())
     assert rows["parameters", "file"] <= 4096 * (pages + len(units))
+    held = sum(slot.unit.shard(slot.index).nbytes for param in model.parameters() if (slot := slot_of(param)).unit is not None)
+    assert rows["parameters", "file"] >= held > 0
     with torch.no_grad():
         assert torch.equal(engine(_ids()), quantised(_ids()))
 
@@ -430,3 +433,22 @@ def test_a_checkpoint_is_loaded_whatever_holds_the_weights(place, tmp_path, monk
         deepspeed.init_inference(nn.Linear(2, 2), checkpoint=str(tmp_path / "cut.pt"))
     with pytest.raises(Exception, match="missing"):
         deepspeed.init_inference(nn.Sequential(nn.Linear(64, 64), nn.Linear(9, 9)), checkpoint=str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("rows", [4, 200])
+@pytest.mark.parametrize("bias", [True, False])
+def test_dtypes_of_products_do_not_depend_on_their_rows(rows, bias):
+    from deepspeed.inference.decode import stream_linears
+    from deepspeed.inference.quantization.layers import QuantizedLinear
+    x = torch.randn(rows, 64)
+    plain = nn.Sequential(nn.Linear(64, 32, bias=bias))
+    quantised = QuantizedLinear({"num_bits": 8, "group_size": 32}, copy.deepcopy(plain[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = plain(x)
+        stream_linears(plain)
+        assert expected.dtype == torch.bfloat16 and torch.equal(plain(x), expected)
+        assert quantised(x).dtype == torch.bfloat16 and torch.allclose(quantised(x), expected, atol=0.1)
+    with torch.no_grad():
+        low = QuantizedLinear({"num_bits": 8, "group_size": 32}, nn.Linear(64, 32, bias=bias, dtype=torch.bfloat16))
+        assert low(x).dtype == torch.float32
+    assert low(x.requires_grad_()).dtype == torch.float32

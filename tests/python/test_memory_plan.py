@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import subprocess
 import sys
 
@@ -160,3 +161,57 @@ def test_of_a_part_of_the_run_the_launchers_number_counts_too():
     assert ranks_per_host(communicator, torch.device("cpu")) == 2
     os.environ["LOCAL_SIZE"] = "1"
     assert ranks_per_host(communicator, torch.device("cpu")) == 1
+
+
+def _pools_and_rows(widths: list[int], kind: str, bf16: bool, init: bool, folder: str) -> dict[str, tuple[dict, int]]:
+    import deepspeed
+    place = {"device": "nvme", "nvme_path": folder}
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 10, "offload_param": {**place, "max_in_cpu": 0}, "offload_optimizer": place}
+    settings = config(3, zero_optimization=zero, optimizer={"type": kind, "params": {"lr": 1e-3}}, bf16={"enabled": bf16})
+    with deepspeed.zero.Init(config_dict_or_path=settings, enabled=init):
+        model = torch.nn.Sequential(*[torch.nn.Linear(n, m) for n, m in zip(widths, widths[1:])])
+    engine = deepspeed.initialize(model=model, config=settings)[0]
+    for _ in range(3):
+        engine.backward(engine(torch.ones(2, widths[0], dtype=torch.bfloat16 if bf16 else torch.float32)).float().square().mean())
+        engine.step()
+    rows: dict[str, int] = {}
+    for row in engine.memory_plan()["rows"]:
+        rows[row["state"]] = rows.get(row["state"], 0) + row["bytes"]
+    facts = engine.file_tier_facts()
+    engine.destroy()
+    return {"parameters": (facts["parameters"], rows["file buffers, parameters"]), "optimizer": (facts["optimizer"], rows["file buffers, optimizer"])}
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["moved", "built in files"])
+@pytest.mark.parametrize("seed", range(7))
+def test_pools_are_no_larger_than_planned(seed, init, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    draw = random.Random(seed)
+    widths = [draw.choice((64, 200, 300, 512, 700, 1024)) for _ in range(draw.randint(3, 8))] if seed else [1024, 1024, 512, 1024, 64, 200, 200]
+    found = _pools_and_rows(widths, draw.choice(("AdamW", "Lion")) if seed else "AdamW", seed % 2 == 0, init, str(tmp_path))
+    for of, (facts, planned) in found.items():
+        assert 0 < facts["peak_pool_bytes"] <= planned, (of, widths)
+
+
+def test_a_pool_for_building_is_cut_when_the_engine_is_there(tmp_path, monkeypatch):
+    import deepspeed
+    from deepspeed.runtime.zero.parameter import slot_of
+    single_rank(monkeypatch)
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 10,
+            "offload_param": {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0, "buffer_size": 10**9}}
+    settings = config(3, zero_optimization=zero)
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        model = torch.nn.Sequential(*[torch.nn.Linear(512, 512, bias=False) for _ in range(24)])
+    gathered = deepspeed.zero.GatheredParameters(list(model.parameters()))
+    with gathered:
+        tier = slot_of(model[0].weight).unit.tier
+        assert tier.facts()["pool_bytes"] >= 24 << 20
+    files = len(os.listdir("/proc/self/fd")) if sys.platform.startswith("linux") else 0
+    engine = deepspeed.initialize(model=model, config=settings)[0]
+    assert files == 0 or len(os.listdir("/proc/self/fd")) <= files + 1, "a second tier, in which nothing is"
+    assert tier.facts()["pool_bytes"] == 0
+    with gathered:
+        pass
+    room = 3 * (512 * 512 * 4 + (4 << 20))  # param_pool_bytes()
+    assert tier.facts()["pool_bytes"] <= room
+    engine.destroy()

@@ -371,3 +371,53 @@ def test_a_step_that_was_cut_off_is_not_continued(tmp_path, monkeypatch):
     backward()
     engine.step()
     engine.destroy()
+
+
+@linux_only
+def test_a_forked_process_leaves_while_its_parent_trains_from_files(tmp_path):
+    """As data loaders' workers do, with whatever the parent had when they were made."""
+    run_limited("""
+import signal, torch
+from models import config
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DS_ACCELERATOR="cpu")
+import deepspeed
+place = {"device": "nvme", "nvme_path": "swap"}
+
+def losses_of(zero, forks):
+    settings = config(3, zero_optimization=zero, aio={"block_size": 4096, "queue_depth": 1})
+    torch.manual_seed(1)
+    engine = deepspeed.initialize(model=torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(4)]), config=settings)[0]
+    losses = []
+    for step in range(3):
+        loss = engine(torch.ones(2, 1024)).square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+        child = os.fork() if forks else None
+        if child == 0:
+            signal.alarm(60)
+            sys.exit(7)
+        assert child is None or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7, step
+    return losses
+
+found = losses_of({"stage": 3, "offload_param": {**place, "max_in_cpu": 0}, "offload_optimizer": place}, forks=True)
+assert found == losses_of({"stage": 3}, forks=False)
+""", tmp_path)
+
+
+def test_a_module_without_elements_lives_in_files(tmp_path, monkeypatch):
+    import deepspeed
+    from deepspeed.runtime.zero.parameter import slot_of
+    single_rank(monkeypatch)
+
+    class Empty(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e = torch.nn.Parameter(torch.empty(0, 5))
+
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0}}
+    with deepspeed.zero.Init(config_dict_or_path=config(3, zero_optimization=zero)):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), Empty())  # what comes before takes the place in memory
+    assert slot_of(model[1].e).unit.in_file
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+        assert model[1].e.shape == (0, 5)

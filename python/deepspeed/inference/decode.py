@@ -13,7 +13,8 @@ class DecodeLinear(nn.Linear):
     """nn.Linear whose products with at most 16 rows on the CPU are the core's (fp32 sums, one rounding at the end)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not input.is_cpu:
+        # Autocast chooses dtypes by the operator, and knows torch's own only.
+        if torch.is_grad_enabled() or not input.is_cpu or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight, self.bias)
         return _C.few_rows_linear(input, self.weight, self.bias)
 

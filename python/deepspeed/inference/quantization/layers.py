@@ -75,10 +75,13 @@ class QuantizedLinear(_Packed, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, layout = self.weight, self._ds_packed
-        by_kernel = input.is_cpu and not layout.transposed and not (torch.is_grad_enabled() and input.requires_grad)
+        # Autocast chooses dtypes by the operator, and knows torch's own only.
+        by_kernel = input.is_cpu and not layout.transposed and not torch.is_autocast_enabled("cpu") and \
+            not (torch.is_grad_enabled() and input.requires_grad)
         if by_kernel and (self.bias is None or not (torch.is_grad_enabled() and self.bias.requires_grad)):
             return _C.packed_linear(input, weight, layout.shape, self.bias)
-        return F.linear(input, layout.unpack(weight).to(input.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, layout.unpack(weight).to(input.dtype), bias)
 
 
 class QuantizedEmbedding(_Packed, nn.Embedding):
