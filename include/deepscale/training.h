@@ -136,8 +136,8 @@ class ModuleEngine {
   /// The folder appears as a whole, with a manifest of checksums, or not at all. Throws IoError when a file cannot be
   /// written, and on the other ranks CheckpointError that names the rank.
   void save_checkpoint(const std::string& directory, const SaveOptions& options = {});
-  /// With checkpoint.async_save: returns when the checkpoint that is being written beside training is valid. Throws what
-  /// went wrong, on all ranks. Saving and loading do this first. Collective.
+  /// With checkpoint.async_save: returns when the checkpoint that is being written beside training is valid. Throws
+  /// what went wrong, on all ranks. Saving and loading do this first. Collective.
   void wait_for_checkpoint();
   /// Nothing when there is no file "latest" and no tag was given. All files are checked before anything changes; throws
   /// CheckpointError that names the file for one that is missing, cut, or does not fit this model and number of ranks.

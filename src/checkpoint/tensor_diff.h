@@ -23,7 +23,7 @@ struct TensorDifference {
 };
 
 struct DiffOptions {
-  bool weights_only = false;                            ///< no states of the optimizer
+  bool weights_only = false;                                 ///< no states of the optimizer
   std::function<bool(const std::string& name)> wanted = {};  ///< empty: all
   std::function<void(int64_t bytes)> read = {};              ///< of the first checkpoint
 };
