@@ -1,7 +1,10 @@
 // Checkpoint folders for Python: saving (one rank's part, in the foreground or beside training), listing, checking, and
 // reading of slices. Contracts in checkpoint/{save_job,tag_folder,verified_file}.h.
+#include <ATen/Parallel.h>
+
 #include "bindings/bindings.h"
 #include "checkpoint/save_job.h"
+#include "checkpoint/torch_archive.h"
 #include "checkpoint/verified_file.h"
 #include "comm/communicator.h"
 #include "platform/files.h"
@@ -14,12 +17,33 @@ using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 /// (name, shape, offset, numel, dtype, tensor or a function without arguments that returns it)
 using SliceTuple = std::tuple<std::string, std::vector<int64_t>, int64_t, int64_t, py::object, py::object>;
 
-std::shared_ptr<const void> bytes_of(const at::Tensor& tensor, const std::string& name, DType dtype, int64_t numel) {
-  auto kept = std::make_shared<at::Tensor>(tensor.detach().to(at::kCPU).contiguous());
-  TORCH_CHECK(kept->numel() == numel && to_dtype(kept->scalar_type()) == dtype, "slice of ", name, ": expected ", numel,
-              " elements of ", std::string(name_of(dtype)), ", got ", kept->numel(), " of ", kept->scalar_type());
-  const void* const data = kept->const_data_ptr();
-  return {kept, data};
+/// What gives a tensor's bytes, for a tensor or a function without arguments that returns it. check: what they must be.
+struct TensorBytes {
+  std::function<std::shared_ptr<const void>()> data;
+  bool in_memory = false;
+};
+
+TensorBytes tensor_bytes(py::object source, const std::function<void(const at::Tensor&)>& check) {
+  const auto bytes_of = [check](const at::Tensor& tensor) {
+    auto kept = std::make_shared<at::Tensor>(tensor.detach().to(at::kCPU).contiguous());
+    check(*kept);
+    const void* const data = kept->const_data_ptr();
+    return std::shared_ptr<const void>(kept, data);
+  };
+  if (THPVariable_Check(source.ptr())) {
+    const auto& tensor = THPVariable_Unpack(source.ptr());
+    // By value: data() is called without the GIL, and the tensor lives as long as the slice.
+    return {[tensor, bytes_of] { return bytes_of(tensor); }, tensor.is_cpu() && tensor.is_contiguous()};
+  }
+  auto call = std::shared_ptr<py::object>(new py::object(std::move(source)), [](py::object* function) {
+    const py::gil_scoped_acquire gil;
+    delete function;
+  });
+  return {[call, bytes_of] {
+            const py::gil_scoped_acquire gil;
+            return bytes_of((*call)().cast<at::Tensor>());
+          },
+          false};
 }
 
 SavedSlice slice_of(const SliceTuple& tuple) {
@@ -27,32 +51,48 @@ SavedSlice slice_of(const SliceTuple& tuple) {
   py::object dtype, source;
   std::tie(slice.name, slice.shape, slice.offset, slice.numel, dtype, source) = tuple;
   slice.dtype = to_dtype(torch::python::detail::py_object_to_dtype(dtype));
-  if (THPVariable_Check(source.ptr())) {
-    // By value: data() is called without the GIL, and the tensor lives as long as the slice.
-    slice.data = [tensor = source.cast<at::Tensor>(), name = slice.name, type = slice.dtype, numel = slice.numel] {
-      return bytes_of(tensor, name, type, numel);
-    };
-  } else {
-    auto call = std::shared_ptr<py::object>(new py::object(std::move(source)), [](py::object* function) {
-      const py::gil_scoped_acquire gil;
-      delete function;
-    });
-    slice.data = [call, name = slice.name, type = slice.dtype, numel = slice.numel] {
-      const py::gil_scoped_acquire gil;
-      return bytes_of((*call)().cast<at::Tensor>(), name, type, numel);
-    };
-  }
+  const auto check = [name = slice.name, type = slice.dtype, numel = slice.numel](const at::Tensor& tensor) {
+    TORCH_CHECK(tensor.numel() == numel && to_dtype(tensor.scalar_type()) == type, "slice of ", name, ": expected ",
+                numel, " elements of ", std::string(name_of(type)), ", got ", tensor.numel(), " of ",
+                tensor.scalar_type());
+  };
+  TensorBytes bytes = tensor_bytes(std::move(source), check);
+  slice.data = std::move(bytes.data);
+  slice.in_memory = bytes.in_memory;
   return slice;
 }
 
-std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceTuple>& tuples) {
+/// A part of a storage: (bytes, tensor or a function without arguments that returns it)
+BytePart part_of_storage(const py::handle& item) {
+  auto [bytes, source] = item.cast<std::tuple<int64_t, py::object>>();
+  TensorBytes found = tensor_bytes(std::move(source), [expected = bytes](const at::Tensor& tensor) {
+    TORCH_CHECK(static_cast<int64_t>(tensor.nbytes()) == expected, "part of a storage: expected ", expected,
+                " bytes, got ", tensor.nbytes());
+  });
+  return {bytes, std::move(found.data), found.in_memory};
+}
+
+/// (name, pickle, parts of each storage)
+using ArchiveTuple = std::tuple<std::string, py::bytes, std::vector<py::list>>;
+
+SavedArchive archive_of(const ArchiveTuple& tuple) {
+  std::vector<std::vector<BytePart>> storages;
+  for (const py::list& parts : std::get<2>(tuple)) {
+    auto& storage = storages.emplace_back();
+    for (const py::handle& part : parts) storage.push_back(part_of_storage(part));
+  }
+  return {std::get<0>(tuple), torch_file_members(std::get<1>(tuple), std::move(storages))};
+}
+
+std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceTuple>& tuples,
+                                  const std::vector<ArchiveTuple>& archive_tuples) {
   SavePlan made;
   made.save_dir = plan["save_dir"].cast<std::string>();
   made.tag = plan["tag"].cast<std::string>();
   made.layout = plan["layout"].cast<std::string>();
   made.rank = plan["rank"].cast<int>();
   made.tensor_file = plan["tensor_file"].cast<std::string>();
-  made.other_files = plan["other_files"].cast<std::vector<std::string>>();
+  made.threads = plan["threads"].cast<int>();
   made.commits = plan["commits"].cast<bool>();
   made.commit.ranks = plan["ranks"].cast<int>();
   made.commit.info = plan["info"].cast<std::string>();
@@ -61,7 +101,9 @@ std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceT
   made.commit.patience = std::chrono::milliseconds(static_cast<int64_t>(1000 * plan["patience_s"].cast<double>()));
   std::vector<SavedSlice> slices;
   for (const SliceTuple& tuple : tuples) slices.push_back(slice_of(tuple));
-  return std::make_shared<SaveJob>(std::move(made), std::move(slices));
+  std::vector<SavedArchive> archives;
+  for (const ArchiveTuple& tuple : archive_tuples) archives.push_back(archive_of(tuple));
+  return std::make_shared<SaveJob>(std::move(made), std::move(slices), std::move(archives));
 }
 
 using RequestTuple = std::tuple<std::string, int64_t, at::Tensor>;
@@ -78,7 +120,7 @@ void read_slices(const CheckpointTensors& tensors, const std::vector<RequestTupl
     requests.push_back({name, offset, destination.numel(), destination.data_ptr()});
   }
   const py::gil_scoped_release release;
-  tensors.read(requests);
+  tensors.read(requests, {.threads = at::get_num_threads()});
 }
 
 py::list tags_of(const std::string& save_dir) {
@@ -108,7 +150,7 @@ void register_checkpoint(py::module_& m) {
       .def(py::init<>())
       .def_property_readonly("capacity", &ShardImage::capacity);
   py::class_<SaveJob, std::shared_ptr<SaveJob>>(m, "SaveJob")
-      .def(py::init(&make_job), py::arg("plan"), py::arg("slices"))
+      .def(py::init(&make_job), py::arg("plan"), py::arg("slices"), py::arg("archives"))
       .def("write_part", &SaveJob::write_part, ReleaseGil())
       .def("commit", &SaveJob::commit, ReleaseGil())
       .def("take_snapshot", &SaveJob::take_snapshot, py::arg("image"), py::arg("threads"), ReleaseGil())
@@ -147,7 +189,12 @@ void register_checkpoint(py::module_& m) {
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
   m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def("list_tags", &tags_of, py::arg("save_dir"));
-  m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), ReleaseGil());
+  m.def(
+      "verify_tag",
+      [](const std::string& folder, bool deep, int threads, bool cached) {
+        return verify_tag(folder, deep, {.threads = threads, .cached = cached});
+      },
+      py::arg("folder"), py::arg("deep"), py::arg("threads") = 1, py::arg("cached") = false, ReleaseGil());
 }
 
 }  // namespace deepscale

@@ -49,6 +49,7 @@ void save_rank(const std::string& dir, int64_t step, int rank) {
   plan.tag = tag_of(step);
   plan.rank = rank;
   plan.tensor_file = fmt::format("rank_{}.safetensors", rank);
+  plan.threads = 2;
   plan.commits = rank == 0;
   plan.commit.ranks = kRanks;
   plan.commit.keep_last = 3;
@@ -58,7 +59,8 @@ void save_rank(const std::string& dir, int64_t step, int rank) {
       "values",    DType::kFloat32,
       {kNumel},    begin,
       end - begin, [&values] {
-                     return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data()); }};
+                     return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data()); },
+      true};
   SaveJob job(plan, {slice});
   job.run();
 }

@@ -27,19 +27,25 @@ class Unfinished {
 
 }  // namespace
 
-void replace_file(const std::string& path, const std::function<void(std::ostream& out)>& write) {
+void replace_file_by(const std::string& path, const std::function<void(const std::string& work)>& write) {
   const std::string work = path + ".tmp";
-  errno = 0;
-  std::ofstream out(native_path(work).c_str(), std::ios::binary | std::ios::trunc);
-  DS_CHECK_AS(IoError, out.good(), "cannot create {}: {}", work, std::strerror(errno));
   Unfinished unfinished(work);
-  write(out);
-  out.flush();
-  out.close();
-  DS_CHECK_AS(IoError, out.good(), "cannot write {}: {}", work,
-              errno != 0 ? std::strerror(errno) : "the disk may be full");
+  write(work);
   rename_file(work, path);
   unfinished.finish();
+}
+
+void replace_file(const std::string& path, const std::function<void(std::ostream& out)>& write) {
+  replace_file_by(path, [&](const std::string& work) {
+    errno = 0;
+    std::ofstream out(native_path(work).c_str(), std::ios::binary | std::ios::trunc);
+    DS_CHECK_AS(IoError, out.good(), "cannot create {}: {}", work, std::strerror(errno));
+    write(out);
+    out.flush();
+    out.close();
+    DS_CHECK_AS(IoError, out.good(), "cannot write {}: {}", work,
+                errno != 0 ? std::strerror(errno) : "the disk may be full");
+  });
 }
 
 }  // namespace deepscale

@@ -7,8 +7,10 @@
 
 namespace deepscale {
 
-/// Writes PATH.tmp by `write`, then renames it to PATH. Throws IoError naming the file, and removes PATH.tmp, when the
+/// Lets `write` make PATH.tmp, then renames it to PATH. Throws IoError naming the file, and removes PATH.tmp, when the
 /// folder is missing, the disk is full, or `write` throws (its own error then).
+void replace_file_by(const std::string& path, const std::function<void(const std::string& work)>& write);
+/// The same for a stream of bytes.
 void replace_file(const std::string& path, const std::function<void(std::ostream& out)>& write);
 
 }  // namespace deepscale

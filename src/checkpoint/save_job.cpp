@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 #include "base/shape.h"
-#include "platform/files.h"
+#include "checkpoint/torch_archive.h"
 
 namespace deepscale {
 namespace {
@@ -11,8 +11,11 @@ const std::map<std::string, std::string> kMetadata = {{"format", "pt"}, {"writte
 
 }  // namespace
 
-SaveJob::SaveJob(SavePlan plan, std::vector<SavedSlice> slices)
-    : plan_(std::move(plan)), folder_(saving_folder(plan_.save_dir, plan_.tag)), slices_(std::move(slices)) {
+SaveJob::SaveJob(SavePlan plan, std::vector<SavedSlice> slices, std::vector<SavedArchive> archives)
+    : plan_(std::move(plan)),
+      folder_(saving_folder(plan_.save_dir, plan_.tag)),
+      slices_(std::move(slices)),
+      archives_(std::move(archives)) {
   plan_.commit.cancelled = &cancelled_;
 }
 
@@ -30,7 +33,8 @@ std::vector<ShardItem> SaveJob::items() const {
   for (const SavedSlice& slice : slices_) {
     // A whole tensor keeps its shape, so that other programs find it as it is.
     const bool whole = slice.offset == 0 && slice.numel == numel_of(slice.shape);
-    items.push_back({slice.name, slice.dtype, whole ? slice.shape : std::vector<int64_t>{slice.numel}, slice.data});
+    items.push_back({slice.name, slice.dtype, whole ? slice.shape : std::vector<int64_t>{slice.numel}, slice.data,
+                     slice.in_memory});
   }
   return items;
 }
@@ -46,25 +50,35 @@ void SaveJob::reporting(const Work& work) {
   }
 }
 
-void SaveJob::finish(const FileChecksums* tensors) {
-  reporting([&] {
-    Manifest part;
-    part.layout = plan_.layout;
-    part.tag = plan_.tag;
-    for (const std::string& name : plan_.other_files) {
-      part.files.push_back({name, checksums_of_file(folder_ + "/" + name)});
-      sync_file(folder_ + "/" + name);
-    }
-    if (tensors != nullptr) {
-      const int file = static_cast<int>(part.files.size());
-      part.files.push_back({plan_.tensor_file, *tensors});
-      for (size_t i = 0; i < slices_.size(); ++i) {
-        const SavedSlice& slice = slices_[i];
-        part.tensors.push_back({slice.name, slice.dtype, slice.shape, {{file, begins_[i], slice.offset, slice.numel}}});
-      }
-    }
-    finish_part(folder_, plan_.rank, part);
-  });
+/// The files' bytes, from the tensors or from the image.
+void SaveJob::write_files(int threads) {
+  const BlockWriteOptions options = {.threads = threads, .cancelled = &cancelled_};
+  for (SavedArchive& archive : archives_) {
+    ZipStream stream(kTorchFolder, std::move(archive.members));
+    written_.push_back({archive.name, write_zip(folder_ + "/" + archive.name, stream, options)});
+  }
+  if (slices_.empty()) return;
+  const std::string path = folder_ + "/" + plan_.tensor_file;
+  if (image_ != nullptr) {
+    written_.push_back({plan_.tensor_file, image_->write(path, &cancelled_)});
+    return;
+  }
+  const ShardStream stream(items(), kMetadata);
+  for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
+  written_.push_back({plan_.tensor_file, write_shard(path, stream, options)});
+}
+
+void SaveJob::finish() {
+  Manifest part;
+  part.layout = plan_.layout;
+  part.tag = plan_.tag;
+  part.files = written_;
+  const int file = static_cast<int>(part.files.size()) - 1;
+  for (size_t i = 0; i < slices_.size(); ++i) {
+    const SavedSlice& slice = slices_[i];
+    part.tensors.push_back({slice.name, slice.dtype, slice.shape, {{file, begins_[i], slice.offset, slice.numel}}});
+  }
+  finish_part(folder_, plan_.rank, part);
 }
 
 void SaveJob::commit() {
@@ -77,21 +91,22 @@ void SaveJob::run() {
 }
 
 void SaveJob::write_part() {
-  if (slices_.empty()) return finish(nullptr);
-  FileChecksums sums;
   reporting([&] {
-    ShardStream stream(items(), kMetadata);
-    for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
-    sums = write_shard(folder_ + "/" + plan_.tensor_file, stream, &cancelled_);
+    write_files(plan_.threads);
+    finish();
   });
-  finish(&sums);
 }
 
 void SaveJob::take_snapshot(std::shared_ptr<ShardImage> image, int threads) {
   image_ = std::move(image);
-  if (slices_.empty()) return;
+  std::vector<BytePart*> parts;
+  for (SavedArchive& archive : archives_) {
+    for (ZipMember& member : archive.members) {
+      for (BytePart& part : member.parts) parts.push_back(&part);
+    }
+  }
   reporting([&] {
-    image_->take(items(), kMetadata, threads);
+    image_->take(slices_.empty() ? std::vector<ShardItem>() : items(), kMetadata, threads, parts);
     for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(image_->begin_of(static_cast<int>(i)));
   });
   for (SavedSlice& slice : slices_) slice.data = nullptr;  // what they belong to may go now
@@ -99,11 +114,10 @@ void SaveJob::take_snapshot(std::shared_ptr<ShardImage> image, int threads) {
 
 void SaveJob::write_part_of_image() {
   try {
-    FileChecksums sums;
-    if (!slices_.empty()) {
-      reporting([&] { sums = image_->write(folder_ + "/" + plan_.tensor_file, &cancelled_); });
-    }
-    finish(slices_.empty() ? nullptr : &sums);
+    reporting([&] {
+      write_files(1);  // the other threads train
+      finish();
+    });
   } catch (...) {
     part_.set_exception(std::current_exception());
     throw;

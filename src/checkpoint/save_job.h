@@ -1,6 +1,6 @@
-// One rank's work in saving a checkpoint: its tensors into one file, checksums, its part of the manifest, and on one
-// rank making the checkpoint valid (tag_folder.h). In the caller's thread, or beside training from a copy of the
-// tensors. Torch-free.
+// One rank's work in saving a checkpoint: its tensors into one file, archives of torch.save's format, checksums, its
+// part of the manifest, and on one rank making the checkpoint valid (tag_folder.h). In the caller's thread, or beside
+// training from a copy of the tensors. Torch-free.
 #pragma once
 
 #include <atomic>
@@ -14,6 +14,7 @@
 
 #include "checkpoint/shard_writer.h"
 #include "checkpoint/tag_folder.h"
+#include "checkpoint/zip_stream.h"
 
 namespace deepscale {
 
@@ -24,7 +25,14 @@ struct SavedSlice {
   std::vector<int64_t> shape;  ///< of the whole tensor
   int64_t offset = 0;
   int64_t numel = 0;
-  std::function<std::shared_ptr<const void>()> data;  ///< as in ShardItem
+  std::function<std::shared_ptr<const void>()> data;  ///< as in ShardItem, like
+  bool in_memory = false;
+};
+
+/// A file of torch.save's format, or any other archive of members in the folder kTorchFolder.
+struct SavedArchive {
+  std::string name;
+  std::vector<ZipMember> members;
 };
 
 struct SavePlan {
@@ -32,15 +40,15 @@ struct SavePlan {
   std::string tag;  ///< begin_save() has made its folder
   std::string layout = "native";
   int rank = 0;
-  std::string tensor_file;               ///< name of this rank's file; made when it has slices
-  std::vector<std::string> other_files;  ///< that this rank has written into the folder already
-  bool commits = false;                  ///< this rank makes the checkpoint valid, with `commit`
+  std::string tensor_file;  ///< name of this rank's file; made when it has slices
+  int threads = 1;          ///< that copy and sum what write_part() writes
+  bool commits = false;     ///< this rank makes the checkpoint valid, with `commit`
   CommitOptions commit;
 };
 
 class SaveJob {
  public:
-  SaveJob(SavePlan plan, std::vector<SavedSlice> slices);
+  SaveJob(SavePlan plan, std::vector<SavedSlice> slices, std::vector<SavedArchive> archives = {});
   SaveJob(const SaveJob&) = delete;
   SaveJob& operator=(const SaveJob&) = delete;
   /// Cancels what start() began, and waits for it.
@@ -53,7 +61,7 @@ class SaveJob {
   void write_part();
   /// On the rank that commits: waits for all parts and makes the checkpoint valid. Nothing on the others.
   void commit();
-  /// Copies the slices into `image`, which serves one job at a time. Failure is for all ranks, as in run().
+  /// Copies slices and archives into `image`, which serves one job at a time. Failure is for all ranks, as in run().
   void take_snapshot(std::shared_ptr<ShardImage> image, int threads);
   /// Does the rest in a thread of its own. Requires: take_snapshot().
   void start();
@@ -69,12 +77,15 @@ class SaveJob {
   [[nodiscard]] std::vector<ShardItem> items() const;
   template <typename Work>
   void reporting(const Work& work);
-  void finish(const FileChecksums* tensors);
+  void write_files(int threads);
+  void finish();
   void write_part_of_image();
 
   SavePlan plan_;
   std::string folder_;
   std::vector<SavedSlice> slices_;
+  std::vector<SavedArchive> archives_;
+  std::vector<ManifestFile> written_;  ///< the archives, then the slices' file
   std::vector<int64_t> begins_;
   std::shared_ptr<ShardImage> image_;
   std::atomic<bool> cancelled_ = false;

@@ -2,23 +2,22 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
-#include <exception>
-#include <optional>
-#include <system_error>
-#include <thread>
 
 #include "base/error.h"
 #include "base/shape.h"
+#include "base/thread_team.h"
 #include "checkpoint/safetensors.h"
-#include "platform/async_file.h"
-#include "platform/files.h"
 
 namespace deepscale {
 namespace {
 
-constexpr int64_t kPage = 4096;
-constexpr int64_t kBuffers = 4;  // of a block each: two being filled or waiting while others are on their way
+constexpr int64_t kPage = 4096, kLine = 64;
+constexpr int64_t kPiece = int64_t{4} << 20;  // of a part, copied by one thread
+constexpr int64_t kMostThreads = 64;
+
+constexpr int64_t round_up(int64_t bytes, int64_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
 
 int64_t bytes_of(const ShardItem& item) {
   return numel_of(item.shape) * size_of(item.dtype);
@@ -28,35 +27,6 @@ std::string header_of(const std::vector<ShardItem>& items, const std::map<std::s
   std::vector<SafetensorsItem> listed;
   for (const ShardItem& item : items) listed.push_back({item.key, item.dtype, item.shape, nullptr});
   return safetensors_header_text(listed, metadata);
-}
-
-/// Writes a file block by block. block_at(offset, bytes) returns a block's memory, which must stay until kBuffers - 1
-/// more blocks were asked for.
-template <typename BlockAt>
-FileChecksums write_blocks(const std::string& path, int64_t total, const std::atomic<bool>* cancelled,
-                           const BlockAt& block_at) {
-  FileChecksums sums{total, {}};
-  AsyncFileQueue queue({.depth = 8, .block_bytes = int64_t{1} << 20});
-  const AsyncFile file = queue.open(path, FileMode::kCreate, FileCaching::kDirect);
-  file.preallocate(total);
-  std::deque<FileTransfer> transfers;
-  const auto wait_until = [&](size_t left) {
-    while (transfers.size() > left) {
-      transfers.front().wait();
-      transfers.pop_front();
-    }
-  };
-  for (int64_t offset = 0; offset < total; offset += kChecksumBlock) {
-    const int64_t bytes = std::min(kChecksumBlock, total - offset);
-    wait_until(kBuffers - 1);
-    const char* const data = block_at(offset, bytes);
-    DS_CHECK_AS(IoError, cancelled == nullptr || !*cancelled, "writing {} was cancelled", path);
-    transfers.push_back(file.write(offset, data, bytes));
-    sums.blocks.push_back(checksum_of(data, bytes));
-  }
-  wait_until(0);
-  file.sync();
-  return sums;
 }
 
 }  // namespace
@@ -96,72 +66,100 @@ void ShardStream::copy(int64_t offset, int64_t bytes, char* destination) {
   if (offset == bytes_) data_.reset();
 }
 
-namespace {
-
-FileChecksums write_filled(const std::string& path, int64_t total, const std::atomic<bool>* cancelled,
-                           const std::function<void(int64_t offset, int64_t bytes, char* destination)>& fill) {
-  const PrivateMemory memory(kBuffers * kChecksumBlock);
-  return write_blocks(path, total, cancelled, [&](int64_t offset, int64_t bytes) {
-    char* const buffer = memory.data() + offset / kChecksumBlock % kBuffers * kChecksumBlock;
-    fill(offset, bytes, buffer);
-    return buffer;
-  });
+bool ShardStream::in_memory() const {
+  return std::all_of(items_.begin(), items_.end(), [](const ShardItem& item) { return item.in_memory; });
 }
 
-}  // namespace
-
-FileChecksums write_shard(const std::string& path, ShardStream& stream, const std::atomic<bool>* cancelled) {
-  return write_filled(path, stream.bytes(), cancelled, [&](int64_t offset, int64_t bytes, char* destination) {
-    stream.copy(offset, bytes, destination);
-  });
+FileChecksums write_shard(const std::string& path, const ShardStream& stream, const BlockWriteOptions& options) {
+  // What is loaded for the writer is loaded once, in order.
+  const BlockWriteOptions own = {.threads = stream.in_memory() ? options.threads : 1, .cancelled = options.cancelled};
+  const auto make_source = [&stream]() -> BlockSource {
+    return [own_stream = std::make_shared<ShardStream>(stream)](int64_t offset, int64_t bytes, char* buffer) {
+      own_stream->copy(offset, bytes, buffer);
+      return buffer;
+    };
+  };
+  return write_blocks(path, stream.bytes(), make_source, own);
 }
 
 FileChecksums write_stream(const std::string& path, int64_t total,
                            const std::function<void(int64_t offset, int64_t bytes, char* destination)>& fill) {
-  return write_filled(path, total, nullptr, fill);
+  const auto make_source = [&fill]() -> BlockSource {
+    return [&fill](int64_t offset, int64_t bytes, char* buffer) {
+      fill(offset, bytes, buffer);
+      return buffer;
+    };
+  };
+  return write_blocks(path, total, make_source, {});
+}
+
+void ShardImage::reserve(int64_t bytes) {
+  if (capacity() >= bytes || bytes == 0) return;
+  memory_.reset();
+  memory_ = std::make_unique<PrivateMemory>(bytes);
 }
 
 void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata,
-                      int threads) {
-  ShardStream stream(items, metadata);
-  bytes_ = stream.bytes();
-  const int64_t needed = (bytes_ + kPage - 1) / kPage * kPage;
-  if (capacity() < needed) {
-    memory_.reset();
-    memory_ = std::make_unique<PrivateMemory>(needed);
-  }
+                      int threads, const std::vector<BytePart*>& parts) {
+  const ShardStream stream(items, metadata);
+  bytes_ = items.empty() ? 0 : stream.bytes();
   begins_.clear();
   for (size_t i = 0; i < items.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
-  const int64_t pieces = std::clamp<int64_t>(threads, 1, 64);
-  const int64_t each = (needed / pieces + kPage - 1) / kPage * kPage;
-  std::vector<std::exception_ptr> errors(pieces);
-  std::vector<std::thread> team;
-  const auto copy = [&](int64_t piece) {
+  const int64_t behind = round_up(bytes_, kPage);
+  int64_t needed = behind;
+  for (const BytePart* part : parts) needed += round_up(part->bytes, kLine);
+  reserve(needed);
+  if (bytes_ > 0) take_stream(stream, threads);
+  if (!parts.empty()) take_parts(memory_ ? memory_->data() + behind : nullptr, parts, threads);
+}
+
+void ShardImage::take_stream(const ShardStream& stream, int threads) {
+  const int64_t pieces = std::clamp<int64_t>(threads, 1, kMostThreads);
+  const int64_t each = round_up((bytes_ + pieces - 1) / pieces, kPage);
+  run_team(pieces, [&](int64_t piece) {
     const int64_t begin = std::min(bytes_, piece * each), end = std::min(bytes_, begin + each);
-    try {
-      ShardStream source(items, metadata);
-      if (begin < end) source.copy(begin, end - begin, memory_->data() + begin);
-    } catch (...) {
-      errors[piece] = std::current_exception();
-    }
+    ShardStream source(stream);
+    if (begin < end) source.copy(begin, end - begin, memory_->data() + begin);
+  });
+}
+
+void ShardImage::take_parts(char* place, const std::vector<BytePart*>& parts, int threads) {
+  struct Copy {
+    const char* from;
+    char* to;
+    int64_t bytes;
   };
-  team.reserve(pieces);
-  for (int64_t piece = 1; piece < pieces; ++piece) {
-    try {
-      team.emplace_back(copy, piece);
-    } catch (const std::system_error&) {  // no more threads; those that run must not be left alone
-      copy(piece);
+  std::vector<Copy> copies;
+  std::vector<std::shared_ptr<const void>> kept;
+  for (BytePart* part : parts) {
+    char* const to = place;
+    place += round_up(part->bytes, kLine);
+    if (part->bytes == 0) continue;
+    std::shared_ptr<const void> data = part->data();
+    if (part->in_memory) {
+      for (int64_t done = 0; done < part->bytes; done += kPiece) {
+        copies.push_back(
+            {static_cast<const char*>(data.get()) + done, to + done, std::min(kPiece, part->bytes - done)});
+      }
+      kept.push_back(std::move(data));
+    } else {
+      std::memcpy(to, data.get(), static_cast<size_t>(part->bytes));  // one at a time: they take memory
     }
+    *part = part_of(to, part->bytes);
   }
-  copy(0);
-  for (std::thread& thread : team) thread.join();
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+  std::atomic<size_t> next = 0;
+  run_team(std::clamp<int64_t>(threads, 1, kMostThreads), [&](int64_t) {
+    for (size_t i = next++; i < copies.size(); i = next++) {
+      std::memcpy(copies[i].to, copies[i].from, static_cast<size_t>(copies[i].bytes));
+    }
+  });
 }
 
 FileChecksums ShardImage::write(const std::string& path, const std::atomic<bool>* cancelled) const {
-  return write_blocks(path, bytes_, cancelled, [this](int64_t offset, int64_t) { return memory_->data() + offset; });
+  const auto make_source = [this]() -> BlockSource {
+    return [this](int64_t offset, int64_t, char*) { return memory_->data() + offset; };
+  };
+  return write_blocks(path, bytes_, make_source, {.threads = 1, .cancelled = cancelled});  // the others train
 }
 
 }  // namespace deepscale

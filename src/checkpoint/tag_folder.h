@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/verified_file.h"
 
 namespace deepscale {
 
@@ -66,6 +67,7 @@ struct TagFacts {
 [[nodiscard]] std::vector<TagFacts> list_tags(const std::string& save_dir);
 
 /// What is wrong with a checkpoint, a line each; empty when it is intact. deep: every byte is read.
-[[nodiscard]] std::vector<std::string> verify_tag(const std::string& folder, bool deep);
+[[nodiscard]] std::vector<std::string> verify_tag(const std::string& folder, bool deep,
+                                                  const ReadOptions& options = {});
 
 }  // namespace deepscale

@@ -24,9 +24,11 @@ class TagFolderTest : public ::testing::Test {
   ~TagFolderTest() override { remove_directories(root_); }
 
   static ShardItem item_of(const std::string& key, const std::vector<float>& values) {
-    return {key, DType::kFloat32, {static_cast<int64_t>(values.size())}, [&values] {
-              return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data());
-            }};
+    return {key,
+            DType::kFloat32,
+            {static_cast<int64_t>(values.size())},
+            [&values] { return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data()); },
+            true};
   }
 
   /// "weight" of `numel` elements that are 0, 1, ..., in equal slices of the ranks.
@@ -263,6 +265,40 @@ TEST_F(TagFolderTest, AnImageHoldsWhatItCopiedWhateverHappensToTheTensors) {
   const int64_t capacity = image.capacity();
   image.take(items, {}, 1);
   EXPECT_EQ(image.capacity(), capacity);  // the memory is used again
+}
+
+TEST_F(TagFolderTest, AFileIsTheSameByHoweverManyThreadsItIsWritten) {
+  std::vector<float> values(7'000'001), more(5, 2.0f);
+  std::iota(values.begin(), values.end(), 0.0f);
+  const ShardStream stream({item_of("a", values), item_of("b", more)}, {});
+  make_directories(root_);
+  const FileChecksums one = write_shard(root_ + "/one.safetensors", stream);
+  const FileChecksums several = write_shard(root_ + "/several.safetensors", stream, {.threads = 4});
+  EXPECT_GT(one.blocks.size(), 5u);
+  EXPECT_EQ(one.blocks, several.blocks);
+  for (const char* name : {"one.safetensors", "several.safetensors"}) {
+    EXPECT_EQ(checksums_of_file(root_ + "/" + name).blocks, one.blocks) << name;
+  }
+  SafetensorsFile file = SafetensorsFile::open(root_ + "/several.safetensors");
+  std::vector<float> found(values.size());
+  file.read(*file.find("a"), found.data());
+  EXPECT_EQ(found, values);
+}
+
+TEST_F(TagFolderTest, AnErrorOfOneThreadEndsTheWritingOfAll) {
+  make_directories(root_);
+  std::atomic<bool> cancelled = true;
+  const auto sources = []() -> BlockSource {
+    return [](int64_t offset, int64_t bytes, char* buffer) {
+      if (offset >= 8 * kChecksumBlock) throw IoError("bad block");
+      std::fill_n(buffer, bytes, 'x');
+      return buffer;
+    };
+  };
+  const int64_t total = 40 * kChecksumBlock;
+  EXPECT_THROW(write_blocks(root_ + "/x", total, sources, {.threads = 3}), IoError);
+  EXPECT_THROW(write_blocks(root_ + "/x", 2 * kChecksumBlock, sources, {.threads = 3, .cancelled = &cancelled}),
+               IoError);
 }
 
 TEST_F(TagFolderTest, AnErrorOfATensorThatIsLoadedReachesTheCaller) {

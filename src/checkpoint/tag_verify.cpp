@@ -4,9 +4,9 @@
 #include <atomic>
 #include <mutex>
 #include <set>
-#include <thread>
 
 #include "base/error.h"
+#include "base/thread_team.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_source.h"
@@ -19,17 +19,14 @@ namespace {
 
 constexpr int64_t kBlocksPerJob = 64;  // 256 MiB: large files are read by several threads
 
-/// Calls work(0) to work(count - 1) by several threads; what one throws is for the caller's `failed`.
+/// Calls work(0) to work(count - 1) by several threads.
 template <typename Work>
 void in_parallel(int64_t count, int threads, const Work& work) {
   std::atomic<int64_t> next = 0;
   const auto take = [&] {
     for (int64_t job = next++; job < count; job = next++) work(job);
   };
-  std::vector<std::thread> team;
-  for (int t = 1; t < std::min<int64_t>(threads, count); ++t) team.emplace_back(take);
-  take();
-  for (std::thread& thread : team) thread.join();
+  run_team(std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1)), [&](int64_t) { take(); });
 }
 
 void join_lines(std::vector<std::string>& lines, std::vector<std::string> more) {

@@ -28,21 +28,21 @@ class CheckpointToolTest : public ::testing::Test {
 
   /// SAVE_DIR/TAG as so many ranks save it. Tensors have one dimension.
   void save(const std::string& save_dir, const std::string& tag, int ranks, const Tensors& tensors) const {
-    const std::string folder = begin_save(save_dir, tag);
+    begin_save(save_dir, tag);
     PyDocument common;
     PyNode* const root = common.dict();
     PyNode* const shared = common.dict();
     shared->set("head.weight", "layers.2.weight");
     root->set("shared_params", shared);
     common.root = root;
-    write_torch_file(folder + "/common.pt", common);
     for (int rank = ranks - 1; rank >= 0; --rank) {  // the one that waits for the others is last
       SavePlan plan;
       plan.save_dir = save_dir;
       plan.tag = tag;
       plan.rank = rank;
       plan.tensor_file = "rank_0000" + std::to_string(rank) + ".safetensors";
-      if (rank == 0) plan.other_files = {"common.pt"};
+      std::vector<SavedArchive> archives;
+      if (rank == 0) archives.push_back({"common.pt", torch_file_members(common)});
       plan.commits = rank == 0;
       plan.commit.ranks = ranks;
       plan.commit.info =
@@ -56,7 +56,7 @@ class CheckpointToolTest : public ::testing::Test {
                             return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data() + begin);
                           }});
       }
-      SaveJob(plan, slices).run();
+      SaveJob(plan, slices, std::move(archives)).run();
     }
   }
 

@@ -103,23 +103,27 @@ std::vector<std::string> TorchArchive::damaged_parts(const std::function<void(in
   }
 }
 
+std::vector<ZipMember> torch_file_members(std::string pickle, std::vector<std::vector<BytePart>> storages) {
+  std::vector<ZipMember> members;
+  members.push_back({"data.pkl", {part_of(std::move(pickle))}});
+  members.push_back({"byteorder", {part_of(std::string("little"))}});
+  for (size_t i = 0; i < storages.size(); ++i) members.push_back({"data/" + std::to_string(i), std::move(storages[i])});
+  members.push_back({"version", {part_of(std::string("3\n"))}});  // of the layout; torch.load refuses files without it
+  return members;
+}
+
+std::vector<ZipMember> torch_file_members(const PyDocument& document) {
+  PickledTensors pickled = write_pickle(document);
+  std::vector<std::vector<BytePart>> storages;
+  for (const PickledStorage& storage : pickled.storages) {
+    storages.push_back({{storage.bytes, [data = storage.data] { return data; }, /*in_memory=*/true}});
+  }
+  return torch_file_members(std::move(pickled.bytes), std::move(storages));
+}
+
 void write_torch_file(const std::string& path, const PyDocument& document) {
-  const PickledTensors pickled = write_pickle(document);
-  replace_file(path, [&](std::ostream& out) {
-    ZipWriter zip(out, "archive");
-    const auto add_text = [&](const std::string& name, const std::string& text) {
-      zip.add(name, text.data(), static_cast<int64_t>(text.size()));
-    };
-    add_text("data.pkl", pickled.bytes);
-    add_text("byteorder", "little");
-    for (size_t i = 0; i < pickled.storages.size(); ++i) {
-      const PickledStorage& storage = pickled.storages[i];
-      zip.add("data/" + std::to_string(i), storage.data.get(), storage.bytes);
-      DS_CHECK_AS(IoError, out.good(), "cannot write {}: the disk may be full", path);
-    }
-    add_text("version", "3\n");  // of the archive's layout; torch.load refuses files without it
-    zip.finish();
-  });
+  ZipStream stream(kTorchFolder, torch_file_members(document));
+  replace_file_by(path, [&](const std::string& work) { write_zip(work, stream); });
 }
 
 }  // namespace deepscale

@@ -11,6 +11,7 @@
 
 #include "checkpoint/py_value.h"
 #include "checkpoint/zip_file.h"
+#include "checkpoint/zip_stream.h"
 
 namespace deepscale {
 
@@ -40,6 +41,14 @@ class TorchArchive {
   PyDocument document_;
   std::map<std::string, int64_t> begins_;  // record name -> first byte in the file
 };
+
+/// The folder of a file of torch.save.
+inline constexpr char kTorchFolder[] = "archive";
+/// The members of such a file: a pickle whose storages "0", "1", ... have these bytes.
+[[nodiscard]] std::vector<ZipMember> torch_file_members(std::string pickle,
+                                                        std::vector<std::vector<BytePart>> storages);
+/// The same for a document, whose tensors' memory they share; it may end.
+[[nodiscard]] std::vector<ZipMember> torch_file_members(const PyDocument& document);
 
 /// What torch.load reads, also with weights_only. Written beside and renamed. Throws IoError.
 void write_torch_file(const std::string& path, const PyDocument& document);

@@ -1,11 +1,14 @@
 #include "checkpoint/verified_file.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <numeric>
 
 #include "base/error.h"
+#include "base/thread_team.h"
 #include "platform/async_file.h"
 #include "platform/files.h"
 #include "platform/private_memory.h"
@@ -13,7 +16,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t kAhead = 6;  // blocks that are read while one is checked
+constexpr int64_t kAhead = 6;  // blocks that are read while one is checked, for each thread
 
 void check_size(const std::string& folder, const ManifestFile& file) {
   const auto bytes = file_size(folder + "/" + file.name);
@@ -22,41 +25,74 @@ void check_size(const std::string& folder, const ManifestFile& file) {
               folder, file.name, *bytes, file.checksums.bytes);
 }
 
-/// Blocks of a file in ascending order, read ahead.
+/// Called with a block's number, its bytes, and whether their checksum is right; from several threads at once.
+using BlockVisit = std::function<void(int64_t block, const char* data, bool intact)>;
+
+/// Reads blocks of a file in ascending order. Each thread has some of them read ahead while it sums and uses one.
 class BlockReader {
  public:
-  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks)
+  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks,
+              const ReadOptions& options)
       : source_(file),
         blocks_(std::move(blocks)),
-        memory_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, kAhead + 1) * kChecksumBlock),
+        threads_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()) / kAhead, 1, std::max(options.threads, 1))),
+        places_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
+        memory_(threads_ * places_ * kChecksumBlock),
         queue_({.depth = 16, .block_bytes = int64_t{1} << 20}),
-        file_(queue_.open(folder + "/" + file.name, FileMode::kRead, FileCaching::kDirect)) {}
+        file_(queue_.open(folder + "/" + file.name, FileMode::kRead,
+                          options.cached ? FileCaching::kBuffered : FileCaching::kDirect)) {}
 
   [[nodiscard]] int64_t bytes_of(int64_t block) const {
     return std::min(kChecksumBlock, source_.checksums.bytes - block * kChecksumBlock);
   }
-  /// The block's bytes, until the next call. `intact` says whether its checksum is right.
-  const char* next(int64_t block, bool& intact) {
-    const int64_t places = memory_.bytes() / kChecksumBlock;
-    for (; started_ < static_cast<int64_t>(blocks_.size()) && started_ - taken_ < places; ++started_) {
-      char* const place = memory_.data() + started_ % places * kChecksumBlock;
-      reads_.push_back(file_.read(blocks_[started_] * kChecksumBlock, place, bytes_of(blocks_[started_])));
-    }
-    reads_.front().wait();
-    reads_.pop_front();
-    const char* const data = memory_.data() + taken_++ % places * kChecksumBlock;
-    intact = checksum_of(data, bytes_of(block)) == source_.checksums.blocks[block];
-    return data;
+
+  /// Throws what reading or `visit` throws, after all threads have ended.
+  void run(const BlockVisit& visit) {
+    run_team(threads_, [&](int64_t thread) {
+      try {
+        work(memory_.data() + thread * places_ * kChecksumBlock, visit);
+      } catch (...) {
+        failed_ = true;
+        throw;
+      }
+    });
   }
 
  private:
+  struct Reading {
+    int64_t block;
+    char* place;
+    FileTransfer transfer;
+  };
+
+  void work(char* memory, const BlockVisit& visit) {
+    std::deque<Reading> readings;
+    int64_t turn = 0;
+    while (!failed_) {
+      while (static_cast<int64_t>(readings.size()) < places_) {
+        const size_t next = next_++;
+        if (next >= blocks_.size()) break;
+        const int64_t block = blocks_[next];
+        char* const place = memory + turn++ % places_ * kChecksumBlock;
+        readings.push_back({block, place, file_.read(block * kChecksumBlock, place, bytes_of(block))});
+      }
+      if (readings.empty()) return;
+      Reading& first = readings.front();
+      first.transfer.wait();
+      visit(first.block, first.place,
+            checksum_of(first.place, bytes_of(first.block)) == source_.checksums.blocks[first.block]);
+      readings.pop_front();
+    }
+  }
+
   const ManifestFile& source_;
   std::vector<int64_t> blocks_;
+  int64_t threads_, places_;
   PrivateMemory memory_;
   AsyncFileQueue queue_;
   AsyncFile file_;
-  std::deque<FileTransfer> reads_;
-  int64_t started_ = 0, taken_ = 0;
+  std::atomic<size_t> next_ = 0;
+  std::atomic<bool> failed_ = false;
 };
 
 std::string damage_text(const std::string& folder, const ManifestFile& file, int64_t first, int64_t last) {
@@ -67,51 +103,54 @@ std::string damage_text(const std::string& folder, const ManifestFile& file, int
 
 }  // namespace
 
-void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts) {
+void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts,
+                   const ReadOptions& options) {
   std::erase_if(parts, [](const FilePart& part) { return part.bytes == 0; });
   check_size(folder, file);
   std::sort(parts.begin(), parts.end(), [](const FilePart& a, const FilePart& b) { return a.begin < b.begin; });
   std::vector<int64_t> blocks;
+  int64_t longest = 0;
   for (const FilePart& part : parts) {
     DS_CHECK_AS(CheckpointError, part.begin >= 0 && part.bytes <= file.checksums.bytes - part.begin,
                 "checkpoint {}: bytes {} to {} of {} were asked for, which has {}", folder, part.begin,
                 part.begin + part.bytes, file.name, file.checksums.bytes);
+    longest = std::max(longest, part.bytes);
     const int64_t last = (part.begin + part.bytes - 1) / kChecksumBlock;
     for (int64_t b = part.begin / kChecksumBlock; b <= last; ++b) {
       if (blocks.empty() || blocks.back() < b) blocks.push_back(b);
     }
   }
   if (blocks.empty()) return;
-  BlockReader reader(folder, file, blocks);
-  size_t first = 0;
-  for (const int64_t block : blocks) {
-    bool intact = false;
-    const char* const data = reader.next(block, intact);
+  BlockReader reader(folder, file, blocks, options);
+  reader.run([&](int64_t block, const char* data, bool intact) {
     DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
     const int64_t begin = block * kChecksumBlock, end = begin + reader.bytes_of(block);
-    while (first < parts.size() && parts[first].begin + parts[first].bytes <= begin) ++first;
-    for (size_t i = first; i < parts.size() && parts[i].begin < end; ++i) {
-      const int64_t from = std::max(begin, parts[i].begin), to = std::min(end, parts[i].begin + parts[i].bytes);
+    // None that begins before this reaches the block.
+    auto part = std::lower_bound(parts.begin(), parts.end(), begin - longest + 1,
+                                 [](const FilePart& p, int64_t value) { return p.begin < value; });
+    for (; part != parts.end() && part->begin < end; ++part) {
+      const int64_t from = std::max(begin, part->begin), to = std::min(end, part->begin + part->bytes);
       if (from >= to) continue;
-      std::memcpy(static_cast<char*>(parts[i].destination) + (from - parts[i].begin), data + (from - begin),
+      std::memcpy(static_cast<char*>(part->destination) + (from - part->begin), data + (from - begin),
                   static_cast<size_t>(to - from));
     }
-  }
+  });
 }
 
 std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
-                                    const std::function<void(int64_t bytes)>& read) {
+                                    const std::function<void(int64_t bytes)>& read, const ReadOptions& options) {
   check_size(folder, file);
   std::vector<int64_t> blocks(count), damaged;
   std::iota(blocks.begin(), blocks.end(), first);
   if (blocks.empty()) return damaged;
-  BlockReader reader(folder, file, blocks);
-  for (const int64_t block : blocks) {
-    bool intact = false;
-    (void)reader.next(block, intact);
+  BlockReader reader(folder, file, blocks, options);
+  std::mutex mutex;
+  reader.run([&](int64_t block, const char*, bool intact) {
+    const std::lock_guard lock(mutex);
     if (!intact) damaged.push_back(block);
     if (read) read(reader.bytes_of(block));
-  }
+  });
+  std::sort(damaged.begin(), damaged.end());
   return damaged;
 }
 
@@ -127,9 +166,10 @@ std::vector<std::string> damage_lines(const std::string& folder, const ManifestF
   return lines;
 }
 
-std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file) {
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, const ReadOptions& options) {
   try {
-    return damage_lines(folder, file, damaged_blocks(folder, file, 0, block_count(file.checksums.bytes)));
+    const int64_t count = block_count(file.checksums.bytes);
+    return damage_lines(folder, file, damaged_blocks(folder, file, 0, count, {}, options));
   } catch (const Error& error) {
     return {error.what()};
   }
@@ -146,7 +186,7 @@ const ManifestTensor* CheckpointTensors::find(const std::string& name) const {
   return found == places_.end() ? nullptr : &manifest_.tensors[found->second];
 }
 
-void CheckpointTensors::read(const std::vector<Request>& requests) const {
+void CheckpointTensors::read(const std::vector<Request>& requests, const ReadOptions& options) const {
   std::vector<std::vector<FilePart>> parts(manifest_.files.size());
   for (const Request& request : requests) {
     const ManifestTensor* tensor = find(request.name);
@@ -164,7 +204,7 @@ void CheckpointTensors::read(const std::vector<Request>& requests) const {
     }
   }
   for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]));
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), options);
   }
 }
 

@@ -1,59 +1,22 @@
 #include "checkpoint/zip_file.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <utility>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "checkpoint/zip_fields.h"
+#include "kernels/cpu/crc32.h"
 #include "platform/files.h"
 
 namespace deepscale {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "the format is little endian, and so is every target");
+using namespace zip;
 
-constexpr uint32_t kLocalMark = 0x04034b50;
-constexpr uint32_t kEntryMark = 0x02014b50;
-constexpr uint32_t kEndMark = 0x06054b50;
-constexpr uint32_t kEnd64Mark = 0x06064b50;
-constexpr uint32_t kLocator64Mark = 0x07064b50;
-constexpr int64_t kLocalBytes = 30;
-constexpr int64_t kEntryBytes = 46;
-constexpr int64_t kEndBytes = 22;
-constexpr int64_t kEnd64Bytes = 56;
-constexpr int64_t kLocator64Bytes = 20;
-constexpr uint16_t kExtra64 = 0x0001;
-constexpr uint16_t kExtraPadding = 0x4246;  // what torch uses, too
-constexpr uint32_t kIn64 = 0xFFFFFFFF;      // the value stands in the 64-bit extension
-constexpr uint16_t kCountIn64 = 0xFFFF;
-constexpr uint16_t kVersion64 = 45;
-constexpr uint16_t kFirstDay = 0x0021;  // 1980-01-01: files do not depend on when they were written
-constexpr int64_t kAlignment = 64;
 constexpr int64_t kLargestDirectory = int64_t{1} << 32;
-
-using CrcTables = std::array<std::array<uint32_t, 256>, 8>;
-
-/// Tables for eight bytes at once ("slicing by 8").
-constexpr CrcTables make_crc_tables() {
-  CrcTables tables{};
-  for (uint32_t byte = 0; byte < 256; ++byte) {
-    uint32_t value = byte;
-    for (int bit = 0; bit < 8; ++bit) value = (value & 1) != 0 ? 0xEDB88320 ^ (value >> 1) : value >> 1;
-    tables[0][byte] = value;
-  }
-  for (size_t table = 1; table < 8; ++table) {
-    for (size_t byte = 0; byte < 256; ++byte) {
-      const uint32_t before = tables[table - 1][byte];
-      tables[table][byte] = tables[0][before & 0xFF] ^ (before >> 8);
-    }
-  }
-  return tables;
-}
-constexpr CrcTables kCrc = make_crc_tables();
 
 /// Reads numbers from the front of bytes.
 class Fields {
@@ -80,13 +43,6 @@ class Fields {
  private:
   std::string_view bytes_;
 };
-
-template <typename... T>
-std::string packed(T... values) {
-  std::string bytes;
-  (bytes.append(reinterpret_cast<const char*>(&values), sizeof(values)), ...);
-  return bytes;
-}
 
 /// The value of a 32-bit field, or, when it says so, the next one of the 64-bit extension.
 int64_t wide(uint32_t field, Fields& extension) {
@@ -118,25 +74,7 @@ void check_apart(Ranges ranges) {
   }
 }
 
-uint32_t narrow(int64_t value) {
-  return value >= kIn64 ? kIn64 : static_cast<uint32_t>(value);
-}
-
 }  // namespace
-
-uint32_t crc32(const void* data, size_t bytes, uint32_t before) {
-  const auto* next = static_cast<const unsigned char*>(data);
-  uint32_t crc = ~before;
-  for (; bytes >= 8; bytes -= 8, next += 8) {
-    uint32_t low = 0;
-    std::memcpy(&low, next, 4);
-    low ^= crc;
-    crc = kCrc[7][low & 0xFF] ^ kCrc[6][low >> 8 & 0xFF] ^ kCrc[5][low >> 16 & 0xFF] ^ kCrc[4][low >> 24] ^
-          kCrc[3][next[4]] ^ kCrc[2][next[5]] ^ kCrc[1][next[6]] ^ kCrc[0][next[7]];
-  }
-  for (; bytes > 0; --bytes, ++next) crc = kCrc[0][(crc ^ *next) & 0xFF] ^ (crc >> 8);
-  return ~crc;
-}
 
 ZipFile ZipFile::open(const std::string& path) {
   ZipFile file;
@@ -256,7 +194,7 @@ std::string ZipFile::read(const std::string& name) {
   DS_CHECK_AS(CheckpointError, member != nullptr, "it has no part \"{}\"", printable(name));
   std::string bytes(static_cast<size_t>(member->bytes), '\0');
   read_at(member->begin, bytes.data(), member->bytes);
-  DS_CHECK_AS(CheckpointError, crc32(bytes.data(), bytes.size()) == member->crc,
+  DS_CHECK_AS(CheckpointError, kernels::crc32(bytes.data(), static_cast<int64_t>(bytes.size())) == member->crc,
               "its part \"{}\" does not have its checksum", name);
   return bytes;
 }
@@ -270,64 +208,13 @@ std::vector<std::string> ZipFile::damaged_members(const std::function<void(int64
     for (int64_t done = 0; done < member.bytes;) {
       const int64_t part = std::min(kPart, member.bytes - done);
       read_at(member.begin + done, buffer.data(), part);
-      crc = crc32(buffer.data(), static_cast<size_t>(part), crc);
+      crc = kernels::crc32(buffer.data(), part, crc);
       done += part;
       if (read) read(part);
     }
     if (crc != member.crc || !member.stored) damaged.push_back(name);
   }
   return damaged;
-}
-
-void ZipWriter::put(std::string_view bytes) {
-  out_.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  position_ += static_cast<int64_t>(bytes.size());
-}
-
-void ZipWriter::add(const std::string& name, const void* data, int64_t bytes) {
-  Written member{folder_ + "/" + name, position_, bytes, crc32(data, static_cast<size_t>(bytes))};
-  std::string extra;
-  const uint32_t size = narrow(bytes);
-  if (size == kIn64) {
-    extra = packed(kExtra64, uint16_t{16}, static_cast<uint64_t>(bytes), static_cast<uint64_t>(bytes));
-  }
-  const int64_t unpadded = position_ + kLocalBytes + static_cast<int64_t>(member.name.size() + extra.size()) +
-                           4;  // 4: the padding's own head
-  const auto padding = static_cast<size_t>((kAlignment - unpadded % kAlignment) % kAlignment);
-  extra += packed(kExtraPadding, static_cast<uint16_t>(padding)) + std::string(padding, 'Z');
-  put(packed(kLocalMark, kVersion64, uint16_t{0}, uint16_t{0}, uint16_t{0}, kFirstDay, member.crc, size, size,
-             static_cast<uint16_t>(member.name.size()), static_cast<uint16_t>(extra.size())));
-  put(member.name);
-  put(extra);
-  put({static_cast<const char*>(data), static_cast<size_t>(bytes)});
-  written_.push_back(std::move(member));
-}
-
-void ZipWriter::finish() {
-  const int64_t begin = position_;
-  for (const Written& member : written_) {
-    const uint32_t size = narrow(member.bytes);
-    const uint32_t header = narrow(member.header);
-    std::string content;
-    if (size == kIn64) content += packed(static_cast<uint64_t>(member.bytes), static_cast<uint64_t>(member.bytes));
-    if (header == kIn64) content += packed(static_cast<uint64_t>(member.header));
-    const std::string extra = content.empty() ? "" : packed(kExtra64, static_cast<uint16_t>(content.size())) + content;
-    put(packed(kEntryMark, kVersion64, kVersion64, uint16_t{0}, uint16_t{0}, uint16_t{0}, kFirstDay, member.crc, size,
-               size, static_cast<uint16_t>(member.name.size()), static_cast<uint16_t>(extra.size()), uint16_t{0},
-               uint16_t{0}, uint16_t{0}, uint32_t{0}, header));
-    put(member.name);
-    put(extra);
-  }
-  const int64_t bytes = position_ - begin;
-  const auto count = static_cast<uint64_t>(written_.size());
-  if (count >= kCountIn64 || begin >= kIn64 || bytes >= kIn64) {
-    const auto at = static_cast<uint64_t>(position_);
-    put(packed(kEnd64Mark, uint64_t{kEnd64Bytes - 12}, kVersion64, kVersion64, uint32_t{0}, uint32_t{0}, count, count,
-               static_cast<uint64_t>(bytes), static_cast<uint64_t>(begin)));
-    put(packed(kLocator64Mark, uint32_t{0}, at, uint32_t{1}));
-  }
-  const auto short_count = static_cast<uint16_t>(std::min<uint64_t>(count, kCountIn64));
-  put(packed(kEndMark, uint16_t{0}, uint16_t{0}, short_count, short_count, narrow(bytes), narrow(begin), uint16_t{0}));
 }
 
 }  // namespace deepscale

@@ -1,20 +1,15 @@
-// Zip archives whose members are stored as they are, as torch.save writes them: member bytes can be read in place.
-// Format: PKWARE's APPNOTE.TXT 6.3, with its 64-bit extensions. Torch-free.
+// Reads zip archives whose members are stored as they are, as torch.save writes them: member bytes can be read in
+// place. Format: PKWARE's APPNOTE.TXT 6.3, with its 64-bit extensions. Torch-free.
 #pragma once
 
 #include <cstdint>
 #include <fstream>
 #include <functional>
 #include <map>
-#include <ostream>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace deepscale {
-
-/// CRC-32 of zip and zlib; `before` is that of the bytes in front.
-uint32_t crc32(const void* data, size_t bytes, uint32_t before = 0);
 
 /// An archive that is read. Everything that it says is checked against the file's size. Threads: one at a time.
 class ZipFile {
@@ -55,31 +50,6 @@ class ZipFile {
   int64_t size_ = 0;
   std::string folder_;
   std::map<std::string, Member, std::less<>> members_;
-};
-
-/// Writes an archive from front to back. Each member's bytes begin at a multiple of 64.
-class ZipWriter {
- public:
-  /// All names are put into `folder`.
-  ZipWriter(std::ostream& out, std::string folder) : out_(out), folder_(std::move(folder)) {}
-
-  void add(const std::string& name, const void* data, int64_t bytes);
-  /// Writes the directory; nothing may be added after it. The caller checks the stream.
-  void finish();
-
- private:
-  struct Written {
-    std::string name;
-    int64_t header = 0;
-    int64_t bytes = 0;
-    uint32_t crc = 0;
-  };
-  void put(std::string_view bytes);
-
-  std::ostream& out_;
-  std::string folder_;
-  int64_t position_ = 0;
-  std::vector<Written> written_;
 };
 
 }  // namespace deepscale

@@ -91,7 +91,7 @@ class SliceCollector {
       return local->reshape({-1}).narrow(0, begin, length);
     };
     const auto& stored = params_.params[param];
-    SavedSlice slice{name + "/" + stored.name, DType::kFloat32, stored.shape, part.offset, part.length, {}};
+    SavedSlice slice{name + "/" + stored.name, DType::kFloat32, stored.shape, part.offset, part.length, {}, !in_files};
     if (in_files) {
       slice.data = [load] { return bytes_of(load().to(at::kFloat)); };
     } else {
@@ -117,7 +117,7 @@ class SliceCollector {
 
   void add(const std::string& name, const at::Tensor& values, const std::vector<int64_t>& shape, int64_t offset) {
     slices_.push_back({name, to_dtype(values.scalar_type()), shape, offset, values.numel(),
-                       [data = bytes_of(values)] { return data; }});
+                       [data = bytes_of(values)] { return data; }, true});
   }
 
   Engine& engine_;

@@ -116,7 +116,6 @@ class ModuleEngine::Impl::Saver {
     what_ = fmt::format("save_checkpoint({}/{})", directory_, tag);
     if (rank_ == 0) attempt([&] { begin_save(parent_, name_); });
     owner_.agree(problem_, what_);  // the folder is there for all
-    folder_ = saving_folder(parent_, name_);
     const bool native = owner_.config->checkpoint.format == "native";
     if (native) {
       write_native();
@@ -169,7 +168,7 @@ class ModuleEngine::Impl::Saver {
     plan.layout = native ? "native" : "deepspeed";
     plan.rank = rank_;
     plan.tensor_file = native_tensor_file(rank_);
-    plan.other_files = files_;
+    plan.threads = at::get_num_threads();
     plan.commits = rank_ == 0;
     plan.commit.ranks = ranks_;
     plan.commit.info = info();
@@ -178,7 +177,7 @@ class ModuleEngine::Impl::Saver {
     const bool wanted = checkpoint.async_save || (checkpoint.writer && checkpoint.writer->decoupled);
     const bool beside = wanted && !owner_.engine->file_use().optimizer && has_room();
     attempt([&] {
-      auto job = std::make_unique<SaveJob>(std::move(plan), std::move(slices_));
+      auto job = std::make_unique<SaveJob>(std::move(plan), std::move(slices_), std::move(archives_));
       if (!beside) return job->run();
       if (owner_.save_image == nullptr) owner_.save_image = std::make_shared<ShardImage>();
       job->take_snapshot(owner_.save_image, at::get_num_threads());
@@ -192,6 +191,9 @@ class ModuleEngine::Impl::Saver {
   [[nodiscard]] bool has_room() const {
     int64_t bytes = owner_.save_image == nullptr ? 0 : -owner_.save_image->capacity();
     for (const SavedSlice& slice : slices_) bytes += slice.numel * size_of(slice.dtype);
+    for (const SavedArchive& archive : archives_) {
+      for (const ZipMember& member : archive.members) bytes += member.bytes();
+    }
     const int64_t lacks = bytes > process_memory_facts().available_bytes / 2 ? 1 : 0;
     const bool fits = all_reduce_values(owner_.world, owner_.device(), {lacks}, ReduceOp::kMax, what_).front() == 0;
     if (!fits && rank_ == 0) owner_.log.warning("checkpoint.async_save: memory has no room for a copy of the state");
@@ -230,8 +232,7 @@ class ModuleEngine::Impl::Saver {
   }
 
   void write(const std::string& name, const PyDocument& document) {
-    attempt([&] { write_torch_file(folder_ + "/" + name, document); });
-    files_.push_back(name);
+    attempt([&] { archives_.push_back({name, torch_file_members(document)}); });
   }
 
   void check_client_state() const {
@@ -401,10 +402,10 @@ class ModuleEngine::Impl::Saver {
   Impl& owner_;
   const ZeroOptions& zero_;
   StateFileForm form_;
-  std::string directory_, parent_, name_, folder_, what_;
+  std::string directory_, parent_, name_, what_;
   const SaveOptions& options_;
   int ranks_, rank_;
-  std::vector<std::string> files_;  ///< of this rank, in folder_
+  std::vector<SavedArchive> archives_;  ///< of this rank
   std::vector<SavedSlice> slices_;
   std::exception_ptr problem_;
 };

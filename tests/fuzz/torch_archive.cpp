@@ -10,6 +10,7 @@
 #include "base/dtype.h"
 #include "deepscale/error.h"
 #include "fuzz_support.h"
+#include "kernels/cpu/crc32.h"
 
 namespace {
 
@@ -71,7 +72,7 @@ void correct_checksums(std::string& bytes) {
     const uint64_t begin =
         local + kLocalBytes + field<uint16_t>(bytes, local + 26) + field<uint16_t>(bytes, local + 28);
     if (begin > bytes.size() || length > bytes.size() - begin) continue;
-    const uint32_t crc = deepscale::crc32(bytes.data() + begin, length);
+    const uint32_t crc = deepscale::kernels::crc32(bytes.data() + begin, static_cast<int64_t>(length));
     std::memcpy(bytes.data() + at + 16, &crc, sizeof(crc));
   }
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from deepspeed.git_version_info import version
 from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_native import NativeLoader
+from deepspeed.runtime.checkpoint_pickle import pickled
 from deepspeed.utils.logging import log_dist, logger
 
 _PATIENCE_S = 1800.0  # for the slowest rank's files
@@ -33,8 +33,9 @@ class CheckpointSave:
         self.parent, self.name = os.path.split(self.path)
         self.folder = _C.saving_folder(self.parent, self.name)
         self.together = Together(engine, f"save_checkpoint({self.path})", CheckpointError)
-        self._files: list[str] = []
-        self._tensor_file, self._slices, self._in_files = "", [], False
+        self._archives: list[tuple] = []
+        self._tensor_file, self._slices = "", []
+        self._in_files = bool(engine._core.file_tier_facts())  # loaded while they are written, so not beside training
         self._job: Any = None
         self._reported = False
         log_dist(f"Saving model checkpoint: {self.path}", ranks=[0])
@@ -44,18 +45,13 @@ class CheckpointSave:
         self.together.agree()  # the folder is there for all
 
     def write(self, name: str, state: Any) -> None:
-        """A file of torch.save's format."""
-        path = os.path.join(self.folder, name)
+        """A file of torch.save's format. Tensors in `state` must keep their values until start() has returned."""
         with self.together.attempt():
-            try:
-                torch.save(state, path)
-            except (OSError, RuntimeError) as problem:  # torch's writer names neither the file nor the system's reason
-                raise CheckpointError(f"cannot write {path}: {problem}; {_room(self.parent)}") from problem
-            self._files.append(name)
+            self._archives.append((name, *pickled(state)))
 
-    def tensors(self, name: str, slices: list, in_files: bool) -> None:
-        """This rank's file of tensors. in_files: they are loaded while they are written, so not beside training."""
-        self._tensor_file, self._slices, self._in_files = name, slices, in_files
+    def tensors(self, name: str, slices: list) -> None:
+        """This rank's file of tensors."""
+        self._tensor_file, self._slices = name, slices
 
     def start(self) -> "CheckpointSave | None":
         """Returns itself when the rest goes on beside training, None when all is done. Raises on all ranks."""
@@ -64,8 +60,8 @@ class CheckpointSave:
         wanted = checkpoint.async_save or (checkpoint.writer is not None and checkpoint.writer.decoupled)
         beside = wanted and not self._in_files and self._has_room()
         with self.together.attempt():
-            self._job = _C.SaveJob(self._plan(checkpoint), self._slices)
-            self._slices = []
+            self._job = _C.SaveJob(self._plan(checkpoint), self._slices, self._archives)
+            self._slices, self._archives = [], []
             if beside:
                 engine._save_image = engine._save_image or _C.ShardImage()
                 self._job.take_snapshot(engine._save_image, torch.get_num_threads())
@@ -88,7 +84,7 @@ class CheckpointSave:
                 "world": engine.communicator.size, "stage": engine.zero_optimization_stage(), "deepscale": version, "torch": torch.__version__,
                 "config": _as_json(engine._config._param_dict)}
         return {"save_dir": self.parent, "tag": self.name, "layout": "native" if native else "deepspeed", "rank": engine.communicator.rank,
-                "tensor_file": self._tensor_file, "other_files": self._files, "commits": engine.global_rank == 0,
+                "tensor_file": self._tensor_file, "threads": torch.get_num_threads(), "commits": engine.global_rank == 0,
                 "ranks": engine.communicator.size, "info": json.dumps(info),
                 "write_latest": self.save_latest and self.parent == os.path.normpath(self.save_dir),
                 "keep_last": checkpoint.keep_last, "patience_s": _PATIENCE_S}
@@ -96,6 +92,7 @@ class CheckpointSave:
     def _has_room(self) -> bool:
         """Whether a copy of what is written fits into memory. What all ranks decide together."""
         size = sum(numel * dtype.itemsize for _, _, _, numel, dtype, _ in self._slices)
+        size += sum(part[0] for _, _, storages in self._archives for parts in storages for part in parts)
         held = self.engine._save_image.capacity if self.engine._save_image is not None else 0
         lacks = any_rank(self.engine, size - held > _C.available_memory() // 2, "room for a copy")
         if lacks:
@@ -159,13 +156,6 @@ def restore_replaced(engine: Any, load_dir: str, tag: Any) -> None:
     together.agree()
 
 
-def _room(folder: str) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free} bytes are free on its disk"
-    except OSError as problem:
-        return f"and {folder} cannot be looked at: {problem}"
-
-
 def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
     """What loads a checkpoint of its layout. Raises on all ranks when a file is damaged; nothing has changed then."""
     directory = os.path.join(load_dir, tag)
@@ -176,7 +166,8 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
         together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.")
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
-                problems = _C.verify_tag(directory, True)
+                # The files are mapped next: what was read for this is in memory then.
+                problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), cached=True)
                 if problems:
                     raise CheckpointError("; ".join(problems[:3]))
         together.agree()

@@ -13,6 +13,7 @@ from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, CLIP_GRAD, DS_
 from deepspeed.runtime import fragment_state
 from deepspeed.runtime.base_optimizer import make_loss_scaler
 from deepspeed.runtime.checkpoint_layout import Entry, PartitionedGroup, PerParameterGroup, round_robin, sub_groups
+from deepspeed.runtime.checkpoint_pickle import PlacedTensor
 from deepspeed.runtime.native_recipe import file_keys
 from deepspeed.utils.tensor_fragment import fragment_address
 
@@ -99,29 +100,83 @@ def _common_keys(engine: Any) -> list[str]:
     return sorted(mine)
 
 
-def _flat(reader: StateReader, entries: list[Entry], layout: Any, rank: int, key: str) -> Tensor | None:
-    """This rank's flat tensor of one group and key; zeros where a parameter has no such state. Collective."""
-    flat = torch.zeros(layout.partition_numel)
-    found = False
-    for position, entry in enumerate(entries):
-        value = reader.full(entry.index, key)
-        if value is None:
-            continue
-        found = True
-        for piece in layout.pieces(position):
-            if piece.rank == rank:
-                flat[piece.start:piece.start + piece.length] = value[piece.offset:piece.offset + piece.length]
-    return flat if found else None
+class FlatStates:
+    """This rank's flat tensors of the groups of a layout. Making it is collective."""
+
+    def __init__(self, engine: Any, reader: StateReader, groups: list[list[Entry]], layouts: list[Any], placed: bool = False) -> None:
+        """placed: as PlacedTensor, which stand where the engine keeps them until they are written; else as tensors."""
+        self.engine, self.reader, self.groups, self.layouts, self.placed = engine, reader, groups, layouts, placed
+        self.rank = engine.communicator.rank
+        self._in_files = bool(engine._core.file_tier_facts())
+        self._held = self._held_by_all() if reader.native else set()
+
+    def _held_by_all(self) -> set[int]:
+        """Parameters of which every rank holds what it stores: nobody has to read them whole."""
+        engine, ranks = self.engine, self.engine.communicator.size
+        mine = {entry.index: tuple(engine._core.fragment_of(entry.index)) for entries in self.groups for entry in entries}
+        everyone: list[Any] = [mine]
+        if ranks > 1:
+            import torch.distributed as dist
+            everyone = [None] * ranks
+            dist.all_gather_object(everyone, mine, group=engine.data_parallel_group)
+        held = set()
+        for entries, layout in zip(self.groups, self.layouts):
+            for position, entry in enumerate(entries):
+                fragments = [rank[entry.index] for rank in everyone]
+                if all(_inside(piece.offset, piece.length, *fragments[piece.rank]) for piece in layout.pieces(position)):
+                    held.add(entry.index)
+        return held
+
+    def flat(self, number: int, key: str, numel: int | None = None) -> Tensor | PlacedTensor | None:
+        """Of one group, zeros where a parameter has no such state; the first `numel` elements. Collective."""
+        entries, layout = self.groups[number], self.layouts[number]
+        pieces: list[tuple[int, int, Any]] = []
+        found = False
+        for position, entry in enumerate(entries):
+            mine = [piece for piece in layout.pieces(position) if piece.rank == self.rank]
+            if entry.index in self._held:
+                found = True
+                pieces += [(piece.start, piece.length, self._own(entry.index, key, piece)) for piece in mine]
+            elif (value := self.reader.full(entry.index, key)) is not None:
+                found = True
+                pieces += [(piece.start, piece.length, value[piece.offset:piece.offset + piece.length].clone()) for piece in mine]
+        return self._joined(pieces, layout.partition_numel if numel is None else numel) if found else None
+
+    def _own(self, index: int, key: str, piece: Any) -> Any:
+        begin = piece.offset - self.engine._core.fragment_of(index)[0]
+
+        def read() -> Tensor:
+            return self.engine._core.read_local(index, key).reshape(-1)[begin:begin + piece.length].to(torch.float32)
+        return read if self._in_files else read()
+
+    def _joined(self, pieces: list[tuple[int, int, Any]], numel: int) -> Tensor | PlacedTensor:
+        pieces = sorted(pieces, key=lambda piece: piece[0])
+        if not self.placed:
+            flat = torch.zeros(numel)
+            for start, length, source in pieces:
+                flat[start:start + length] = source if isinstance(source, Tensor) else source()
+            return flat
+        parts, end = [], 0
+        for start, length, source in [*pieces, (numel, 0, None)]:
+            if start > end:
+                parts.append((start - end, torch.zeros(start - end)))
+            if source is not None:
+                parts.append((length, source))
+            end = start + length
+        return PlacedTensor(torch.float32, parts)
 
 
-def _base_state(engine: Any, reader: StateReader, groups: list[list[Entry]], layouts: list[Any], rank: int,
-                indices: Callable[[int], list[int]]) -> dict:
+def _inside(offset: int, length: int, begin: int, held: int) -> bool:
+    return begin <= offset and offset + length <= begin + held
+
+
+def _base_state(engine: Any, states: FlatStates, indices: Callable[[int], list[int]]) -> dict:
     """A torch optimizer's state dictionary over one flat tensor per file group."""
     state: dict[int, dict[str, Any]] = {}
-    if reader.exists:
-        for number, (entries, layout) in enumerate(zip(groups, layouts)):
-            tensors = {name: _flat(reader, entries, layout, rank, key) for key, name in reader.names(entries[0].group).items()}
-            state[number] = {**reader.scalars(entries), **{key: value for key, value in tensors.items() if value is not None}}
+    if states.reader.exists:
+        for number, entries in enumerate(states.groups):
+            tensors = {name: states.flat(number, key) for key, name in states.reader.names(entries[0].group).items()}
+            state[number] = {**states.reader.scalars(entries), **{key: value for key, value in tensors.items() if value is not None}}
     return {"state": state, "param_groups": param_groups(engine, indices)}
 
 
@@ -141,24 +196,22 @@ def scaler_entries(engine: Any) -> dict[str, Any]:
             "overflow": engine._wrapper.overflow}
 
 
-def optimizer_state(engine: Any) -> dict:
-    """This rank's optimizer state in the layout of the engine's configuration. Collective."""
-    return _WRITERS[engine._config.checkpoint_layout](engine)
+def optimizer_state(engine: Any, placed: bool = False) -> dict:
+    """This rank's optimizer state in the layout of the engine's configuration. Collective. placed: see FlatStates."""
+    return _WRITERS[engine._config.checkpoint_layout](engine, placed)
 
 
 @torch.no_grad()
-def _partitioned(engine: Any) -> dict:
+def _partitioned(engine: Any, placed: bool) -> dict:
     from deepspeed import __version__
     reader, groups, rank = StateReader(engine), file_groups(engine), engine.communicator.rank
     layouts = [PartitionedGroup([e.numel for e in entries], engine.dp_world_size) for entries in groups]
-    masters, mappings = [], []
-    for entries, layout in zip(groups, layouts):
-        flat = _flat(reader, entries, layout, rank, "fp32")
-        masters.append(flat[:layout.partition_numel - layout.padding(rank)].clone())
-        mappings.append(OrderedDict((entry.name, fragment_address(piece.length, piece.start)) for position, entry in enumerate(entries)
-                                    for piece in layout.pieces(position) if piece.rank == rank))
+    states = FlatStates(engine, reader, groups, layouts, placed)
+    masters = [states.flat(number, "fp32", layout.partition_numel - layout.padding(rank)) for number, layout in enumerate(layouts)]
+    mappings = [OrderedDict((entry.name, fragment_address(piece.length, piece.start)) for position, entry in enumerate(entries)
+                            for piece in layout.pieces(position) if piece.rank == rank) for entries, layout in zip(groups, layouts)]
     return {**scaler_entries(engine), CLIP_GRAD: engine.gradient_clipping(),
-            BASE_OPTIMIZER_STATE: _base_state(engine, reader, groups, layouts, rank, lambda number: [number]),
+            BASE_OPTIMIZER_STATE: _base_state(engine, states, lambda number: [number]),
             SINGLE_PARTITION_OF_FP32_GROUPS: masters, ZERO_STAGE: engine.zero_optimization_stage(),
             GROUP_PADDINGS: [layout.padding(rank) for layout in layouts],
             PARAM_ALIGNMENT_PADDINGS: [[0] * len(entries) for entries in groups],
@@ -166,8 +219,8 @@ def _partitioned(engine: Any) -> dict:
 
 
 @torch.no_grad()
-def _per_parameter(engine: Any) -> dict:
-    reader, rank, ranks = StateReader(engine), engine.communicator.rank, engine.dp_world_size
+def _per_parameter(engine: Any, placed: bool) -> dict:
+    reader, ranks = StateReader(engine), engine.dp_world_size
     numbers: list[list[int]] = []
     groups: list[list[Entry]] = []
     for group in optimizer_groups(engine):
@@ -175,13 +228,14 @@ def _per_parameter(engine: Any) -> dict:
         numbers.append(list(range(len(groups), len(groups) + len(subs))))
         groups += subs
     layouts = [PerParameterGroup([e.numel for e in entries], ranks) for entries in groups]
+    states = FlatStates(engine, reader, groups, layouts, placed)
     return {ZERO_STAGE: engine.zero_optimization_stage(), **scaler_entries(engine), PARTITION_COUNT: ranks,
-            OPTIMIZER_STATE_DICT: _base_state(engine, reader, groups, layouts, rank, lambda number: numbers[number]),
-            FP32_FLAT_GROUPS: [_flat(reader, entries, layout, rank, "fp32") for entries, layout in zip(groups, layouts)]}
+            OPTIMIZER_STATE_DICT: _base_state(engine, states, lambda number: numbers[number]),
+            FP32_FLAT_GROUPS: [states.flat(number, "fp32") for number in range(len(groups))]}
 
 
 @torch.no_grad()
-def _whole(engine: Any) -> dict:
+def _whole(engine: Any, placed: bool = False) -> dict:
     """torch's own format: whole states by parameter."""
     reader, groups = StateReader(engine), optimizer_groups(engine)
     state: dict[int, dict[str, Any]] = {}
@@ -196,7 +250,7 @@ def _whole(engine: Any) -> dict:
 
 
 @torch.no_grad()
-def _whole_flat(engine: Any) -> dict:
+def _whole_flat(engine: Any, placed: bool = False) -> dict:
     """16-bit training without sharding: fp32 values beside the optimizer's state, flat by group for fused optimizers."""
     reader, groups = StateReader(engine), optimizer_groups(engine)
     made = _scale_history(engine)
@@ -208,8 +262,9 @@ def _whole_flat(engine: Any) -> dict:
     layouts = [PartitionedGroup([e.numel for e in entries], 1) for entries in groups]
     for layout in layouts:
         layout.partition_numel = layout.total  # nothing is padded here
-    made[OPTIMIZER_STATE_DICT] = _base_state(engine, reader, groups, layouts, 0, lambda number: [number])
-    made["fp32_groups_flat"] = [_flat(reader, entries, layout, 0, "fp32") for entries, layout in zip(groups, layouts)]
+    states = FlatStates(engine, reader, groups, layouts, placed)
+    made[OPTIMIZER_STATE_DICT] = _base_state(engine, states, lambda number: [number])
+    made["fp32_groups_flat"] = [states.flat(number, "fp32") for number in range(len(groups))]
     return made
 
 
@@ -223,7 +278,7 @@ def _scale_history(engine: Any) -> dict:
     return history
 
 
-_WRITERS: dict[str, Callable[[Any], dict]] = {"partitioned": _partitioned, "per_parameter": _per_parameter, "whole": _whole,
+_WRITERS: dict[str, Callable[[Any, bool], dict]] = {"partitioned": _partitioned, "per_parameter": _per_parameter, "whole": _whole,
                                               "whole_flat": _whole_flat}
 
 
@@ -233,7 +288,8 @@ def flat_masters(engine: Any) -> list[Tensor]:
     reader, groups = StateReader(engine), file_groups(engine)
     kind = PerParameterGroup if engine._config.checkpoint_layout == "per_parameter" else PartitionedGroup
     layouts = [kind([e.numel for e in entries], engine.dp_world_size) for entries in groups]
-    return [_flat(reader, entries, layout, engine.communicator.rank, "fp32") for entries, layout in zip(groups, layouts)]
+    states = FlatStates(engine, reader, groups, layouts)
+    return [states.flat(number, "fp32") for number in range(len(groups))]
 
 
 def restore_optimizer(engine: Any, states: Any, load_optimizer_states: bool = True, load_from_fp32_weights: bool = True) -> None:

@@ -20,7 +20,7 @@ from deepspeed.runtime import pretrained
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
-from deepspeed.runtime.checkpoint_state import file_groups
+from deepspeed.runtime.checkpoint_state import file_groups, optimizer_state
 from deepspeed.runtime.data_position import saved_position
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 from deepspeed.utils.logging import logger
@@ -87,7 +87,7 @@ class CheckpointMethods:
         if state.rank == 0:
             saving.write(COMMON, private_copies(common))
         saving.write(rank_file(state.rank), {"random": random_states()})
-        saving.tensors(tensor_file(state.rank), state.slices(), in_files=state.in_files)
+        saving.tensors(tensor_file(state.rank), state.slices())
 
     def _counters(self) -> dict:
         """What every layout has of a run. Collective."""
@@ -125,7 +125,7 @@ class CheckpointMethods:
 
     def _save_optimizer_states(self, saving: CheckpointSave) -> None:
         from deepspeed import __version__
-        state = {OPTIMIZER_STATE_DICT: self._wrapper.state_dict(), "ds_config": self.config, DS_VERSION: __version__}
+        state = {OPTIMIZER_STATE_DICT: optimizer_state(self, placed=True), "ds_config": self.config, DS_VERSION: __version__}
         saving.write(optimizer_file("", self.communicator.rank, self.bfloat16_enabled()), state)
         if self.global_rank == 0:
             with saving.together.attempt():

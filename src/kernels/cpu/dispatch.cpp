@@ -57,6 +57,7 @@ size_t available_targets(CpuTarget* targets, size_t capacity) {
 
 KernelTable kernel_table_for(const CpuTarget& target) {
   KernelTable table{};
+  fill_crc32_kernels(target.bit, table);
   fill_optimizer_kernels(target.bit, table);
   fill_matmul_kernels(target.bit, table);
   if (std::string_view(target.name) == "AVX3" && cpu_features().has(CpuFeature::kAvx512Bf16)) {

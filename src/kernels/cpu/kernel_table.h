@@ -1,5 +1,5 @@
 // The table of SIMD kernels of one CPU target, and how the target is chosen. Internal to kernels/cpu: the public doors
-// are matmul.h, optimizers.h, quantize.h and spans.h, which check their arguments and call through kernel_table().
+// are crc32.h, matmul.h, optimizers.h, quantize.h and spans.h, which check their arguments and call through kernel_table().
 // Tests take the tables of every target from kernel_table_for().
 //
 // Files named *_simd.cpp are compiled once per target. They include nothing but this header and Highway, because an
@@ -133,6 +133,9 @@ struct KernelTable {
   void (*matmul)(const MatmulCall&);
   /// The same for x in bf16 and kinds that end in it, by the processor's dot products; null where it has none.
   void (*matmul_bfloat16)(const MatmulCall&);
+  /// Reduces the first bytes to 16 that have the same CRC-32 when its register was `state` before and is 0 then, and
+  /// returns how many they were; bytes >= 64. Null where the processor has no carry-less products.
+  int64_t (*crc32_fold)(uint32_t state, const void* data, int64_t bytes, uint8_t* remainder);
 };
 
 /// One SIMD target that this build contains and this CPU runs. `bit` is Highway's HWY_* constant.
@@ -154,6 +157,7 @@ CpuTarget choose_target(const char* forced);
 const KernelTable& kernel_table();
 
 /// Each *_simd.cpp writes its kernels for `target` into the table.
+void fill_crc32_kernels(int64_t target, KernelTable& table);
 void fill_optimizer_kernels(int64_t target, KernelTable& table);
 void fill_matmul_kernels(int64_t target, KernelTable& table);
 void fill_matmul_bfloat16_kernels(KernelTable& table);  ///< for CPUs with AVX3 and AVX-512 BF16

@@ -1,0 +1,84 @@
+#include "checkpoint/block_writer.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "base/error.h"
+#include "base/thread_team.h"
+#include "platform/async_file.h"
+#include "platform/private_memory.h"
+
+namespace deepscale {
+namespace {
+
+constexpr int64_t kMostThreads = 4;
+constexpr int64_t kBuffers = 3;  // of a thread, a block each: one is filled while two are on their way
+
+class BlockWriter {
+ public:
+  BlockWriter(const std::string& path, int64_t total, int64_t threads, const BlockWriteOptions& options)
+      : path_(path),
+        options_(options),
+        sums_{total, std::vector<uint64_t>(block_count(total))},
+        memory_(threads * kBuffers * kChecksumBlock),
+        queue_({.depth = 16, .block_bytes = int64_t{2} << 20}),
+        file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {
+    file_.preallocate(total);
+  }
+
+  FileChecksums run(const std::vector<BlockSource>& sources) {
+    run_team(static_cast<int64_t>(sources.size()), [&](int64_t thread) {
+      try {
+        work(sources[thread], memory_.data() + thread * kBuffers * kChecksumBlock);
+      } catch (...) {
+        failed_ = true;
+        if (options_.on_failure) options_.on_failure();
+        throw;
+      }
+    });
+    file_.sync();
+    return std::move(sums_);
+  }
+
+ private:
+  void work(const BlockSource& source, char* buffers) {
+    std::array<std::optional<FileTransfer>, kBuffers> transfers;
+    for (size_t turn = 0; !failed_; turn = (turn + 1) % kBuffers) {
+      if (transfers[turn]) transfers[turn]->wait();
+      const int64_t block = next_++;
+      if (block >= static_cast<int64_t>(sums_.blocks.size())) break;
+      const int64_t offset = block * kChecksumBlock, bytes = std::min(kChecksumBlock, sums_.bytes - offset);
+      const char* const data = source(offset, bytes, buffers + static_cast<int64_t>(turn) * kChecksumBlock);
+      DS_CHECK_AS(IoError, options_.cancelled == nullptr || !*options_.cancelled, "writing {} was cancelled", path_);
+      transfers[turn].emplace(file_.write(offset, data, bytes));
+      sums_.blocks[block] = checksum_of(data, bytes);
+    }
+    for (std::optional<FileTransfer>& transfer : transfers) {
+      if (transfer && !failed_) transfer->wait();
+    }
+  }
+
+  const std::string& path_;
+  const BlockWriteOptions& options_;
+  FileChecksums sums_;
+  PrivateMemory memory_;
+  AsyncFileQueue queue_;
+  AsyncFile file_;
+  std::atomic<int64_t> next_ = 0;
+  std::atomic<bool> failed_ = false;
+};
+
+}  // namespace
+
+FileChecksums write_blocks(const std::string& path, int64_t total, const std::function<BlockSource()>& make_source,
+                           const BlockWriteOptions& options) {
+  const int64_t threads =
+      std::max<int64_t>(1, std::min({static_cast<int64_t>(options.threads), kMostThreads, block_count(total)}));
+  std::vector<BlockSource> sources;
+  for (int64_t i = 0; i < threads; ++i) sources.push_back(make_source());
+  return BlockWriter(path, total, threads, options).run(sources);
+}
+
+}  // namespace deepscale
