@@ -23,7 +23,8 @@ from common import built_program
 from reshard_worker import DAMAGES, in_groups, key_of
 
 STAGES, WORLDS, TIERS = (0, 1, 2, 3), (1, 2, 3, 4), ("host", "file")
-# Of another number of ranks. fp16: 3 ranks differ by 1.7e-2 from 1 and 2 (3e-5 between those), while the loss scale still moves.
+# Of another number of ranks. fp16: with 3 ranks a gradient overflows one step earlier than with 1 and 2, because a rank's mean is over
+# fewer rows, and the step that is skipped is another one (losses then differ by 1.7e-2; by 3e-5 between 1 and 2 ranks).
 TOLERANCE = {"bf16": 5e-3, "bf16-only": 2e-2, "fp16": 3e-2, "muon": 1e-3}
 FP32_TOLERANCE = 1e-6
 # Their states cannot be in files: torch computes them, whole matrices are needed, or memory has a copy. Offloaded to the host instead.

@@ -526,19 +526,24 @@ def test_the_optimizers_own_state_dictionary_restores_it(stage):
 def body_unwritable(path: str):
     import deepspeed
     import torch.distributed as dist
+    from deepspeed.runtime.checkpoint_folder import CheckpointSave
+    from deepspeed.runtime.checkpoint_pickle import PlacedTensor
     engine = deepspeed.initialize(model=make_model(), config=config(2))[0]
     train(engine, 1)
     rank = dist.get_rank()
-    save = torch.save
+    write = CheckpointSave.write
 
-    def full(state, target, *args, **options):
-        if "optim_states" in str(target) and rank == 1:
-            raise OSError(f"no space left for {target}")
-        save(state, target, *args, **options)
-    torch.save = full
+    def failing(saving: CheckpointSave, name: str, state: dict) -> None:
+        if "optim_states" in name and rank == 1:  # its bytes cannot be read when they are written
+            state = {**state, "bad": PlacedTensor(torch.float32, [(4, lambda: unreadable(name))])}
+        write(saving, name, state)
+
+    def unreadable(name: str) -> torch.Tensor:
+        raise OSError(f"no space left for {name}")
+    CheckpointSave.write = failing
     with pytest.raises(Exception, match="rank 1 failed" if rank == 0 else "optim_states"):
         engine.save_checkpoint(path, tag="t")
-    torch.save = save
+    CheckpointSave.write = write
     assert not os.path.exists(os.path.join(path, "latest"))
     assert len(train(engine, 2, first=1)) == 2, "training goes on"
 

@@ -178,10 +178,14 @@ def test_real_deepspeed_writes_the_same_from_its_checkpoints_and_ours(stage, wor
         convert(REFERENCE, tmp_path / owner, tmp_path / f"{owner}_them")
         for number in range(len(OPTIONS)):
             us, them = tmp_path / f"{owner}_us{number}", tmp_path / f"{owner}_them{number}"
-            assert sorted(os.listdir(us)) == sorted(os.listdir(them))
-            for name in os.listdir(us):
-                if name.endswith(".json"):
-                    assert (us / name).read_text() == (them / name).read_text()
             mine, other = read(us), read(them)
+            if stage == 1 and not OPTIONS[number].get("exclude_frozen_parameters"):  # DeepSpeed's script loses the frozen weights of stage 1
+                assert set(mine) - set(other) == {"frozen.weight", "frozen.bias"}
+                mine = {name: value for name, value in mine.items() if name in other}
+            else:
+                assert sorted(os.listdir(us)) == sorted(os.listdir(them))
+                for name in os.listdir(us):
+                    if name.endswith(".json"):
+                        assert (us / name).read_text() == (them / name).read_text()
             assert list(mine) == list(other)
             assert all(torch.equal(mine[name], value) and mine[name].dtype == value.dtype for name, value in other.items())

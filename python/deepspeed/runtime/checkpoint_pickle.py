@@ -53,7 +53,7 @@ class _Pickler(pickle.Pickler):
             tensor = value.tensor
             return self._named(_STORAGE_CLASSES[tensor.dtype], self._add(tensor.parts), "cpu", tensor.numel)
         if isinstance(value, torch.storage.TypedStorage):
-            return self._stored(value.untyped(), value.dtype)
+            return self._stored(value._untyped_storage, value.dtype)  # untyped() warns
         if isinstance(value, torch.UntypedStorage):
             return self._stored(value, None)
         return None
