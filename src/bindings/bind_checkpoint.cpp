@@ -120,7 +120,7 @@ void read_slices(const CheckpointTensors& tensors, const std::vector<RequestTupl
     requests.push_back({name, offset, destination.numel(), destination.data_ptr()});
   }
   const py::gil_scoped_release release;
-  tensors.read(requests, {.threads = at::get_num_threads()});
+  tensors.read(requests, at::get_num_threads());
 }
 
 py::list tags_of(const std::string& save_dir) {
@@ -189,12 +189,7 @@ void register_checkpoint(py::module_& m) {
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
   m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def("list_tags", &tags_of, py::arg("save_dir"));
-  m.def(
-      "verify_tag",
-      [](const std::string& folder, bool deep, int threads, bool cached) {
-        return verify_tag(folder, deep, {.threads = threads, .cached = cached});
-      },
-      py::arg("folder"), py::arg("deep"), py::arg("threads") = 1, py::arg("cached") = false, ReleaseGil());
+  m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), py::arg("threads") = 1, ReleaseGil());
 }
 
 }  // namespace deepscale

@@ -23,7 +23,7 @@ FileChecksums checksums_of_file(const std::string& path) {
   AsyncFileQueue queue({.depth = 4, .block_bytes = kChecksumBlock});
   const AsyncFile file = queue.open(path, FileMode::kRead, FileCaching::kBuffered);
   found.bytes = file.bytes();
-  constexpr int64_t kAhead = 2;
+  constexpr int64_t kAhead = 8;
   const PrivateMemory memory(kAhead * kChecksumBlock);
   std::vector<FileTransfer> reads;
   const int64_t blocks = block_count(found.bytes);

@@ -9,7 +9,7 @@
 
 namespace deepscale {
 
-inline constexpr int64_t kChecksumBlock = int64_t{4} << 20;
+inline constexpr int64_t kChecksumBlock = int64_t{1} << 20;
 
 [[nodiscard]] uint64_t checksum_of(const void* data, int64_t bytes);
 [[nodiscard]] inline uint64_t checksum_of(std::string_view text) {

@@ -14,7 +14,7 @@ namespace deepscale {
 namespace {
 
 constexpr int64_t kMostThreads = 4;
-constexpr int64_t kBuffers = 3;  // of a thread, a block each: one is filled while two are on their way
+constexpr int64_t kBuffers = 20;  // of a thread, a block each: one is filled while the others are on their way
 
 class BlockWriter {
  public:
@@ -23,7 +23,7 @@ class BlockWriter {
         options_(options),
         sums_{total, std::vector<uint64_t>(block_count(total))},
         memory_(threads * kBuffers * kChecksumBlock),
-        queue_({.depth = 16, .block_bytes = int64_t{2} << 20}),
+        queue_({.depth = 32, .block_bytes = int64_t{1} << 20}),
         file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {
     file_.preallocate(total);
   }

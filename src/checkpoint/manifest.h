@@ -2,7 +2,7 @@
 // stands where in them. manifest.json is written last, so a folder that has one was written to its end:
 //
 //   {"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10",
-//    "block_bytes": 4194304,
+//    "block_bytes": 1048576,
 //    "files":   [{"name": "rank_0000.safetensors", "bytes": 1234, "xxh3": ["0123456789abcdef", ...]}, ...],
 //    "tensors": [{"name": "fp32/layer.weight", "dtype": "float32", "shape": [4, 4],
 //                 "slices": [[file, first byte in the file, first element of the flattened tensor, elements], ...]}],

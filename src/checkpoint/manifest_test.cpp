@@ -15,7 +15,7 @@ using config::Json;
 
 Json good() {
   return config::parse_json_text(R"({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "t",
-    "block_bytes": 4194304, "files": [{"name": "f", "bytes": 100, "xxh3": ["0123456789abcdef"]},
+    "block_bytes": 1048576, "files": [{"name": "f", "bytes": 100, "xxh3": ["0123456789abcdef"]},
                                       {"name": "g", "bytes": 0, "xxh3": []}],
     "tensors": [{"name": "a", "dtype": "float32", "shape": [2, 4], "slices": [[0, 8, 0, 5], [0, 28, 5, 3]]},
                 {"name": "b", "dtype": "int8", "shape": [0, 4611686018427387904], "slices": []}], "info": {}})");

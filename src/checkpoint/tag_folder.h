@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "checkpoint/manifest.h"
-#include "checkpoint/verified_file.h"
 
 namespace deepscale {
 
@@ -67,7 +66,6 @@ struct TagFacts {
 [[nodiscard]] std::vector<TagFacts> list_tags(const std::string& save_dir);
 
 /// What is wrong with a checkpoint, a line each; empty when it is intact. deep: every byte is read.
-[[nodiscard]] std::vector<std::string> verify_tag(const std::string& folder, bool deep,
-                                                  const ReadOptions& options = {});
+[[nodiscard]] std::vector<std::string> verify_tag(const std::string& folder, bool deep, int threads = 1);
 
 }  // namespace deepscale

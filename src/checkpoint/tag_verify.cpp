@@ -17,7 +17,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t kBlocksPerJob = 64;  // 256 MiB: large files are read by several threads
+constexpr int64_t kBlocksPerJob = 256;  // 256 MiB: large files are read by several threads
 
 /// Calls work(0) to work(count - 1) by several threads.
 template <typename Work>

@@ -16,7 +16,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t kAhead = 6;  // blocks that are read while one is checked, for each thread
+constexpr int64_t kAhead = 20;  // blocks that are read while one is checked, for each thread
 
 void check_size(const std::string& folder, const ManifestFile& file) {
   const auto bytes = file_size(folder + "/" + file.name);
@@ -31,16 +31,14 @@ using BlockVisit = std::function<void(int64_t block, const char* data, bool inta
 /// Reads blocks of a file in ascending order. Each thread has some of them read ahead while it sums and uses one.
 class BlockReader {
  public:
-  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks,
-              const ReadOptions& options)
+  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks, int threads)
       : source_(file),
         blocks_(std::move(blocks)),
-        threads_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()) / kAhead, 1, std::max(options.threads, 1))),
+        threads_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()) / kAhead, 1, std::max(threads, 1))),
         places_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
         memory_(threads_ * places_ * kChecksumBlock),
-        queue_({.depth = 16, .block_bytes = int64_t{1} << 20}),
-        file_(queue_.open(folder + "/" + file.name, FileMode::kRead,
-                          options.cached ? FileCaching::kBuffered : FileCaching::kDirect)) {}
+        queue_({.depth = 32, .block_bytes = int64_t{1} << 20}),
+        file_(queue_.open(folder + "/" + file.name, FileMode::kRead, FileCaching::kDirect)) {}
 
   [[nodiscard]] int64_t bytes_of(int64_t block) const {
     return std::min(kChecksumBlock, source_.checksums.bytes - block * kChecksumBlock);
@@ -103,8 +101,7 @@ std::string damage_text(const std::string& folder, const ManifestFile& file, int
 
 }  // namespace
 
-void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts,
-                   const ReadOptions& options) {
+void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads) {
   std::erase_if(parts, [](const FilePart& part) { return part.bytes == 0; });
   check_size(folder, file);
   std::sort(parts.begin(), parts.end(), [](const FilePart& a, const FilePart& b) { return a.begin < b.begin; });
@@ -121,7 +118,7 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
     }
   }
   if (blocks.empty()) return;
-  BlockReader reader(folder, file, blocks, options);
+  BlockReader reader(folder, file, blocks, threads);
   reader.run([&](int64_t block, const char* data, bool intact) {
     DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
     const int64_t begin = block * kChecksumBlock, end = begin + reader.bytes_of(block);
@@ -138,12 +135,12 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
 }
 
 std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
-                                    const std::function<void(int64_t bytes)>& read, const ReadOptions& options) {
+                                    const std::function<void(int64_t bytes)>& read, int threads) {
   check_size(folder, file);
   std::vector<int64_t> blocks(count), damaged;
   std::iota(blocks.begin(), blocks.end(), first);
   if (blocks.empty()) return damaged;
-  BlockReader reader(folder, file, blocks, options);
+  BlockReader reader(folder, file, blocks, threads);
   std::mutex mutex;
   reader.run([&](int64_t block, const char*, bool intact) {
     const std::lock_guard lock(mutex);
@@ -166,10 +163,10 @@ std::vector<std::string> damage_lines(const std::string& folder, const ManifestF
   return lines;
 }
 
-std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, const ReadOptions& options) {
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads) {
   try {
     const int64_t count = block_count(file.checksums.bytes);
-    return damage_lines(folder, file, damaged_blocks(folder, file, 0, count, {}, options));
+    return damage_lines(folder, file, damaged_blocks(folder, file, 0, count, {}, threads));
   } catch (const Error& error) {
     return {error.what()};
   }
@@ -186,7 +183,7 @@ const ManifestTensor* CheckpointTensors::find(const std::string& name) const {
   return found == places_.end() ? nullptr : &manifest_.tensors[found->second];
 }
 
-void CheckpointTensors::read(const std::vector<Request>& requests, const ReadOptions& options) const {
+void CheckpointTensors::read(const std::vector<Request>& requests, int threads) const {
   std::vector<std::vector<FilePart>> parts(manifest_.files.size());
   for (const Request& request : requests) {
     const ManifestTensor* tensor = find(request.name);
@@ -204,7 +201,7 @@ void CheckpointTensors::read(const std::vector<Request>& requests, const ReadOpt
     }
   }
   for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), options);
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads);
   }
 }
 

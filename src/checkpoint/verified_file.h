@@ -19,26 +19,19 @@ struct FilePart {
   void* destination = nullptr;
 };
 
-struct ReadOptions {
-  int threads = 1;      ///< that check and copy
-  bool cached = false;  ///< through the page cache: for files that are mapped next
-};
-
-/// Reads the parts of one file in the order of the file, a few blocks ahead. Throws CheckpointError that names file and
-/// bytes when the file is missing, has another size, or a block's checksum is wrong; IoError when it cannot be read.
-void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts,
-                   const ReadOptions& options = {});
+/// Reads the parts of one file in the order of the file, a few blocks ahead; threads: how many check and copy. Throws
+/// CheckpointError that names file and bytes when the file is missing, has another size, or a block's checksum is
+/// wrong; IoError when it cannot be read.
+void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads = 1);
 
 /// Reads everything and returns what is wrong, a line each; empty when the file is as it was meant.
-std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file,
-                                     const ReadOptions& options = {});
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads = 1);
 
 /// Reads blocks [first, first + count) and returns those whose checksum is another one. read: called with the bytes of
 /// each block that was read, by one thread at a time. Throws as read_verified for a file that is missing or has another
 /// size, and IoError.
 std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
-                                    const std::function<void(int64_t bytes)>& read = {},
-                                    const ReadOptions& options = {});
+                                    const std::function<void(int64_t bytes)>& read = {}, int threads = 1);
 /// Ascending damaged blocks as lines for people; those that follow one another are one line.
 std::vector<std::string> damage_lines(const std::string& folder, const ManifestFile& file,
                                       const std::vector<int64_t>& blocks);
@@ -56,7 +49,7 @@ class CheckpointTensors {
     void* destination = nullptr;  ///< in the tensor's own dtype
   };
   /// All of them, each file once. Throws as read_verified, and CheckpointError for unknown names or ranges.
-  void read(const std::vector<Request>& requests, const ReadOptions& options = {}) const;
+  void read(const std::vector<Request>& requests, int threads = 1) const;
 
   /// Reads a whole file that holds no tensors. Throws CheckpointError when it is damaged, or not of this checkpoint.
   void check_file(const std::string& name) const;

@@ -113,9 +113,9 @@ def texts() -> None:
 
 
 def manifest(files: list, tensors: list, **more: object) -> bytes:
-    listed = [{"name": name, "bytes": size, "xxh3": ["0123456789abcdef"] * -(-size // (4 << 20))} for name, size in files]
+    listed = [{"name": name, "bytes": size, "xxh3": ["0123456789abcdef"] * -(-size // (1 << 20))} for name, size in files]
     named = [{"name": name, "dtype": dtype, "shape": shape, "slices": slices} for name, dtype, shape, slices in tensors]
-    return json.dumps({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10", "block_bytes": 4 << 20,
+    return json.dumps({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10", "block_bytes": 1 << 20,
                        "files": listed, "tensors": named, "info": {"world": 2, "stage": 3}, "checksum": "0" * 16, **more}).encode()
 
 

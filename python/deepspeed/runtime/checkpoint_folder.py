@@ -166,8 +166,7 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
         together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.")
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
-                # The files are mapped next: what was read for this is in memory then.
-                problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), cached=True)
+                problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8))
                 if problems:
                     raise CheckpointError("; ".join(problems[:3]))
         together.agree()

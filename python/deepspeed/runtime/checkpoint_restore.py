@@ -129,8 +129,12 @@ class StateFiles:
             whole = self._whole(name, key)
             return None if whole is None else whole.reshape(-1)[offset:offset + length].float()
         number, position = self.place[name]
+        pieces = list(self.layouts[number].pieces(position, offset, length))
+        if len(pieces) == 1:  # in place: what is stored is copied once, from the file to where it goes
+            flat = self._flat(pieces[0].rank, number, key)
+            return None if flat is None else flat.reshape(-1)[pieces[0].start:pieces[0].start + length].float()
         out = torch.empty(length)
-        for piece in self.layouts[number].pieces(position, offset, length):
+        for piece in pieces:
             flat = self._flat(piece.rank, number, key)
             if flat is None:
                 return None
@@ -267,7 +271,7 @@ def _put(engine: Any, index: int, key: str, value: Any) -> None:
     fragment = fragment_of(engine, index)
     if fragment is not None:
         if is_state(value):
-            value = value.view(fragment.master.shape).to(fragment.master.device)
+            value = value.view(fragment.master.shape).to(fragment.master.device, copy=True)  # not a view of the file
         engine.basic_optimizer.state[fragment.master][key] = value
 
 

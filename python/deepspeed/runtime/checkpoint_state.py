@@ -12,6 +12,7 @@ from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, CLIP_GRAD, DS_
                                             SINGLE_PARTITION_OF_FP32_GROUPS, ZERO_STAGE)
 from deepspeed.runtime import fragment_state
 from deepspeed.runtime.base_optimizer import make_loss_scaler
+from deepspeed.runtime.checkpoint_exchange import Exchange, Move, moves_of
 from deepspeed.runtime.checkpoint_layout import Entry, PartitionedGroup, PerParameterGroup, round_robin, sub_groups
 from deepspeed.runtime.checkpoint_pickle import PlacedTensor
 from deepspeed.runtime.native_recipe import file_keys
@@ -108,10 +109,11 @@ class FlatStates:
         self.engine, self.reader, self.groups, self.layouts, self.placed = engine, reader, groups, layouts, placed
         self.rank = engine.communicator.rank
         self._in_files = bool(engine._core.file_tier_facts())
-        self._held = self._held_by_all() if reader.native else set()
+        self._exchange = Exchange(engine)
+        self._moves = self._all_moves() if reader.native else {}
 
-    def _held_by_all(self) -> set[int]:
-        """Parameters of which every rank holds what it stores: nobody has to read them whole."""
+    def _all_moves(self) -> dict[int, list[Move]]:
+        """By parameter: which rank gives what to whom. The same on all ranks; parameters that are missing are read whole."""
         engine, ranks = self.engine, self.engine.communicator.size
         mine = {entry.index: tuple(engine._core.fragment_of(entry.index)) for entries in self.groups for entry in entries}
         everyone: list[Any] = [mine]
@@ -119,13 +121,13 @@ class FlatStates:
             import torch.distributed as dist
             everyone = [None] * ranks
             dist.all_gather_object(everyone, mine, group=engine.data_parallel_group)
-        held = set()
+        moves = {}
         for entries, layout in zip(self.groups, self.layouts):
             for position, entry in enumerate(entries):
-                fragments = [rank[entry.index] for rank in everyone]
-                if all(_inside(piece.offset, piece.length, *fragments[piece.rank]) for piece in layout.pieces(position)):
-                    held.add(entry.index)
-        return held
+                found = moves_of(entry.index, layout.pieces(position), [rank[entry.index] for rank in everyone])
+                if found is not None:
+                    moves[entry.index] = found
+        return moves
 
     def flat(self, number: int, key: str, numel: int | None = None) -> Tensor | PlacedTensor | None:
         """Of one group, zeros where a parameter has no such state; the first `numel` elements. Collective."""
@@ -133,21 +135,24 @@ class FlatStates:
         pieces: list[tuple[int, int, Any]] = []
         found = False
         for position, entry in enumerate(entries):
-            mine = [piece for piece in layout.pieces(position) if piece.rank == self.rank]
-            if entry.index in self._held:
+            if entry.index in self._moves:
                 found = True
-                pieces += [(piece.start, piece.length, self._own(entry.index, key, piece)) for piece in mine]
+                pieces += [(move.start, move.length, self._own(key, move)) for move in self._moves[entry.index] if move.src == move.dst == self.rank]
             elif (value := self.reader.full(entry.index, key)) is not None:
                 found = True
-                pieces += [(piece.start, piece.length, value[piece.offset:piece.offset + piece.length].clone()) for piece in mine]
+                pieces += [(piece.start, piece.length, value[piece.offset:piece.offset + piece.length].clone())
+                           for piece in layout.pieces(position) if piece.rank == self.rank]
+        moves = [move for entry in entries for move in self._moves.get(entry.index, [])]
+        pieces += self._exchange.run(moves, lambda move: self._local(key, move))
         return self._joined(pieces, layout.partition_numel if numel is None else numel) if found else None
 
-    def _own(self, index: int, key: str, piece: Any) -> Any:
-        begin = piece.offset - self.engine._core.fragment_of(index)[0]
+    def _own(self, key: str, move: Move) -> Any:
+        return (lambda: self._local(key, move)) if self._in_files else self._local(key, move)
 
-        def read() -> Tensor:
-            return self.engine._core.read_local(index, key).reshape(-1)[begin:begin + piece.length].to(torch.float32)
-        return read if self._in_files else read()
+    def _local(self, key: str, move: Move) -> Tensor:
+        """fp32; shares the engine's memory where it has such values in memory."""
+        begin = move.offset - self.engine._core.fragment_of(move.index)[0]
+        return self.engine._core.read_local(move.index, key).reshape(-1)[begin:begin + move.length].to(torch.float32)
 
     def _joined(self, pieces: list[tuple[int, int, Any]], numel: int) -> Tensor | PlacedTensor:
         pieces = sorted(pieces, key=lambda piece: piece[0])
@@ -164,10 +169,6 @@ class FlatStates:
                 parts.append((length, source))
             end = start + length
         return PlacedTensor(torch.float32, parts)
-
-
-def _inside(offset: int, length: int, begin: int, held: int) -> bool:
-    return begin <= offset and offset + length <= begin + held
 
 
 def _base_state(engine: Any, states: FlatStates, indices: Callable[[int], list[int]]) -> dict:
