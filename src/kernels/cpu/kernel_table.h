@@ -1,6 +1,6 @@
 // The table of SIMD kernels of one CPU target, and how the target is chosen. Internal to kernels/cpu: the public doors
-// are crc32.h, matmul.h, optimizers.h, quantize.h and spans.h, which check their arguments and call through kernel_table().
-// Tests take the tables of every target from kernel_table_for().
+// are crc32.h, matmul.h, optimizers.h, quantize.h and spans.h, which check their arguments and call through
+// kernel_table(). Tests take the tables of every target from kernel_table_for().
 //
 // Files named *_simd.cpp are compiled once per target. They include nothing but this header and Highway, because an
 // inline function of a std header that is emitted with AVX-512 code could be picked by the linker for every CPU.
