@@ -32,6 +32,8 @@ def save_all(folder: str) -> None:
             engine.save_checkpoint(target, tag="first")
             train(engine, 1, first=2)
             engine.save_checkpoint(target)
+            if layout == "native":
+                engine.save_universal_checkpoint(os.path.join(folder, f"universal_{stage}_{world}"), tag="u")
             if world == 1 and layout == "native":
                 torch.save(full_weights(engine.module), os.path.join(folder, f"weights_{stage}.pt"))
 
@@ -159,6 +161,30 @@ def test_diff_does_not_depend_on_layout_and_ranks(saved, stage):
     assert "exp_avg/up.weight" in {d["name"] for d in other["differences"]}
     assert {d["name"].split("/")[0] for d in as_json("diff", saved / f"native_{stage}_1", saved / f"native_{stage}_1" / "first", "--weights",
                                                     status=1)["differences"]} == {"fp32"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("world", [1, 2])
+def test_universal_checkpoints_are_read_too(saved, tmp_path, stage, world):
+    universal = saved / f"universal_{stage}_{world}" / "u"
+    assert as_json("diff", universal, saved / f"native_{stage}_{world}", "--weights")["equal"]
+    found = as_json("diff", universal, saved / f"native_{stage}_{world}" / "first", "--weights", status=1)
+    assert any(d["name"] == "fp32/up.weight" and d["different"] > 0 for d in found["differences"])
+    listed = ds_ckpt("ls", universal)
+    assert "up.weight" in listed and "exp_avg" in listed
+    ds_ckpt("convert", universal, tmp_path / "model", "--to", "safetensors")
+    expected = torch.load(saved / f"weights_{stage}.pt", weights_only=True)
+    from safetensors.torch import load_file
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert "up.weight" in written and set(written) - set(expected) == {"table"}  # a buffer
+    if world == 1:
+        assert all(torch.equal(value, expected[name]) for name, value in written.items() if name in expected)
+    one = universal / "zero" / "up.weight" / "fp32.pt"
+    one.rename(tmp_path / "kept.pt")
+    try:
+        assert not as_json("diff", universal, saved / f"native_{stage}_{world}", "--weights", status=1)["equal"]
+    finally:
+        (tmp_path / "kept.pt").rename(one)
 
 
 def test_diff_counts_elements(tmp_path):

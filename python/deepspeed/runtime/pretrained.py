@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -22,11 +22,16 @@ _TORCH_ENDINGS = (".bin", ".pt", ".pth")
 
 
 class Weights(dict):
-    """name -> tensor, which is read when it is asked for."""
+    """name -> tensor, or the safetensors file with it, which is read when it is asked for."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         value = super().__getitem__(name)
-        return value() if callable(value) else value
+        return value.get_tensor(name) if hasattr(value, "get_tensor") else value
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the tensor."""
+        value = super().__getitem__(name)
+        return tuple(value.get_slice(name).get_shape() if hasattr(value, "get_slice") else value.shape)
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
@@ -82,13 +87,9 @@ def _safetensors(path: str) -> Weights:
         raise CheckpointError(f"reading {path} needs the package safetensors: pip install safetensors") from problem
     try:
         file = safe_open(path, framework="pt")
-        return Weights((name, _reader(file, name)) for name in file.keys())
+        return Weights((name, file) for name in file.keys())
     except (SafetensorError, OSError) as problem:
         raise CheckpointError(f"{path} is damaged, or no safetensors file: {problem}") from problem
-
-
-def _reader(file: Any, name: str) -> Callable[[], torch.Tensor]:
-    return lambda: file.get_tensor(name)
 
 
 @torch.no_grad()
@@ -134,8 +135,8 @@ def _wrong_shapes(model: nn.Module, state: Weights) -> list[str]:
     wrong = []
     for name, param in model.named_parameters(remove_duplicate=False):
         shape = tuple(getattr(param, "ds_shape", param.shape))
-        if name in state and tuple(state[name].shape) != shape:
-            wrong.append(f"{name}: {list(state[name].shape)} in the file, {list(shape)} in the model")
+        if name in state and state.shape(name) != shape:
+            wrong.append(f"{name}: {list(state.shape(name))} in the file, {list(shape)} in the model")
     return wrong
 
 
