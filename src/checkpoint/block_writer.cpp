@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -33,16 +35,23 @@ class BlockWriter {
       try {
         work(sources[thread], memory_.data() + thread * kBuffers * kChecksumBlock);
       } catch (...) {
-        failed_ = true;
+        keep_first_error();
         if (options_.on_failure) options_.on_failure();
-        throw;
       }
     });
+    if (error_) std::rethrow_exception(error_);
     file_.sync();
     return std::move(sums_);
   }
 
  private:
+  /// What other threads throw afterwards follows from it.
+  void keep_first_error() {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+    failed_ = true;
+  }
+
   void work(const BlockSource& source, char* buffers) {
     std::array<std::optional<FileTransfer>, kBuffers> transfers;
     for (size_t turn = 0; !failed_; turn = (turn + 1) % kBuffers) {
@@ -68,6 +77,8 @@ class BlockWriter {
   AsyncFile file_;
   std::atomic<int64_t> next_ = 0;
   std::atomic<bool> failed_ = false;
+  std::mutex mutex_;
+  std::exception_ptr error_;
 };
 
 }  // namespace

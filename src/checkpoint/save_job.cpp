@@ -20,7 +20,7 @@ SaveJob::SaveJob(SavePlan plan, std::vector<SavedSlice> slices, std::vector<Save
 }
 
 SaveJob::~SaveJob() {
-  cancel();
+  if (thread_.joinable()) thread_.join();
 }
 
 void SaveJob::cancel() noexcept {

@@ -51,7 +51,7 @@ class SaveJob {
   SaveJob(SavePlan plan, std::vector<SavedSlice> slices, std::vector<SavedArchive> archives = {});
   SaveJob(const SaveJob&) = delete;
   SaveJob& operator=(const SaveJob&) = delete;
-  /// Cancels what start() began, and waits for it.
+  /// Waits for what start() began, which the program's end must not take away.
   ~SaveJob();
 
   /// Does everything in this thread. Throws IoError and CheckpointError; other ranks learn of it through the folder,

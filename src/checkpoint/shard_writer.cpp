@@ -114,7 +114,8 @@ void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::s
 }
 
 void ShardImage::take_stream(const ShardStream& stream, int threads) {
-  const int64_t pieces = std::clamp<int64_t>(threads, 1, kMostThreads);
+  // What is loaded on demand is loaded once.
+  const int64_t pieces = stream.in_memory() ? std::clamp<int64_t>(threads, 1, kMostThreads) : 1;
   const int64_t each = round_up((bytes_ + pieces - 1) / pieces, kPage);
   run_team(pieces, [&](int64_t piece) {
     const int64_t begin = std::min(bytes_, piece * each), end = std::min(bytes_, begin + each);

@@ -65,9 +65,9 @@ FileChecksums write_stream(const std::string& path, int64_t total,
 /// ones.
 class ShardImage {
  public:
-  /// Copies by `threads` threads what stands in memory, then what is loaded on demand. Makes memory when there is none
-  /// or too little. No items: no stream. Each of `parts` says afterwards where its copy stands, which is as long as
-  /// this object lives and is not asked to take something else.
+  /// Copies by `threads` threads; a stream or part that is loaded on demand by one, which loads each item once. Makes
+  /// memory when there is none or too little. No items: no stream. Each of `parts` says afterwards where its copy
+  /// stands, which is as long as this object lives and is not asked to take something else.
   void take(const std::vector<ShardItem>& items, const std::map<std::string, std::string>& metadata, int threads,
             const std::vector<BytePart*>& parts = {});
   [[nodiscard]] int64_t bytes() const { return bytes_; }  ///< of the stream

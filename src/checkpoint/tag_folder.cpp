@@ -221,11 +221,11 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   sync_directory(folder);
   put_in_place(save_dir, tag, folder);
   if (options.write_latest) write_latest(save_dir, tag);
-  if (options.keep_last > 0) remove_older(save_dir, tag, options.keep_last);
   try {
+    if (options.keep_last > 0) remove_older(save_dir, tag, options.keep_last);
     remove_abandoned(save_dir, kAbandonedAfter);
   } catch (const Error&) {
-    // What is another user's may stay: the checkpoint is valid.
+    // What cannot be removed, because it is another user's for instance, stays: the checkpoint is valid.
   }
 }
 

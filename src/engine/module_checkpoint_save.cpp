@@ -7,6 +7,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "checkpoint/safetensors.h"
@@ -150,12 +151,23 @@ class ModuleEngine::Impl::Saver {
   }
 
   /// One outcome on all ranks; what a failed save left behind goes.
-  void agree() {
+  void agree(SaveJob* job = nullptr) {
     try {
       owner_.agree(problem_, what_);
     } catch (...) {
-      if (rank_ == 0) remove_directories(saving_folder(parent_, name_));
+      if (job != nullptr) job->cancel();
+      abandon();
       throw;
+    }
+  }
+
+  /// Removes the folder when nobody writes into it any more. Nothing of this may hide why the save failed.
+  void abandon() {
+    try {
+      owner_.world.barrier("a save that failed");
+      if (rank_ == 0) remove_directories(saving_folder(parent_, name_));
+    } catch (const Error&) {
+      // The folder has a dot in front; the next save of the tag removes it.
     }
   }
 
@@ -176,15 +188,21 @@ class ModuleEngine::Impl::Saver {
     plan.commit.keep_last = static_cast<int>(checkpoint.keep_last);
     const bool wanted = checkpoint.async_save || (checkpoint.writer && checkpoint.writer->decoupled);
     const bool beside = wanted && !owner_.engine->file_use().optimizer && has_room();
+    std::unique_ptr<SaveJob> job;
     attempt([&] {
-      auto job = std::make_unique<SaveJob>(std::move(plan), std::move(slices_), std::move(archives_));
-      if (!beside) return job->run();
+      job = std::make_unique<SaveJob>(std::move(plan), std::move(slices_), std::move(archives_));
+      if (!beside) return job->write_part();
       if (owner_.save_image == nullptr) owner_.save_image = std::make_shared<ShardImage>();
       job->take_snapshot(owner_.save_image, at::get_num_threads());
       job->start();
+    });
+    agree(job.get());  // so that no rank waits in vain for what another could not write
+    if (beside) {
       owner_.running_save = std::move(job);
       owner_.running_save_name = what_;
-    });
+      return;
+    }
+    attempt([&] { job->commit(); });
   }
 
   /// Whether a copy of what is written fits into memory, on every rank. Collective.
@@ -194,7 +212,8 @@ class ModuleEngine::Impl::Saver {
     for (const SavedArchive& archive : archives_) {
       for (const ZipMember& member : archive.members) bytes += member.bytes();
     }
-    const int64_t lacks = bytes > process_memory_facts().available_bytes / 2 ? 1 : 0;
+    const int64_t here = std::clamp<int64_t>(environment_int("LOCAL_WORLD_SIZE").value_or(ranks_), 1, ranks_);
+    const int64_t lacks = bytes > process_memory_facts().available_bytes / 2 / here ? 1 : 0;
     const bool fits = all_reduce_values(owner_.world, owner_.device(), {lacks}, ReduceOp::kMax, what_).front() == 0;
     if (!fits && rank_ == 0) owner_.log.warning("checkpoint.async_save: memory has no room for a copy of the state");
     return fits;

@@ -157,3 +157,139 @@ def test_training_beside_the_writing_does_not_change_what_is_written(stage, tmp_
         engine.wait_for_checkpoint()
         assert other.load_checkpoint(tmp_path, tag=tag)[0]
         assert train(other, 3, rank=0) == expected
+
+
+# ---------------------------------------------------------------- what a review found
+class Counting(torch.nn.Module):
+    """A layer with a state that is no tensor, and a parameter without elements."""
+
+    def __init__(self, tensor: bool) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+        self.nothing = torch.nn.Parameter(torch.empty(0, 4))
+        self.calls, self.tensor = 0, tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(x).sum() + self.nothing.sum()
+
+    def get_extra_state(self) -> Any:
+        return torch.tensor(self.calls) if self.tensor else {"calls": self.calls}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = int(state) if self.tensor else state["calls"]
+
+
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+@pytest.mark.parametrize("tensor", [True, False])
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_extra_state_and_parameters_without_elements_come_back(layout, tensor, stage, tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+
+    def built() -> Any:
+        return deepspeed.initialize(model=Counting(tensor), config=config(stage, checkpoint={"format": layout}))[0]
+    engine = built()
+    for _ in range(3):
+        engine.backward(engine(torch.ones(2, 8)))
+        engine.step()
+    engine.save_checkpoint(tmp_path, client_state={"mine": 1})
+    other = built()
+    assert other.load_checkpoint(tmp_path)[1] == {"mine": 1}
+    assert other.module.calls == 3
+
+
+LEAVING = """
+import sys, os, torch, deepspeed
+sys.path.insert(0, {tests!r})
+from models import config, make_model, train
+def main():
+    engine = deepspeed.initialize(model=make_model(), config=config(2, checkpoint={{"async_save": True, "format": {layout!r}}}))[0]
+    train(engine, 1)
+    engine.save_checkpoint({folder!r}, tag={tag!r})
+    return engine
+{how}
+"""
+
+
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+@pytest.mark.parametrize("how", ["kept = main()", "main()", "main().destroy()"])
+def test_the_last_save_of_a_program_is_finished_when_it_ends(layout, how, tmp_path):
+    """Nobody called wait_for_checkpoint(); `latest` of a tag that is a path is written as well."""
+    import subprocess
+    import sys
+    program = LEAVING.format(tests=str(Path(__file__).parent), layout=layout, folder=str(tmp_path / "saved"), tag="sub/t", how=how)
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29573"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert (tmp_path / "saved" / "latest").read_text() == "sub/t"
+    assert _C.verify_tag(str(tmp_path / "saved" / "sub" / "t"), True) == []
+
+
+def body_unreadable(folder: str) -> None:
+    """Rank 1 cannot read the newest one: all ranks take the older one."""
+    import deepspeed
+    engine = deepspeed.initialize(model=make_model(), config=config(1, checkpoint={"format": "native"}))[0]
+    for tag in ("old", "new"):
+        train(engine, 1, rank=engine.global_rank)
+        engine.save_checkpoint(folder, tag=tag)
+    read = _C.CheckpointTensors
+
+    class Failing:
+        def __init__(self, directory: str) -> None:
+            if directory.endswith("new") and engine.global_rank == 1:
+                raise OSError("input/output error")
+            self._tensors = read(directory)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._tensors, name)
+    _C.CheckpointTensors = Failing
+    assert "/old/" in engine.load_checkpoint(folder)[0] and engine.global_steps == 1
+    with pytest.raises(_C.CheckpointError, match="input/output error" if engine.global_rank == 1 else "rank 1 failed"):
+        engine.load_checkpoint(folder, tag="new")
+
+
+def test_a_disk_that_fails_on_one_rank_lets_all_ranks_take_an_older_checkpoint(tmp_path):
+    run_ranks(body_unreadable, 2, {"folder": str(tmp_path)})
+
+
+# ---------------------------------------------------------------- exchange
+def test_moves_take_what_a_rank_has_itself_first():
+    from deepspeed.runtime.checkpoint_exchange import Move, moves_of
+    from deepspeed.runtime.checkpoint_layout import Piece
+    halves = [(0, 5), (5, 5)]
+    assert moves_of(7, [Piece(0, 0, 3, 10)], halves) == [Move(7, 0, 0, 0, 3, 5), Move(7, 1, 0, 5, 8, 5)]
+    assert moves_of(7, [Piece(1, 2, 0, 6)], halves) == [Move(7, 1, 1, 5, 3, 3), Move(7, 0, 1, 2, 0, 3)]
+    assert moves_of(7, [Piece(1, 0, 0, 10)], [(0, 10), (3, 4)]) == [Move(7, 1, 1, 3, 3, 4), Move(7, 0, 1, 0, 0, 3), Move(7, 0, 1, 7, 7, 3)]
+    assert moves_of(7, [Piece(0, 0, 0, 10)], [(0, 4), (5, 5)]) is None  # nobody has element 4
+
+
+def body_exchange(limit: int) -> None:
+    """Every rank wants the other half of some vectors, in batches of few elements."""
+    from types import SimpleNamespace
+
+    import deepspeed
+    from deepspeed.runtime import checkpoint_exchange
+    engine = deepspeed.initialize(model=make_model(), config=config(1))[0]
+    rank, ranks = engine.global_rank, engine.communicator.size
+    checkpoint_exchange.SMALLEST_GIFT = limit
+    checkpoint_exchange.EXCHANGE_NUMEL = limit * ranks
+    lengths = [1, 999, 4096, 3 * limit + 1, 17]
+    moves = [checkpoint_exchange.Move(index, src, (src + 1) % ranks, 0, 10 * index, length + src)
+             for index, length in enumerate(lengths) for src in range(ranks)]
+
+    def values(move: Any) -> torch.Tensor:
+        return torch.arange(move.offset, move.offset + move.length, dtype=torch.float32) + 1e6 * move.index + 1e5 * move.src
+    exchange = checkpoint_exchange.Exchange(SimpleNamespace(communicator=engine.communicator, device=torch.device("cpu")))
+    got = exchange.run(moves, values)
+    source = (rank - 1) % ranks
+    for index, length in enumerate(lengths):
+        own = sorted((start, count, value) for start, count, value in got if 10 * index <= start < 10 * index + length + source
+                     and value[0] // 100_000 == 10 * index + source)
+        assert torch.equal(torch.cat([value for _, _, value in own]), values(SimpleNamespace(offset=0, length=length + source, index=index, src=source)))
+        assert [start for start, _, _ in own] == [10 * index + sum(count for _, count, _ in own[:k]) for k in range(len(own))]
+
+
+@pytest.mark.parametrize("limit", [64, 1000])
+def test_exchanges_in_many_batches_lose_nothing(limit):
+    run_ranks(body_exchange, 3, {"limit": limit})

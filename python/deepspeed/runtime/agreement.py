@@ -40,10 +40,13 @@ class Together:
     """Work with files in which all ranks succeed or all fail.
 
     A rank that fails goes on, because the others are in the same collectives; agree() then raises on all ranks: there its own
-    error, on the others `error_class` with a message that names it."""
+    error, on the others `error_class` with a message that names it. one_class: `error_class` there as well, for callers that go on from
+    it together."""
 
-    def __init__(self, engine: Any, what: str, error_class: type[Exception] = RuntimeError, consequence: str = "") -> None:
+    def __init__(self, engine: Any, what: str, error_class: type[Exception] = RuntimeError, consequence: str = "",
+                 one_class: bool = False) -> None:
         self._engine, self._what, self._error_class, self._consequence = engine, what, error_class, consequence
+        self._one_class = one_class
         self._problem: Exception | None = None
 
     @contextlib.contextmanager
@@ -57,6 +60,8 @@ class Together:
         engine = self._engine
         failed = -1 if self._problem is None else engine.communicator.rank
         rank = _reduced(engine, [failed], "max", self._what)[0] if engine.communicator.size > 1 else failed
+        if self._problem is not None and self._one_class and not isinstance(self._problem, self._error_class):
+            raise self._error_class(f"{self._what}: {type(self._problem).__name__}: {self._problem}{self._consequence}") from self._problem
         if self._problem is not None:
             raise self._problem
         if rank >= 0:

@@ -10,7 +10,8 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-_EXCHANGE_NUMEL = 8 << 20  # elements that a rank gives at a time
+EXCHANGE_NUMEL = 8 << 20  # elements that a rank gives at a time, to all others together
+SMALLEST_GIFT = 1 << 16  # to one of them, however many they are
 
 
 class Move(NamedTuple):
@@ -82,7 +83,7 @@ class Exchange:
     def run(self, moves: list[Move], local: Callable[[Move], Tensor]) -> list[tuple[int, int, Tensor]]:
         """(start, length, values on the CPU) of what this rank gets. local: fp32 elements of a move that this rank sends. Collective."""
         got: list[tuple[int, int, Tensor]] = []
-        limit = max(_EXCHANGE_NUMEL // self.communicator.size, 1 << 16)
+        limit = max(EXCHANGE_NUMEL // self.communicator.size, SMALLEST_GIFT)
         for batch in _batches(_split([move for move in moves if move.src != move.dst], limit), limit):
             got += self._exchange(batch, local)
         return got

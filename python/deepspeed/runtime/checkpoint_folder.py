@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_native import NativeLoader
 from deepspeed.runtime.checkpoint_pickle import pickled
+from deepspeed.runtime.memory_plan import ranks_per_host
 from deepspeed.utils.logging import log_dist, logger
 
 _PATIENCE_S = 1800.0  # for the slowest rank's files
@@ -38,6 +40,11 @@ class CheckpointSave:
         self._in_files = bool(engine._core.file_tier_facts())  # loaded while they are written, so not beside training
         self._job: Any = None
         self._reported = False
+        self._finish: Any = None
+        self._name_for_people = f"[rank {engine.global_rank}] the checkpoint {self.path}"
+        # Of a tag that is a path below save_dir, which the job does not write.
+        below = save_latest and engine.global_rank == 0 and self.parent != os.path.normpath(save_dir)
+        self._latest = (save_dir, tag) if below else None
         log_dist(f"Saving model checkpoint: {self.path}", ranks=[0])
         if engine.global_rank == 0:
             with self.together.attempt():
@@ -70,6 +77,7 @@ class CheckpointSave:
                 self._job.write_part()
         self._agree()  # so that no rank waits in vain for what another could not write
         if beside:
+            self._finish = weakref.finalize(engine, _finish, self._job, self._name_for_people, self._latest)
             return self
         with self.together.attempt():
             self._job.commit()
@@ -94,7 +102,8 @@ class CheckpointSave:
         size = sum(numel * dtype.itemsize for _, _, _, numel, dtype, _ in self._slices)
         size += sum(part[0] for _, _, storages in self._archives for parts in storages for part in parts)
         held = self.engine._save_image.capacity if self.engine._save_image is not None else 0
-        lacks = any_rank(self.engine, size - held > _C.available_memory() // 2, "room for a copy")
+        here = ranks_per_host(self.engine.communicator, self.engine.device)
+        lacks = any_rank(self.engine, size - held > _C.available_memory() // 2 // here, "room for a copy")
         if lacks:
             log_dist("checkpoint.async_save: memory has no room for a copy of the state: training waits until it is written", ranks=[0])
         return not lacks
@@ -104,16 +113,25 @@ class CheckpointSave:
         try:
             self.together.agree()
         except Exception:
-            if self._job is not None:
-                self._job.cancel()
-            if self.engine.global_rank == 0:
-                _C.abandon_save(self.parent, self.name)
+            self._abandon()
             raise
 
+    def _abandon(self) -> None:
+        """Removes the folder when nobody writes into it any more. Nothing of this may hide why the save failed."""
+        try:
+            if self._finish is not None:
+                self._finish.detach()
+            if self._job is not None:
+                self._job.cancel()
+            any_rank(self.engine, False, "a save that failed")
+            if self.engine.global_rank == 0:
+                _C.abandon_save(self.parent, self.name)
+        except Exception as problem:  # its name has a dot in front; the next save of the tag removes it
+            logger.warning(f"{self.folder} is left: {problem}")
+
     def _name_in_parent(self) -> None:
-        """`latest` of a tag that is a path below save_dir."""
-        if self.engine.global_rank == 0 and self.save_latest and self.parent != os.path.normpath(self.save_dir):
-            _C.write_latest(self.save_dir, self.tag)
+        if self._latest is not None:
+            _C.write_latest(*self._latest)
 
     def wait(self) -> None:
         with self.together.attempt():
@@ -122,24 +140,34 @@ class CheckpointSave:
         with self.together.attempt():
             self._job.wait()
         self._agree()
+        self._finish.detach()
         self._name_in_parent()
 
     def finish(self) -> None:
-        """For a rank that ends alone: waits for its own part."""
-        try:
-            self._job.wait()
-        except Exception:
-            self.report()
+        """For a rank that ends alone: waits for its own part. Says when it has failed."""
+        self._finish()
 
     def report(self) -> None:
         """Says once when the part that goes on beside training has failed."""
-        if self._reported or not self._job.done:
-            return
-        self._reported = True
-        try:
-            self._job.wait()
-        except Exception as problem:
-            logger.error(f"[rank {self.engine.global_rank}] the checkpoint {self.path} was not saved: {problem}")
+        if not self._reported and self._job.done:
+            self._reported = True
+            _say_failure(self._job, self._name_for_people)
+
+
+def _say_failure(job: Any, name: str) -> bool:
+    """Waits for what a job does beside training; whether it failed."""
+    try:
+        job.wait()
+    except Exception as problem:
+        logger.error(f"{name} was not saved: {problem}")
+        return True
+    return False
+
+
+def _finish(job: Any, name: str, latest: tuple[str, str] | None) -> None:
+    """What is left of a save when its engine goes, or the program ends."""
+    if not _say_failure(job, name) and latest is not None:
+        _C.write_latest(*latest)
 
 
 def _as_json(config: dict) -> Any:
@@ -163,7 +191,7 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
     if layout == "native":
         return NativeLoader(engine, directory)
     if layout == "deepspeed":
-        together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.")
+        together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.", one_class=True)
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
                 problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8))

@@ -11,6 +11,7 @@ import re
 from typing import Any, Callable
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from deepspeed._C import CheckpointError
@@ -23,6 +24,7 @@ from deepspeed.runtime.checkpoint_state import optimizer_groups
 from deepspeed.runtime.data_position import restore_position
 from deepspeed.runtime.zero.parameter import slot_of
 
+_EXTRA_STATE = "_extra_state"
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_")
 
 
@@ -39,6 +41,18 @@ def _in_order(paths: list[str], what: str, directory: str) -> list[str]:
     return paths
 
 
+def modules_with_extra_state(module: nn.Module) -> dict[str, nn.Module]:
+    """Names in state_dict() of what modules give by get_extra_state(), which may be anything, and whose they are."""
+    return {f"{prefix}.{_EXTRA_STATE}" if prefix else _EXTRA_STATE: part for prefix, part in module.named_modules()
+            if type(part).get_extra_state is not nn.Module.get_extra_state}
+
+
+def set_extra_state(module: nn.Module, saved: dict[str, Any]) -> None:
+    for name, part in modules_with_extra_state(module).items():
+        if name in saved:
+            part.set_extra_state(saved[name])
+
+
 class CheckpointLoader:
     """The files of one tag, for one engine."""
 
@@ -52,7 +66,7 @@ class CheckpointLoader:
     def load(self, *, strict: bool, optimizer: bool, scheduler: bool, module_only: bool,
              custom_load_fn: Callable | None) -> tuple[str, dict]:
         engine = self.engine
-        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, " Nothing was changed.")
+        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, " Nothing was changed.", one_class=True)
         with together.attempt():
             self._open(optimizer)
             self._check(strict, optimizer, custom_load_fn is None)
@@ -169,8 +183,9 @@ class CheckpointLoader:
         current = self.engine.module.state_dict(keep_vars=True)
         missing, wrong = [], []
         values: dict[str, Tensor | None] = {}
+        extra = modules_with_extra_state(self.engine.module)
         for name, here in current.items():
-            if not isinstance(here, Tensor):
+            if not isinstance(here, Tensor) or name in extra:
                 continue
             shape = tuple(getattr(here, "ds_shape", here.shape)) if name in params else tuple(here.shape)
             value = saved.get(name)
@@ -184,6 +199,7 @@ class CheckpointLoader:
                 wrong.append(f"{name}: {list(found)} in the checkpoint, {list(shape)} in the model")
             else:
                 values[name] = None if in_pieces and name in params else value
+        missing += sorted(set(extra) - set(saved))
         unexpected = sorted(set(saved) - set(current))
         if wrong:
             raise CheckpointError(f"{self.model_paths[0]}: shapes differ: {'; '.join(wrong[:5])}")
@@ -222,6 +238,7 @@ class CheckpointLoader:
                 slot.unit.write_full(slot.index, value, -1)
             elif slot is not None and index_of.get(id(here)) is not None:
                 here.detach().copy_(value)
+        set_extra_state(engine.module, self.models[0]["module"])
 
     # ---- the rest
     def _finish(self, optimizer: bool, scheduler: bool, module_only: bool) -> tuple[str, dict]:

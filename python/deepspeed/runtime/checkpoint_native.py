@@ -20,7 +20,7 @@ from deepspeed.checkpoint.safe_load import load_file
 from deepspeed.runtime import fragment_state
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
-from deepspeed.runtime.checkpoint_load import CheckpointLoader
+from deepspeed.runtime.checkpoint_load import CheckpointLoader, modules_with_extra_state, set_extra_state
 from deepspeed.runtime.checkpoint_restore import check_state_is_there, reset_optimizer, restore_groups
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
 from deepspeed.runtime.native_recipe import stored_name
@@ -138,8 +138,9 @@ class NativeState:
     # ---- what is no tensor
     def common(self) -> dict:
         """Of rank 0. Collective where the optimizer's description is."""
+        extra = {name: module.get_extra_state() for name, module in modules_with_extra_state(self.engine.module).items()}
         if not self.trains:
-            return {"optimizer": None}
+            return {"optimizer": None, "module": extra}
         engine = self.engine
         scalars: dict[str, dict] = {}
         for rank in self._everyone:
@@ -147,7 +148,7 @@ class NativeState:
                 scalars.setdefault(name, {}).update(state)
         return {"optimizer": {"param_groups": param_groups(engine, lambda number: [e.name for e in optimizer_groups(engine)[number]]),
                               "step": engine._core.get_step() if engine._stepper.native else None,
-                              "has_states": self._reader.exists, "scalars": scalars, **scaler_entries(engine)}}
+                              "has_states": self._reader.exists, "scalars": scalars, **scaler_entries(engine)}, "module": extra}
 
 
 def random_states() -> dict[str, Any]:
@@ -217,13 +218,16 @@ class NativeLoader(CheckpointLoader):
 
     def _check(self, strict: bool, optimizer: bool, module: bool) -> None:
         params = dict(self.engine.module.named_parameters(remove_duplicate=False))
+        extra = modules_with_extra_state(self.engine.module)
         missing, wrong, known = [], [], set()
         for name, here in self.engine.module.state_dict(keep_vars=True).items():
-            if not isinstance(here, Tensor):
+            if not isinstance(here, Tensor) or name in extra:
                 continue
             stored = self._stored(name)
             if stored is None:
-                missing.append(name)
+                shape = getattr(here, "ds_shape", here.shape) if name in params else here.shape
+                if torch.Size(shape).numel() > 0:  # there are no empty slices
+                    missing.append(name)
                 continue
             known.add(stored[0].split("/", 1)[1])
             shape = getattr(here, "ds_shape", here.shape) if name in params else here.shape
@@ -255,7 +259,7 @@ class NativeLoader(CheckpointLoader):
     def _store(self, optimizer: bool, module: bool) -> None:
         engine = self.engine
         together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError,
-                            " The engine holds parts of it: load another checkpoint before going on.")
+                            " The engine holds parts of it: load another checkpoint before going on.", one_class=True)
         trained = {e.index: e for group in optimizer_groups(engine) for e in group}
         if engine._stepper is not None and optimizer:
             reset_optimizer(engine)
@@ -263,6 +267,7 @@ class NativeLoader(CheckpointLoader):
             self._read_fragments(trained, optimizer, module)
         if module:
             self._store_whole(trained, together)
+            set_extra_state(engine.module, self.models[0].get("module") or {})
         together.agree()
         if self._random is not None and optimizer:
             restore_random_states(self._random["random"])
@@ -380,9 +385,10 @@ class NativeLoader(CheckpointLoader):
         params = dict(self.engine.module.named_parameters(remove_duplicate=False))
         index_of = {id(param): index for index, (_, param) in enumerate(self.engine.core_params)}
         done: set[int] = set()
+        extra = modules_with_extra_state(self.engine.module)
         for name, here in self.engine.module.state_dict(keep_vars=True).items():
             param = params.get(name)
-            stored = self._stored(name) if isinstance(here, Tensor) else None
+            stored = self._stored(name) if isinstance(here, Tensor) and name not in extra else None
             if stored is None or param is not None and (id(param) in done or index_of.get(id(param)) in trained):
                 continue
             value = torch.zeros(stored[1], dtype=stored[2])

@@ -66,6 +66,8 @@ class _Pickler(pickle.Pickler):
         number, known_dtype = known
         if known_dtype != dtype:
             raise RuntimeError("tensors of different types that share memory cannot be saved: clone one of them")
+        if dtype is not None and dtype not in _STORAGE_CLASSES:
+            raise RuntimeError(f"tensors of {dtype} cannot be saved: dequantize them, or save their bytes")
         name = "UntypedStorage" if dtype is None else _STORAGE_CLASSES[dtype]
         return self._named(name, number, torch.serialization.location_tag(storage), storage.nbytes() // (dtype.itemsize if dtype else 1))
 

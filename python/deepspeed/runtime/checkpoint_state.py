@@ -110,6 +110,7 @@ class FlatStates:
         self.rank = engine.communicator.rank
         self._in_files = bool(engine._core.file_tier_facts())
         self._exchange = Exchange(engine)
+        self._last: tuple[int, str, Tensor] | None = None
         self._moves = self._all_moves() if reader.native else {}
 
     def _all_moves(self) -> dict[int, list[Move]]:
@@ -152,7 +153,9 @@ class FlatStates:
     def _local(self, key: str, move: Move) -> Tensor:
         """fp32; shares the engine's memory where it has such values in memory."""
         begin = move.offset - self.engine._core.fragment_of(move.index)[0]
-        return self.engine._core.read_local(move.index, key).reshape(-1)[begin:begin + move.length].to(torch.float32)
+        if self._last is None or self._last[:2] != (move.index, key):  # states in files are read whole: not for every piece
+            self._last = (move.index, key, self.engine._core.read_local(move.index, key).reshape(-1))
+        return self._last[2][begin:begin + move.length].to(torch.float32)
 
     def _joined(self, pieces: list[tuple[int, int, Any]], numel: int) -> Tensor | PlacedTensor:
         pieces = sorted(pieces, key=lambda piece: piece[0])
