@@ -55,11 +55,22 @@ at::ScalarType parse_dtype(const py::object& dtype) {
   return torch::python::detail::py_object_to_dtype(dtype);
 }
 
+/// A group's threads may wait for the interpreter's lock, to let go of a tensor; who ends them must not hold it.
+void end_without_lock(ProcessGroup* group) {
+  if (Py_IsInitialized() == 0 || PyGILState_Check() == 0) {
+    delete group;
+    return;
+  }
+  const py::gil_scoped_release release;
+  delete group;
+}
+
 Communicator from_process_group(const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::optional<double> timeout_s,
                                 bool use_host) {
   std::optional<std::chrono::milliseconds> timeout;
   if (timeout_s) timeout = std::chrono::milliseconds(static_cast<int64_t>(*timeout_s * 1000));
-  return make_torch_communicator(group, timeout, use_host ? HostUse::kAuto : HostUse::kNever);
+  const std::shared_ptr<ProcessGroup> wrapped(ProcessGroup::wrap(group, timeout).release(), end_without_lock);
+  return make_torch_communicator(wrapped, use_host ? HostUse::kAuto : HostUse::kNever);
 }
 
 void register_operations(py::class_<Communicator>& communicator) {

@@ -143,6 +143,13 @@ void remove_older(const std::string& save_dir, const std::string& newest, int ke
   }
 }
 
+/// A folder that a killed save left. It may be the checkpoint that the new one had already changed names with.
+void remove_leftover(const std::string& save_dir, const std::string& tag, const std::string& folder) {
+  const std::string target = save_dir + "/" + tag;
+  if (!tag.empty() && file_size(folder + "/" + kManifestName) && is_directory(target)) keep_foreign_files(folder, target);
+  remove_directories(folder);
+}
+
 }  // namespace
 
 void check_tag_name(const std::string& tag) {
@@ -172,15 +179,16 @@ void restore_replaced(const std::string& save_dir) {
 void remove_abandoned(const std::string& save_dir, std::chrono::seconds age) {
   const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   for (const std::string& name : list_directory(save_dir)) {
-    const bool replaced = !tag_of_hidden(name, kReplaced).empty();
-    if (tag_of_hidden(name, kSaving).empty() && tag_of_hidden(name, kRemoved).empty() && !replaced) continue;
-    if (replaced && !is_directory(save_dir + "/" + tag_of_hidden(name, kReplaced))) continue;
+    const std::string saving = tag_of_hidden(name, kSaving), replaced = tag_of_hidden(name, kReplaced);
+    if (saving.empty() && tag_of_hidden(name, kRemoved).empty() && replaced.empty()) continue;
+    if (!replaced.empty() && !is_directory(save_dir + "/" + replaced)) continue;
     const std::string folder = save_dir + "/" + name;
     double changed = changed_at(folder).value_or(now);
     for (const std::string& file : list_directory(folder)) {
       changed = std::max(changed, changed_at(folder + "/" + file).value_or(now));
     }
-    if (now - changed >= static_cast<double>(age.count())) remove_directories(folder);
+    if (now - changed < static_cast<double>(age.count())) continue;
+    remove_leftover(save_dir, saving.empty() ? replaced : saving, folder);
   }
 }
 
@@ -188,7 +196,7 @@ std::string begin_save(const std::string& save_dir, const std::string& tag) {
   check_tag_name(tag);
   restore_replaced(save_dir);
   const std::string folder = saving_folder(save_dir, tag);
-  remove_directories(folder);
+  remove_leftover(save_dir, tag, folder);
   make_directories(folder);
   return folder;
 }

@@ -188,6 +188,17 @@ TEST_F(TagFolderTest, NothingIsSeenBeforeAllPartsAreThere) {
   EXPECT_EQ(list_tags(root_).size(), 2u);
 }
 
+TEST_F(TagFolderTest, ForeignFilesOfAFolderThatAKillLeftComeBack) {
+  save("a", 1, 10);
+  save("b", 1, 10);
+  rename_file(root_ + "/b", root_ + "/.a.saving");  // as if names had just been exchanged
+  std::ofstream(native_path(root_ + "/.a.saving/notes.txt").c_str()) << "mine";
+  begin_save(root_, "a");
+  EXPECT_TRUE(file_size(root_ + "/a/notes.txt"));
+  EXPECT_FALSE(file_size(root_ + "/.a.saving/notes.txt"));
+  EXPECT_TRUE(verify_tag(root_ + "/a", /*deep=*/true).empty());
+}
+
 TEST_F(TagFolderTest, ATagIsReplacedAsAWholeAndForeignFilesStay) {
   save("step1", 3, 900);
   std::ofstream(root_ + "/step1/notes.txt") << "mine";

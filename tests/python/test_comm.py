@@ -421,3 +421,33 @@ def test_importing_does_not_load_the_core_before_it_is_needed():
     code = "import sys, deepspeed.comm; assert 'deepspeed._C' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert Path(comms_logging.__file__).exists()
+
+
+GROUP_THAT_GOES = """
+import sys, threading, time, torch, torch.distributed as d
+from deepspeed import _C
+store, gloos = d.HashStore(), [None, None]
+def make(rank):
+    gloos[rank] = d.ProcessGroupGloo(store, rank, 2)
+threads = [threading.Thread(target=make, args=(rank,)) for rank in range(2)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+group = d.ProcessGroup(store, 0, 2)
+group._register_backend(torch.device("cpu"), d.ProcessGroup.BackendType.GLOO, gloos[0])
+communicator = _C.Communicator.from_process_group(group, use_host=False)
+sys.setswitchinterval(30)  # this thread keeps the lock
+other = gloos[1].allreduce([torch.ones(4)])
+group.allreduce([torch.ones(4)])
+end = time.perf_counter() + 0.3
+while time.perf_counter() < end: pass  # Gloo's thread waits for the lock now, to let go of the tensor
+gloos[0] = None
+del group
+del communicator
+print("ended", flush=True)
+"""
+
+
+def test_a_communicator_that_goes_does_not_wait_for_a_thread_that_waits_for_the_lock():
+    """Its process group joins its threads. (A rank in some hundred hung at its end for this.)"""
+    import subprocess
+    run = subprocess.run([sys.executable, "-c", GROUP_THAT_GOES], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "ended\n", run.stderr[-2000:]

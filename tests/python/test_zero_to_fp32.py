@@ -189,3 +189,33 @@ def test_real_deepspeed_writes_the_same_from_its_checkpoints_and_ours(stage, wor
                         assert (us / name).read_text() == (them / name).read_text()
             assert list(mine) == list(other)
             assert all(torch.equal(mine[name], value) and mine[name].dtype == value.dtype for name, value in other.items())
+
+
+def test_damaged_and_native_checkpoints_are_not_converted(tmp_path, monkeypatch):
+    """The manifest has checksums of DeepSpeed's files, too: what they find is not exported, to any format."""
+    import zipfile
+
+    import deepspeed
+    from deepspeed._C import CheckpointError
+    from deepspeed.checkpoint.ds_to_universal import main as to_universal, parse_arguments
+    from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_state_dict
+    single_rank(monkeypatch)
+    for layout in ("deepspeed", "native"):
+        engine = deepspeed.initialize(model=make_model(), config=config(2, checkpoint={"format": layout}))[0]
+        train(engine, 1)
+        engine.save_checkpoint(tmp_path / layout, tag="t")
+        engine.destroy()
+    convert_zero_checkpoint_to_state_dict(str(tmp_path / "deepspeed"), str(tmp_path / "good"))
+    path, = (tmp_path / "deepspeed" / "t").glob("*_optim_states.pt")
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda info: info.file_size)
+    data = bytearray(path.read_bytes())
+    data[member.header_offset + 200 + member.file_size // 2] ^= 1
+    path.write_bytes(data)
+    for layout, said in (("deepspeed", "is damaged between byte"), ("native", "native format, which is not read here")):
+        with pytest.raises(CheckpointError, match=said):
+            convert_zero_checkpoint_to_state_dict(str(tmp_path / layout), str(tmp_path / "bad"))
+        arguments = ["--input_folder", str(tmp_path / layout / "t"), "--output_folder", str(tmp_path / f"universal_{layout}")]
+        with pytest.raises(CheckpointError, match=said):
+            to_universal(parse_arguments(arguments))
+        assert not (tmp_path / f"universal_{layout}").exists()

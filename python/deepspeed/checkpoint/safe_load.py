@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.pickle_check import Refused, check_torch_file
 
@@ -37,6 +38,18 @@ def _harmless() -> list[Any]:
     found += [type(numpy.dtype(kind)) for kind in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
                                                    "float16", "float32", "float64")]
     return found
+
+
+def check_folder(directory: str, instead: str) -> None:
+    """Every byte of a checkpoint of DeepSpeed's layout that was saved here, whose manifest has checksums; nothing for others. CheckpointError
+    names what is damaged; for a checkpoint in the native format it says what to do instead."""
+    if not os.path.isfile(os.path.join(directory, "manifest.json")):
+        return
+    if _C.layout_of(directory) == "native":
+        raise CheckpointError(f"{directory} is a checkpoint in the native format, which is not read here: {instead}")
+    problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8))
+    if problems:
+        raise CheckpointError("; ".join(problems[:3]))
 
 
 def load_file(path: str) -> dict:

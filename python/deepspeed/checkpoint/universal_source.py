@@ -15,7 +15,7 @@ from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, BUFFER_NAMES, FP32_FLAT_GROUPS, FP32_GROUPS, FROZEN_PARAM_FRAGMENTS,
                                             FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT,
                                             PARAM_SHAPES, PARAM_SLICE_MAPPINGS, SHARED_PARAMS, SINGLE_PARTITION_OF_FP32_GROUPS)
-from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.checkpoint.safe_load import check_folder, load_file
 from deepspeed.checkpoint.universal_checkpoint import SHARDED_MODEL_FILE, STEP, WHOLE_MODEL_FILE
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
@@ -53,6 +53,7 @@ class ModelFiles:
     def __init__(self, directory: str) -> None:
         if not os.path.isdir(directory):
             raise CheckpointError(f"checkpoint directory {directory} does not exist")
+        check_folder(directory, "load it into an engine, of any stage and number of ranks, and call save_universal_checkpoint()")
         self.directory = directory
         other = sorted(name for name in os.listdir(directory) if _OTHER_LAYOUT.fullmatch(name))
         if other:

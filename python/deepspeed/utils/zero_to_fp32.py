@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepspeed.checkpoint.constants import (BUFFER_NAMES, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             PARTITION_COUNT, SHARED_PARAMS, ZERO_STAGE)
-from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.checkpoint.safe_load import check_folder, load_file
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
 OUTPUT_DTYPE_NAMES = {"fp32": torch.float32, "float32": torch.float32, "fp16": torch.float16, "float16": torch.float16,
@@ -81,6 +81,7 @@ class _Checkpoint:
     """The opened files of one tag."""
 
     def __init__(self, directory: str) -> None:
+        check_folder(directory, "use `ds_ckpt convert DIR OUT --to safetensors`")
         self.optimizer_paths = get_optim_files(directory)
         states = [load_file(path).get(OPTIMIZER_STATE_DICT) for path in self.optimizer_paths]
         for path, state in zip(self.optimizer_paths, states):
