@@ -148,7 +148,8 @@ void check_target_format(const std::string& format) {
   if (format == "safetensors") return;
   std::string advice = "load the checkpoint into an engine and save it there with checkpoint.format";
   if (format == "universal") advice = "use `python -m deepspeed.checkpoint.ds_to_universal`";
-  if (format == "bin") advice = "use `python zero_to_fp32.py`, which stands beside `latest` for checkpoints in DeepSpeed's layout";
+  if (format == "bin")
+    advice = "use `python zero_to_fp32.py`, which stands beside `latest` for checkpoints in DeepSpeed's layout";
   if (format == "native" || format == "deepspeed") advice += fmt::format(" = \"{}\"", format);
   ds_throw<UnsupportedError>("--to {}: only --to safetensors is made here; {}", format, advice);
 }
