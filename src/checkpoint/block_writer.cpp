@@ -15,7 +15,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t kMostThreads = 4;
+constexpr int64_t kMostWriters = 4;
 constexpr int64_t kBuffers = 20;  // of a thread, a block each: one is filled while the others are on their way
 
 class BlockWriter {
@@ -86,7 +86,7 @@ class BlockWriter {
 FileChecksums write_blocks(const std::string& path, int64_t total, const std::function<BlockSource()>& make_source,
                            const BlockWriteOptions& options) {
   const int64_t threads =
-      std::max<int64_t>(1, std::min({static_cast<int64_t>(options.threads), kMostThreads, block_count(total)}));
+      std::max<int64_t>(1, std::min({static_cast<int64_t>(options.threads), kMostWriters, block_count(total)}));
   std::vector<BlockSource> sources;
   for (int64_t i = 0; i < threads; ++i) sources.push_back(make_source());
   return BlockWriter(path, total, threads, options).run(sources);

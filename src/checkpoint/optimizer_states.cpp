@@ -12,7 +12,7 @@
 namespace deepscale {
 namespace {
 
-int64_t numel_of(const std::vector<int64_t>& shape) {
+int64_t checked_numel(const std::vector<int64_t>& shape) {
   int64_t numel = 1;
   for (const int64_t size : shape) {
     const auto product = checked_product(numel, size);
@@ -49,7 +49,7 @@ OptimizerStates::OptimizerStates(std::vector<const PyValue*> states, std::vector
     std::vector<int64_t> numels;
     for (size_t p = 0; p < groups_[g].size(); ++p) {
       places_[groups_[g][p].name] = {static_cast<int>(g), static_cast<int>(p)};
-      numels.push_back(numel_of(groups_[g][p].shape));
+      numels.push_back(checked_numel(groups_[g][p].shape));
     }
     const int ranks = kind == StateLayoutKind::kUnpadded ? 1 : static_cast<int>(states_.size());
     layouts_.emplace_back(kind, std::move(numels), ranks);
@@ -181,7 +181,7 @@ const PyTensor* OptimizerStates::whole(const std::string& name, const std::strin
 
 void OptimizerStates::check(const std::string& name, const std::string& key) const {
   const Place& place = places_.at(name);
-  const int64_t numel = numel_of(groups_[place.group][place.position].shape);
+  const int64_t numel = checked_numel(groups_[place.group][place.position].shape);
   if (!flat_groups_) {
     const PyTensor* found = whole(name, key);
     DS_CHECK_AS(CheckpointError, found == nullptr || found->numel() == numel,
@@ -277,7 +277,7 @@ std::vector<std::vector<StoredParam>> stored_params(const PyValue& param_shapes)
     groups.emplace_back();
     for (const auto& [name, shape] : group.as_entries("param_shapes")) {
       groups.back().push_back({name, shape->as_shape("param_shapes")});
-      (void)numel_of(groups.back().back().shape);
+      (void)checked_numel(groups.back().back().shape);
     }
   }
   return groups;

@@ -19,9 +19,9 @@ constexpr size_t kMostDimensions = 64;
 // Elements beyond its storage's that a tensor may have because it repeats some (stride 0): reading makes all of them.
 constexpr int64_t kMostRepeated = int64_t{1} << 20;
 
-class Reader {
+class PickleReader {
  public:
-  explicit Reader(std::string_view bytes) : bytes_(bytes) {}
+  explicit PickleReader(std::string_view bytes) : bytes_(bytes) {}
 
   PyDocument read() {
     try {
@@ -302,7 +302,7 @@ class Reader {
 };
 
 /// Opcodes by their names in Python's pickletools.
-bool Reader::step_plain(uint8_t opcode) {
+bool PickleReader::step_plain(uint8_t opcode) {
   switch (opcode) {
     case 'N':
       return push(PyValue()), true;
@@ -346,7 +346,7 @@ bool Reader::step_plain(uint8_t opcode) {
   }
 }
 
-bool Reader::step_container(uint8_t opcode) {
+bool PickleReader::step_container(uint8_t opcode) {
   switch (opcode) {
     case '(':  // MARK
       return marks_.push_back(stack_.size()), true;
@@ -393,7 +393,7 @@ bool Reader::step_container(uint8_t opcode) {
   }
 }
 
-bool Reader::step_object(uint8_t opcode) {
+bool PickleReader::step_object(uint8_t opcode) {
   switch (opcode) {
     case 'c': {  // GLOBAL
       const std::string_view module = line();
@@ -431,7 +431,7 @@ bool Reader::step_object(uint8_t opcode) {
   }
 }
 
-void Reader::step(uint8_t opcode) {
+void PickleReader::step(uint8_t opcode) {
   if (step_plain(opcode) || step_container(opcode) || step_object(opcode)) return;
   switch (opcode) {
     case 0x80: {  // PROTO
@@ -490,7 +490,7 @@ std::string_view storage_class(DType dtype) {
 }
 
 PyDocument read_pickle(std::string_view bytes) {
-  return Reader(bytes).read();
+  return PickleReader(bytes).read();
 }
 
 }  // namespace deepscale

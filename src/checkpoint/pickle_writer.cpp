@@ -9,7 +9,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int kDeepest = 200;
+constexpr int kDeepestValue = 200;
 
 class Writer {
  public:
@@ -59,7 +59,7 @@ class Writer {
   }
 
   void value(const PyValue& given, int depth) {
-    DS_CHECK_AS(IoError, depth <= kDeepest, "values are nested more than {} deep", kDeepest);
+    DS_CHECK_AS(IoError, depth <= kDeepestValue, "values are nested more than {} deep", kDeepestValue);
     if (given.is_none()) return raw("N");
     if (const auto* flag = given.get_if<bool>()) return raw(*flag ? "\x88" : "\x89");
     if (const auto* whole = given.get_if<int64_t>()) return integer(*whole);

@@ -16,7 +16,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t kMostThreads = 4;
+constexpr int64_t kMostReaders = 4;
 constexpr int64_t kAhead = 20;  // blocks that are read while one is checked, for each thread
 
 void check_size(const std::string& folder, const ManifestFile& file) {
@@ -36,7 +36,7 @@ class BlockReader {
       : source_(file),
         blocks_(std::move(blocks)),
         threads_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()) / kAhead, 1,
-                                     std::clamp<int64_t>(threads, 1, kMostThreads))),
+                                     std::clamp<int64_t>(threads, 1, kMostReaders))),
         places_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
         memory_(threads_ * places_ * kChecksumBlock),
         queue_({.depth = 32, .block_bytes = int64_t{1} << 20}),

@@ -393,7 +393,6 @@ TEST(HostCollectives, ASubgroupOutlivesItsParentAndGroupsComeAndGoWithoutUsingUp
 }
 
 TEST(HostCollectives, EightRanksOnTwoCoresStaySane) {
-  const auto start = std::chrono::steady_clock::now();
   run_ranks(8, [](const std::shared_ptr<HostCommunicator>& comm) {
     int64_t value = 0;
     for (int round = 0; round < 300; ++round) {
@@ -404,7 +403,6 @@ TEST(HostCollectives, EightRanksOnTwoCoresStaySane) {
     const Case test{DType::kFloat32, ReduceOp::kSum, 100003, Place::kForeign};
     for (int round = 0; round < 3; ++round) check_all_reduce(*comm, test);
   });
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
 }
 
 TEST(HostCollectives, StagingIsReusedUnderStressWithoutMixingPiecesUp) {

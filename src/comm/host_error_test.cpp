@@ -1,6 +1,7 @@
 // Whoever waits learns why: mismatches, missing peers, peers that left; and all ranks learn the first cause.
 #include <gtest/gtest.h>
 
+#include <latch>
 #include <mutex>
 #include <thread>
 
@@ -13,9 +14,10 @@ namespace {
 
 using std::chrono::milliseconds;
 
+/// Long enough that threads of a busy machine, which only have to meet, do so.
 HostOptions short_timeout() {
   HostOptions options = test_host_options();
-  options.timeout = milliseconds(200);
+  options.timeout = milliseconds(1500);
   return options;
 }
 
@@ -86,20 +88,24 @@ TEST(HostErrors, CountTypeOperatorAndRootMustAgree) {
 }
 
 TEST(HostErrors, AMissingPeerEndsTheWaitWithBothPositions) {
-  const auto start = std::chrono::steady_clock::now();
+  std::latch given_up(2);
   const auto errors = errors_of(
       3,
-      [](HostCommunicator& comm) {
+      [&given_up](HostCommunicator& comm) {
         std::vector<float> data(4096);
         comm.all_gather(data.data(), data.data(), 1, DType::kFloat32, "layers.6").wait_released();
         if (comm.rank() == 1) {
           comm.set_position("step()");
-          std::this_thread::sleep_for(milliseconds(800));
+          given_up.wait();
         }
-        comm.all_reduce(data.data(), 4096, DType::kFloat32, ReduceOp::kAvg, "layers.7").wait();
+        try {
+          comm.all_reduce(data.data(), 4096, DType::kFloat32, ReduceOp::kAvg, "layers.7").wait();
+        } catch (const CommError&) {
+          if (comm.rank() != 1) given_up.count_down();
+          throw;
+        }
       },
       short_timeout());
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
   for (const int rank : {0, 2}) {
     const std::string& error = errors[static_cast<size_t>(rank)];
     EXPECT_TRUE(contains(error, "waits in all_reduce \"layers.7\" (#1, 4096 x float32, avg)"));
@@ -138,7 +144,7 @@ TEST(HostErrors, ARankThatLeavesIsNoticedLongBeforeTheTimeout) {
         comm.all_reduce(&value, 1, DType::kFloat32, ReduceOp::kSum, "never").wait();
       },
       test_host_options());
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(4));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, test_host_options().timeout / 2);
   EXPECT_TRUE(contains(errors[0], "rank 1 has left the group"));
   EXPECT_TRUE(contains(errors[0], "the last operation that rank 1 has started is all_reduce \"last\""));
 }

@@ -221,7 +221,7 @@ void expect_death_is_noticed(const std::string& operation, int victim) {
   const auto start = steady_clock::now();
   processes.kill_rank(victim);
   const std::vector<int> codes = processes.join();
-  EXPECT_LT(steady_clock::now() - start, std::chrono::seconds(5));
+  EXPECT_LT(steady_clock::now() - start, test_host_options().timeout / 2);
   for (int rank = 0; rank < 3; ++rank) EXPECT_EQ(codes[static_cast<size_t>(rank)], rank == victim ? 137 : 0) << rank;
 }
 
@@ -263,7 +263,7 @@ TEST(HostProcesses, APeerKilledInTheMiddleOfACollectiveDoesNotHangOrCrashTheOthe
     const auto start = steady_clock::now();
     processes.kill_rank(attempt % 3);
     const std::vector<int> codes = processes.join();
-    EXPECT_LT(steady_clock::now() - start, std::chrono::seconds(5));
+    EXPECT_LT(steady_clock::now() - start, test_host_options().timeout / 2);
     for (int rank = 0; rank < 3; ++rank) EXPECT_EQ(codes[static_cast<size_t>(rank)], rank == attempt % 3 ? 137 : 0);
   }
 }

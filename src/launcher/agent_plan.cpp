@@ -41,14 +41,14 @@ LauncherOptions options_of(const json& object) {
   return options;
 }
 
-std::string line_of(const json& object) {
+std::string compact_text(const json& object) {
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 }  // namespace
 
 std::string encode_ticket(const AgentTicket& ticket) {
-  return base64url(line_of({{"version", DEEPSCALE_VERSION},
+  return base64url(compact_text({{"version", DEEPSCALE_VERSION},
                             {"run", ticket.run},
                             {"addresses", ticket.addresses},
                             {"port", ticket.port},

@@ -8,6 +8,7 @@ test with that rank's traceback; a run that takes too long is killed and says wh
 """
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import multiprocessing
@@ -41,8 +42,30 @@ def built_program(name: str) -> str | None:
     return shutil.which(name)
 
 
-def _rank_main(function_module: str, function_name: str, paths: list[str], rank: int, world: int, port: int, arguments: dict,
-               results: Any) -> None:
+@functools.cache
+def _rank_processes() -> Any:
+    """Where ranks come from: a process that has imported torch, which takes seconds of every core, and forks for each rank."""
+    from multiprocessing import forkserver
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is loaded
+    try:
+        forkserver.ensure_running()
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+    return context
+
+
+def _rank_main(function_module: str, function_name: str, surroundings: tuple[dict, list[str], str], rank: int, world: int, port: int,
+               arguments: dict, results: Any) -> None:
+    environment, paths, folder = surroundings
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     sys.path[:] = paths
@@ -60,19 +83,22 @@ def _rank_main(function_module: str, function_name: str, paths: list[str], rank:
         import torch.distributed as dist
         if dist.is_initialized():
             dist.destroy_process_group()
+        atexit._run_exitfuncs()  # a forked process ends without
 
 
 def run_ranks(function: Callable, world: int, arguments: dict | None = None, timeout_s: float = TIMEOUT_S,
-              may_leave: tuple[int, ...] = ()) -> None:
+              may_leave: tuple[int, ...] = (), anew: bool = False) -> None:
     """function(**arguments) on `world` ranks. Raises AssertionError with the failing ranks' tracebacks.
 
-    Ranks in `may_leave` may end their process without a word."""
-    context = multiprocessing.get_context("spawn")
+    Ranks in `may_leave` may end their process without a word. `anew`: processes of their own from the first instruction, for an
+    environment that the loader reads."""
+    context = multiprocessing.get_context("spawn") if anew else _rank_processes()
     results = context.Queue()
     port = free_port()
     plain = inspect.unwrap(function)
     processes = [context.Process(target=_rank_main, daemon=True,
-                                 args=(plain.__module__, plain.__name__, list(sys.path), rank, world, port, arguments or {}, results))
+                                 args=(plain.__module__, plain.__name__, (dict(os.environ), list(sys.path), os.getcwd()), rank, world, port,
+                                       arguments or {}, results))
                  for rank in range(world)]
     for process in processes:
         process.start()

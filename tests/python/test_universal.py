@@ -323,6 +323,7 @@ def test_a_conversion_refuses_files_that_do_not_belong_together(tmp_path):
     shapes = model["param_shapes"][1]
     shapes["up.weight"], shapes["down.weight"] = shapes["down.weight"], shapes["up.weight"]
     shapes.move_to_end("embedding.weight")
+    (directory / "manifest.json").unlink()  # another program wrote it
     torch.save(model, directory / "mp_rank_00_model_states.pt")
     with pytest.raises(CheckpointError, match="stands at"):
         convert(tmp_path)

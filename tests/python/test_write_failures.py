@@ -134,7 +134,7 @@ def test_any_change_on_the_disk_may_fail(layout, stage, beside, failing_disk, tm
         monkeypatch.setenv(name, value)
     seed = int(os.environ.get("DEEPSCALE_TEST_SEED", 5))
     run_ranks(body_failing, RANKS, {"folder": str(folder), "layout": layout, "stage": stage, "beside": beside, "seed": seed},
-              timeout_s=900)
+              timeout_s=900, anew=True)
 
 
 # ---------------------------------------------------------------- a small disk
