@@ -146,7 +146,8 @@ void remove_older(const std::string& save_dir, const std::string& newest, int ke
 /// A folder that a killed save left. It may be the checkpoint that the new one had already changed names with.
 void remove_leftover(const std::string& save_dir, const std::string& tag, const std::string& folder) {
   const std::string target = save_dir + "/" + tag;
-  if (!tag.empty() && file_size(folder + "/" + kManifestName) && is_directory(target)) keep_foreign_files(folder, target);
+  if (!tag.empty() && file_size(folder + "/" + kManifestName) && is_directory(target))
+    keep_foreign_files(folder, target);
   remove_directories(folder);
 }
 

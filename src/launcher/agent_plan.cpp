@@ -49,12 +49,12 @@ std::string compact_text(const json& object) {
 
 std::string encode_ticket(const AgentTicket& ticket) {
   return base64url(compact_text({{"version", DEEPSCALE_VERSION},
-                            {"run", ticket.run},
-                            {"addresses", ticket.addresses},
-                            {"port", ticket.port},
-                            {"timeout", ticket.peer_timeout_s},
-                            {"index", ticket.index},
-                            {"one_rank", ticket.one_rank}}));
+                                 {"run", ticket.run},
+                                 {"addresses", ticket.addresses},
+                                 {"port", ticket.port},
+                                 {"timeout", ticket.peer_timeout_s},
+                                 {"index", ticket.index},
+                                 {"one_rank", ticket.one_rank}}));
 }
 
 AgentTicket decode_ticket(const std::string& text) {
