@@ -1,6 +1,6 @@
 """Checkpoints: saving, saving beside training, loading with another number of ranks; ours in both layouts, and what others need.
 
-A model of linear layers in bf16 with AdamW, stage 1, whose fp32 masters and two moments are about 3.2 GB (--quick: 0.4 GB). All
+A model of linear layers in bf16 with AdamW, stage 1, whose fp32 masters and two moments are about 3.2 GB (--quick: 0.4 GB, 2 ranks). All
 measurements of one comparison alternate A B C, C B A on one disk; ratios are medians over rounds of two times of one round.
 
 - save: seconds from the call until everything is on the disk. The limit is a raw write of as many bytes into as many new files: space
@@ -265,7 +265,7 @@ class Bench:
         for ranks in self.args.ranks:
             self.world(ranks)
         if 2 in self.args.ranks:
-            for ranks in (1, 2, 3):
+            for ranks in (1,) if self.args.quick else (1, 2, 3):
                 self.other_ranks(ranks, "by2")
 
     def met(self) -> bool:
@@ -278,11 +278,12 @@ class Bench:
 def main() -> None:
     def extra(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--folder", default=os.environ.get("TMPDIR", "/tmp"), help="on the disk to measure")
-        parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+        parser.add_argument("--ranks", type=int, nargs="+", help="default: 1 and 2; with --quick 2")
         parser.add_argument("--rounds", type=int)
         parser.add_argument("--threads", type=int, default=os.cpu_count())
 
     args = harness.arguments(__doc__, extra)
+    args.ranks = args.ranks or ([2] if args.quick else [1, 2])
     if not harness.have_ours():
         harness.result("checkpoint", ours=None, opponent=None, ratio=None, limit_share=None, met=None)
         return

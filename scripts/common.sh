@@ -24,6 +24,21 @@ phase() {
   return $status
 }
 
+# limited SECONDS COMMAND...: ends it, and all that it started, after that time and when this script is interrupted. A command in the
+# background ignores Ctrl-C, and what it starts would, too: env takes that back.
+limited() {
+  local limit="$1" status=0
+  shift
+  timeout --kill-after=30 "$limit" env --default-signal=INT,QUIT "$@" </dev/null &
+  local child=$!
+  # Also the caller's heartbeat, which would keep who reads our output waiting.
+  trap "kill -TERM $child ${heartbeat:-} 2>/dev/null; wait $child || true; say interrupted; exit 130" INT
+  trap "kill -TERM $child ${heartbeat:-} 2>/dev/null; wait $child || true; exit 143" TERM
+  wait "$child" || status=$?
+  trap - INT TERM
+  return $status
+}
+
 # logged FILE SECONDS COMMAND...: output into build/logs/FILE, its end shown when the command fails or takes too long.
 logged() {
   local log="$LOGS/$1" limit="$2" status=0
@@ -41,7 +56,7 @@ logged() {
     done
   ) >&2 &
   local heartbeat=$!
-  timeout --kill-after=30 "$limit" "$@" >"$log" 2>&1 </dev/null || status=$?
+  limited "$limit" "$@" >"$log" 2>&1 || status=$?
   kill "$heartbeat" 2>/dev/null || true
   wait "$heartbeat" 2>/dev/null || true
   if [ $status -ne 0 ]; then

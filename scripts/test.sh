@@ -16,12 +16,12 @@ build() {
   logged build.log 3600 cmake --build --preset release -j "$(build_jobs)"
 }
 
-cpp_tests() { timeout --kill-after=30 1500 ctest --preset release </dev/null; }
+cpp_tests() { limited 1500 ctest --preset release; }
 
 python_tests() {
   local status=0
   PYTHONPATH="$BUILD/python" PATH="$BUILD/bin:$VENV/bin:$PATH" DEEPSCALE_PYTHON="$VENV/bin/python" \
-    timeout --kill-after=30 1800 "$VENV/bin/python" -m pytest -q -rs tests/python "$@" </dev/null || status=$?
+    limited 1800 "$VENV/bin/python" -m pytest -q -rs tests/python "$@" || status=$?
   if [ $status -eq 5 ]; then
     say "   pytest found no tests"
     status=0

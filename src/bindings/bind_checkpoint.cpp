@@ -189,7 +189,8 @@ void register_checkpoint(py::module_& m) {
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
   m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def("list_tags", &tags_of, py::arg("save_dir"));
-  m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), py::arg("threads") = 1, ReleaseGil());
+  m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), py::arg("threads") = 1,
+        py::arg("loads_next") = false, ReleaseGil());
 }
 
 }  // namespace deepscale

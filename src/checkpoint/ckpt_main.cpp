@@ -39,7 +39,7 @@ double now() {
 }
 
 int list(const Request& request) {
-  const bool one = !request.tag.empty() || checkpoint_kind(request.path) != CheckpointKind::kNone;
+  const bool one = !request.tag.empty() || !request.pattern.empty() || checkpoint_kind(request.path) != CheckpointKind::kNone;
   if (one) {
     const std::string folder = find_checkpoint(request.path, request.tag);
     fmt::print("{}", request.json ? tag_json(folder, request.pattern) : tag_text(folder, request.pattern));
@@ -48,7 +48,6 @@ int list(const Request& request) {
   DS_CHECK_AS(CheckpointError, is_directory(request.path), "there is no folder {}", request.path);
   const std::vector<TagSummary> tags = summarize_tags(request.path);
   DS_CHECK_AS(CheckpointError, !tags.empty(), "{} holds no checkpoints", request.path);
-  DS_CHECK_AS(ConfigError, request.pattern.empty(), "--name lists tensors of one checkpoint: choose it with --tag");
   fmt::print("{}", request.json ? tags_json(tags) : tags_table(tags, now()));
   return 0;
 }
@@ -200,7 +199,7 @@ void add_place(CLI::App& command, Request& request) {
 void add_list(CLI::App& app, Request& request, int& status) {
   CLI::App* const command = app.add_subcommand("ls", "lists the checkpoints of a folder, or the tensors of one");
   command->add_option("dir", request.path, "folder of tags, or of one checkpoint")->required();
-  command->add_option("--tag,-t", request.tag, "list the tensors of this tag");
+  command->add_option("--tag,-t", request.tag, "list the tensors of this tag (with --name and without it: of the one in `latest`)");
   command->add_option("--name", request.pattern, "only tensors whose names fit, such as 'fp32/layers.*'");
   command->add_flag("--json", request.json, "print JSON");
   command->callback([&] { status = list(request); });

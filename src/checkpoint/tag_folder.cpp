@@ -268,14 +268,15 @@ std::vector<TagFacts> list_tags(const std::string& save_dir) {
   return found;
 }
 
-std::vector<std::string> verify_tag(const std::string& folder, bool deep, int threads) {
+std::vector<std::string> verify_tag(const std::string& folder, bool deep, int threads, bool loads_next) {
   std::vector<std::string> problems;
   try {
     const Manifest manifest = read_manifest(folder);
+    const FileCaching caching = loads_next ? caching_before_loading(manifest) : FileCaching::kDirect;
     for (const ManifestFile& file : manifest.files) {
       const auto bytes = file_size(folder + "/" + file.name);
       if (deep) {
-        for (std::string& problem : verify_file(folder, file, threads)) problems.push_back(std::move(problem));
+        for (std::string& problem : verify_file(folder, file, threads, caching)) problems.push_back(std::move(problem));
       } else if (!bytes) {
         problems.push_back(fmt::format("checkpoint {}: the file {} is missing", folder, file.name));
       } else if (*bytes != file.checksums.bytes) {

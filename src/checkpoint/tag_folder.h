@@ -65,7 +65,9 @@ struct TagFacts {
 /// Folders of SAVE_DIR with a manifest, newest first. Only manifests and sizes are looked at.
 [[nodiscard]] std::vector<TagFacts> list_tags(const std::string& save_dir);
 
-/// What is wrong with a checkpoint, a line each; empty when it is intact. deep: every byte is read.
-[[nodiscard]] std::vector<std::string> verify_tag(const std::string& folder, bool deep, int threads = 1);
+/// What is wrong with a checkpoint, a line each; empty when it is intact. deep: every byte is read;
+/// loads_next: in the way that is best for who loads the files afterwards.
+[[nodiscard]] std::vector<std::string> verify_tag(const std::string& folder, bool deep, int threads = 1,
+                                                  bool loads_next = false);
 
 }  // namespace deepscale

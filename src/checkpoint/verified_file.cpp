@@ -9,9 +9,9 @@
 
 #include "base/error.h"
 #include "base/thread_team.h"
-#include "platform/async_file.h"
 #include "platform/files.h"
 #include "platform/private_memory.h"
+#include "platform/resources.h"
 
 namespace deepscale {
 namespace {
@@ -32,7 +32,8 @@ using BlockVisit = std::function<void(int64_t block, const char* data, bool inta
 /// Reads blocks of a file in ascending order. Each thread has some of them read ahead while it sums and uses one.
 class BlockReader {
  public:
-  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks, int threads)
+  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks, int threads,
+              FileCaching caching = FileCaching::kDirect)
       : source_(file),
         blocks_(std::move(blocks)),
         threads_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()) / kAhead, 1,
@@ -40,7 +41,7 @@ class BlockReader {
         places_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
         memory_(threads_ * places_ * kChecksumBlock),
         queue_({.depth = 32, .block_bytes = int64_t{1} << 20}),
-        file_(queue_.open(folder + "/" + file.name, FileMode::kRead, FileCaching::kDirect)) {}
+        file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
 
   [[nodiscard]] int64_t bytes_of(int64_t block) const {
     return std::min(kChecksumBlock, source_.checksums.bytes - block * kChecksumBlock);
@@ -137,12 +138,13 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
 }
 
 std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
-                                    const std::function<void(int64_t bytes)>& read, int threads) {
+                                    const std::function<void(int64_t bytes)>& read, int threads,
+                                    FileCaching caching) {
   check_size(folder, file);
   std::vector<int64_t> blocks(count), damaged;
   std::iota(blocks.begin(), blocks.end(), first);
   if (blocks.empty()) return damaged;
-  BlockReader reader(folder, file, blocks, threads);
+  BlockReader reader(folder, file, blocks, threads, caching);
   std::mutex mutex;
   reader.run([&](int64_t block, const char*, bool intact) {
     const std::lock_guard lock(mutex);
@@ -165,10 +167,15 @@ std::vector<std::string> damage_lines(const std::string& folder, const ManifestF
   return lines;
 }
 
-std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads) {
+FileCaching caching_before_loading(const Manifest& manifest) {
+  return manifest.bytes() < process_memory_facts().available_bytes / 2 ? FileCaching::kBuffered : FileCaching::kDirect;
+}
+
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads,
+                                     FileCaching caching) {
   try {
     const int64_t count = block_count(file.checksums.bytes);
-    return damage_lines(folder, file, damaged_blocks(folder, file, 0, count, {}, threads));
+    return damage_lines(folder, file, damaged_blocks(folder, file, 0, count, {}, threads, caching));
   } catch (const Error& error) {
     return {error.what()};
   }

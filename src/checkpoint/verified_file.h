@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checkpoint/manifest.h"
+#include "platform/async_file.h"
 
 namespace deepscale {
 
@@ -24,14 +25,20 @@ struct FilePart {
 /// wrong; IoError when it cannot be read.
 void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads = 1);
 
+/// How to verify files that are loaded afterwards: through the page cache, so that the disk is read once; past it where
+/// they would push each other out before they are used.
+[[nodiscard]] FileCaching caching_before_loading(const Manifest& manifest);
+
 /// Reads everything and returns what is wrong, a line each; empty when the file is as it was meant.
-std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads = 1);
+std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads = 1,
+                                     FileCaching caching = FileCaching::kDirect);
 
 /// Reads blocks [first, first + count) and returns those whose checksum is another one. read: called with the bytes of
 /// each block that was read, by one thread at a time. Throws as read_verified for a file that is missing or has another
 /// size, and IoError.
 std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
-                                    const std::function<void(int64_t bytes)>& read = {}, int threads = 1);
+                                    const std::function<void(int64_t bytes)>& read = {}, int threads = 1,
+                                    FileCaching caching = FileCaching::kDirect);
 /// Ascending damaged blocks as lines for people; those that follow one another are one line.
 std::vector<std::string> damage_lines(const std::string& folder, const ManifestFile& file,
                                       const std::vector<int64_t>& blocks);

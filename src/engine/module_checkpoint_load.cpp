@@ -104,7 +104,7 @@ class ModuleEngine::Impl::Loader {
     for (size_t f = 0; f < manifest.files.size(); ++f) {
       if (static_cast<int>(f % owner_.world.size()) != owner_.world.rank()) continue;
       if (!file_size(folder_ + "/" + manifest.files[f].name)) continue;
-      const auto problems = verify_file(folder_, manifest.files[f]);
+      const auto problems = verify_file(folder_, manifest.files[f], 1, caching_before_loading(manifest));
       DS_CHECK_AS(CheckpointError, problems.empty(), "{}", problems.empty() ? "" : problems.front());
     }
   }

@@ -18,6 +18,7 @@ from deepspeed._C import CheckpointError
 from deepspeed.checkpoint import universal_checkpoint as universal
 from deepspeed.checkpoint.constants import (DS_VERSION, PARAM, UNIVERSAL_CHECKPOINT_INFO, UNIVERSAL_CHECKPOINT_VERSION_KEY,
                                             UNIVERSAL_CHECKPOINT_VERSION_VALUE)
+from deepspeed.checkpoint.safe_load import run_as_program
 from deepspeed.checkpoint.universal_merge import MergeRules
 from deepspeed.checkpoint.universal_source import UniversalSource
 
@@ -120,5 +121,10 @@ def main(args: Any = None) -> None:
     print(f"Done: {args.output_folder}")
 
 
+def program() -> None:
+    """The command ds_to_universal."""
+    run_as_program(main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

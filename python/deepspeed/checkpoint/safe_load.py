@@ -11,7 +11,8 @@ import datetime
 import os
 import pathlib
 import pickle
-from typing import Any
+import sys
+from typing import Any, Callable
 
 import torch
 
@@ -40,6 +41,14 @@ def _harmless() -> list[Any]:
     return found
 
 
+def run_as_program(main: Callable[[], None]) -> None:
+    """A program's main(), whose user needs to know what is wrong with which file, not where that was found out."""
+    try:
+        main()
+    except (CheckpointError, OSError, ValueError) as problem:
+        raise SystemExit(f"{os.path.basename(sys.argv[0])}: error: {problem}") from None
+
+
 def check_folder(directory: str, instead: str) -> None:
     """Every byte of a checkpoint of DeepSpeed's layout that was saved here, whose manifest has checksums; nothing for others. CheckpointError
     names what is damaged; for a checkpoint in the native format it says what to do instead."""
@@ -47,7 +56,7 @@ def check_folder(directory: str, instead: str) -> None:
         return
     if _C.layout_of(directory) == "native":
         raise CheckpointError(f"{directory} is a checkpoint in the native format, which is not read here: {instead}")
-    problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8))
+    problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), loads_next=True)
     if problems:
         raise CheckpointError("; ".join(problems[:3]))
 

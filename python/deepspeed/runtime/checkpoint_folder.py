@@ -194,7 +194,7 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
         together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.", one_class=True)
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
-                problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8))
+                problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), loads_next=True)
                 if problems:
                     raise CheckpointError("; ".join(problems[:3]))
         together.agree()

@@ -41,6 +41,14 @@ def _in_order(paths: list[str], what: str, directory: str) -> list[str]:
     return paths
 
 
+def _what_is_there(directory: str) -> str:
+    folder = os.path.dirname(directory.rstrip("/"))
+    if not os.path.isdir(folder):
+        return f"there is no folder {folder} either"
+    tags = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return f"{folder} has {', '.join(tags[:8])}{' ...' if len(tags) > 8 else ''}" if tags else f"{folder} has no checkpoints"
+
+
 def modules_with_extra_state(module: nn.Module) -> dict[str, nn.Module]:
     """Names in state_dict() of what modules give by get_extra_state(), which may be anything, and whose they are."""
     return {f"{prefix}.{_EXTRA_STATE}" if prefix else _EXTRA_STATE: part for prefix, part in module.named_modules()
@@ -105,7 +113,7 @@ class CheckpointLoader:
     # ---- opening
     def _open(self, optimizer: bool) -> None:
         if not os.path.isdir(self.directory):
-            raise CheckpointError(f"checkpoint directory {self.directory} does not exist: check load_dir and tag")
+            raise CheckpointError(f"checkpoint directory {self.directory} does not exist: check load_dir and tag; {_what_is_there(self.directory)}")
         whole = os.path.join(self.directory, f"mp_rank_00{MODEL_FILE_SUFFIX}")
         pieces = _by_rank(os.path.join(self.directory, f"zero_pp_rank_*_mp_rank_00{MODEL_FILE_SUFFIX}"))
         self.model_paths = [whole] if os.path.isfile(whole) or not pieces else _in_order(pieces, "model", self.directory)

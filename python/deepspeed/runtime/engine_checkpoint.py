@@ -327,7 +327,8 @@ def _read_latest(load_dir: str) -> str | None:
         with open(latest) as file:
             return file.read().strip()
     except OSError:
-        logger.warning(f"Unable to find latest file at {latest}: pass an explicit tag, or check the directory")
+        there = "" if os.path.isdir(load_dir) else f"; there is no directory {load_dir}"
+        logger.warning(f"Unable to find latest file at {latest}: nothing was loaded; pass an explicit tag, or check the directory{there}")
         return None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepspeed.checkpoint.constants import (BUFFER_NAMES, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             PARTITION_COUNT, SHARED_PARAMS, ZERO_STAGE)
-from deepspeed.checkpoint.safe_load import check_folder, load_file
+from deepspeed.checkpoint.safe_load import check_folder, load_file, run_as_program
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
 OUTPUT_DTYPE_NAMES = {"fp32": torch.float32, "float32": torch.float32, "fp16": torch.float16, "float16": torch.float16,
@@ -323,4 +323,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
+from deepspeed.checkpoint.safe_load import run_as_program
 from deepspeed.utils.zero_to_fp32 import OUTPUT_DTYPE_NAMES, convert_arguments, convert_zero_checkpoint_to_state_dict
 
 
@@ -19,4 +20,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)
