@@ -51,6 +51,12 @@ class FlopsProfiler:
         self._counter.install(ignore_list)
         self.started = True
 
+    def resume_profile(self) -> None:
+        """Counts on after stop_profile()."""
+        self._check_started()
+        self._counter.remove()
+        self._counter.install()
+
     def stop_profile(self) -> None:
         """Stops counting."""
         self._counter.remove()

@@ -91,7 +91,7 @@ def _param_rows(model: nn.Module, engine: Any, own: int) -> list[tuple[str, Any]
 def _step_rows(engine: Any, flops: int, factor: float, latencies: Latencies) -> list[tuple[str, Any]]:
     """`factor`: forwards that one backward is worth; gradients of inputs and of weights are one each."""
     micro_step, whole = latencies.forward + latencies.backward, (factor + 1) * latencies.micro_steps
-    samples = engine.train_micro_batch_size_per_gpu() * latencies.micro_steps * engine.world_size
+    samples = engine.train_micro_batch_size_per_gpu() * latencies.micro_steps * engine.dp_world_size
     return [("bwd latency: ", duration_to_string(latencies.backward)),
             (f"bwd FLOPS per GPU = {factor:g} * fwd flops per GPU / bwd latency: ", _rate(factor * flops, latencies.backward)),
             (f"fwd+bwd FLOPS per GPU = {factor + 1:g} * fwd flops per GPU / (fwd+bwd latency): ", _rate((factor + 1) * flops, micro_step)),
