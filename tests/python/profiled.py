@@ -12,7 +12,8 @@ import torch.nn as nn
 
 
 def mlp() -> tuple[nn.Module, dict[str, Any]]:
-    return nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.LayerNorm(20), nn.Dropout(0.5), nn.Linear(20, 5), nn.Softmax(-1)), {"input_shape": (3, 10)}
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.LayerNorm(20), nn.Dropout(0.5), nn.Linear(20, 5), nn.Softmax(-1))
+    return model, {"input_shape": (3, 10)}
 
 
 def conv_net() -> tuple[nn.Module, dict[str, Any]]:
