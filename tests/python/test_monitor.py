@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -162,7 +163,25 @@ def test_only_rank_0_writes(tmp_path):
     run_ranks(body_only_rank_0_writes, 2, {"folder": str(tmp_path)})
 
 
-# ---------------------------------------------------------------- their configuration
+# ---------------------------------------------------------------- names and configuration
+
+@pytest.mark.parametrize("path,names", [
+    ("monitor.monitor", "Monitor MonitorMaster"), ("monitor.csv_monitor", "csvMonitor"), ("monitor.tensorboard", "TensorBoardMonitor"),
+    ("monitor.wandb", "WandbMonitor"), ("monitor.comet", "CometMonitor EventsLogScheduler"),
+    ("monitor.config", "get_monitor_config DeepSpeedMonitorConfig TensorBoardConfig WandbConfig CSVConfig CometConfig"),
+    ("monitor.utils", "check_tb_availability check_wandb_availability check_comet_availability"),
+    ("profiling.config", "DeepSpeedFlopsProfilerConfig"), ("profiling.constants", "FLOPS_PROFILER FLOPS_PROFILER_PROFILE_STEP_DEFAULT"),
+    ("profiling.flops_profiler", "FlopsProfiler get_model_profile"),
+    ("profiling.flops_profiler.profiler", "FlopsProfiler get_model_profile number_to_string get_module_flops get_module_macs")])
+def test_old_paths(path, names):
+    import deepspeed
+    found = deepspeed
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found is importlib.import_module(f"deepspeed.{path}")
+    assert all(hasattr(found, name) for name in names.split()) and "not built" not in str([getattr(found, name).__doc__ for name in names.split()])
+
+
 
 def test_sections_have_the_cores_defaults_and_checks():
     made = DeepSpeedMonitorConfig(csv_monitor={"enabled": True, "job_name": "auto"})

@@ -25,7 +25,8 @@ def model() -> nn.Module:
 
 def configuration(stage: int, accumulate: int) -> dict[str, Any]:
     return {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": accumulate, "zero_allow_untested_optimizer": True,
-            "optimizer": {"type": "SGD", "params": {"lr": 0.5}}, "zero_optimization": {"stage": stage},
+            "optimizer": {"type": "SGD", "params": {"lr": 0.5}},
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
             "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.25, "warmup_num_steps": 4,
                                                          "warmup_type": "linear"}}}
 

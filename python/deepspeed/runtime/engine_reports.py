@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from torch import Tensor
+from torch.autograd import profiler
 
+from deepspeed.accelerator import get_accelerator
 from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler
 from deepspeed.runtime.utils import see_memory_usage
@@ -30,9 +32,13 @@ class Phase:
 
     def __init__(self, timers: list[Any], title: str | None) -> None:
         self._timers, self._title = timers, title
+        self._unwatched = not timers and get_accelerator().is_synchronized_device()  # but for torch.profiler
         self._open: list[Callable[[], None] | None] = []
 
     def __enter__(self) -> None:
+        if self._unwatched and not profiler._is_profiler_enabled:
+            self._open.append(None)
+            return
         self.begin_timers()
         if self._title is not None:
             self._open[-1] = open_range(self._title)
