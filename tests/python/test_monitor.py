@@ -268,7 +268,10 @@ def body_events_of_two_ranks(folder: str) -> None:
         assert [int(row[0]) for row in table[1:]] == [4, 8]  # two samples a rank
         assert [float(row[1]) for row in table[1:]] == pytest.approx(losses)
     else:
-        assert engine.monitor.enabled and engine._window_losses == [] and engine.summary_events == []
+        assert engine.monitor.enabled and engine.summary_events == []
+    engine.backward(engine(torch.ones(2, 6)).mean())
+    assert len(engine._window_losses) == (1 if dist.get_rank() == 0 else 0)
+    engine.step()
     engine.destroy()
 
 
