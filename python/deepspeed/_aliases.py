@@ -64,8 +64,6 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.module_inject": {},
     "deepspeed.linear": {"OptimizedLinear": Later("optimized linear layers", True), "LoRAConfig": Later("optimized linear layers"),
                          "QuantizationConfig": Later("optimized linear layers")},
-    "deepspeed.profiling": {},
-    "deepspeed.profiling.flops_profiler": {"FlopsProfiler": Later("the flops profiler"), "get_model_profile": Later("the flops profiler")},
     "deepspeed.ops.transformer": {"DeepSpeedTransformerLayer": Later("the fused transformer layer", True),
                                   "DeepSpeedTransformerConfig": Later("the fused transformer layer")},
     "deepspeed.ops.deepspeed4science": {"DS4Sci_EvoformerAttention": Later("Evoformer attention")},

@@ -32,6 +32,11 @@ def _meminfo_bytes(field: str) -> int:
     return 0
 
 
+def host_memory_bytes() -> tuple[int, int]:
+    """(in all, available) of the machine; zeros where the system does not say."""
+    return _meminfo_bytes("MemTotal"), _meminfo_bytes("MemAvailable")
+
+
 def _numa_nodes() -> int:
     """NUMA nodes with CPUs, at least 1."""
     try:

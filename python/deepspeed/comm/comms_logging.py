@@ -12,6 +12,7 @@ from typing import Any, Callable, Sequence
 import torch
 import torch.distributed as dist
 
+from deepspeed.comm import communicators
 from deepspeed.utils.logging import log_dist
 
 COLUMN_WIDTH = 20
@@ -133,14 +134,17 @@ class CommsLogger:
         """Prints the tables on rank 0; show_straggler is collective."""
         summary = self.summary()
         stragglers = self.stragglers() if show_straggler else None
+        moved = communicators.bytes_moved()
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if print_log and rank == 0:
             print(_summary_table(summary), flush=True)
             if stragglers is not None:
                 print(_straggler_table(stragglers), flush=True)
+            for description, size in moved.items():
+                print(f"sent by rank 0 in all, engines' collectives included: {size_text(size)} ({description})", flush=True)
         if not return_dict:
             return None
-        return {"summary": summary, "straggler_analysis": stragglers,
+        return {"summary": summary, "straggler_analysis": stragglers, "bytes_moved": moved,
                 "metadata": {"world_size": ranks, "rank": rank, "timestamp": time.time()}}
 
 

@@ -34,6 +34,15 @@ def get_communicator(group: dist.ProcessGroup | None = None) -> "Communicator":
     return found
 
 
+def bytes_moved() -> dict[str, int]:
+    """Bytes that this rank has sent through the core since each group's first collective, by the communicator's description: those of
+    engines, and of deepspeed.comm where the core serves it."""
+    found: dict[str, int] = {}
+    for communicator in list(_communicators.values()):
+        found[communicator.description] = found.get(communicator.description, 0) + communicator.bytes_moved
+    return found
+
+
 def forget(group: dist.ProcessGroup | None = None) -> None:
     """Drops the communicator of `group`, or of every group."""
     if group is None:

@@ -115,7 +115,9 @@ class DeepSpeedConfig:
         self.comms_config = SimpleNamespace(comms_logger_enabled=self.comms_logger.enabled, comms_logger=self.comms_logger)
         self.timers_config = self.timers
         self.monitor_config = SimpleNamespace(tensorboard=self.tensorboard, csv_monitor=self.csv_monitor, wandb=self.wandb,
-                                              comet=self.comet, enabled=False)
+                                              comet=self.comet, enabled=any(
+                                                  section.enabled for section in (self.tensorboard, self.csv_monitor, self.wandb, self.comet)))
+        self.flops_profiler_config = self.flops_profiler
         self.optimizer_name = self._optimizer_name()
         self.optimizer_params = dict(getattr(self.optimizer, "params", None) or {}) if self.optimizer_name else None
         self.optimizer_legacy_fusion = bool(getattr(self.optimizer, "legacy_fusion", False))

@@ -20,29 +20,28 @@ from deepspeed._lazy import resolve
 from deepspeed.accelerator import get_accelerator
 from deepspeed.inference.decode import restore_linears, stream_linears
 from deepspeed.moe.utils import is_moe_param
-from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.runtime import engine_build, memory_plan, precision
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer, FragmentStepper, ZeROOptimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine_checkpoint import CheckpointMethods
 from deepspeed.runtime.engine_config import ConfigGetters
 from deepspeed.runtime.engine_extras import EngineExtras
+from deepspeed.runtime.engine_reports import EngineReports
 from deepspeed.runtime.lr_schedules import scheduler_class
 from deepspeed.runtime.module_watch import ModuleWatch
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
 from deepspeed.runtime.section_params import construct, given
+from deepspeed.runtime.utils import see_memory_usage
 from deepspeed.runtime.zero.parameter import dissolve, is_sharded
 from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.utils import groups as group_roles
 from deepspeed.utils.logging import log_dist
-from deepspeed.utils.timer import (BACKWARD_GLOBAL_TIMER, BACKWARD_INNER_GLOBAL_TIMER, BACKWARD_REDUCE_GLOBAL_TIMER,
-                                   FORWARD_GLOBAL_TIMER, STEP_GLOBAL_TIMER, NoopTimer, SynchronizedWallClockTimer, ThroughputTimer)
 
 
-class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module):
+class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineReports, nn.Module):
     """Wraps a module for training under one configuration. Made by deepspeed.initialize()."""
 
     def __init__(self, args: Any, model: nn.Module, optimizer: Any = None, model_parameters: Any = None, training_data: Any = None,
@@ -74,7 +73,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self._check_combination(model_parameters)
         self._memory_plan = memory_plan.announce(self.module, self._config, optimizer, self._trains, self.communicator, self.device)
         self._prepare_module(dont_change_device)
-        self._make_timers()
+        self._make_reports()
         if training_data is not None:
             self.training_dataloader = self.deepspeed_io(training_data)
         try:
@@ -158,16 +157,6 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         if config.shards_parameters:
             engine_build.shard_model(self.module, config, self._plan_groups, self.communicator, self.data_parallel_group)
 
-    def _make_timers(self) -> None:
-        config = self._config
-        self._timing = config.wall_clock_breakdown or config.flops_profiler.enabled
-        self.timers = SynchronizedWallClockTimer() if self._timing else NoopTimer()
-        self.tput_timer = ThroughputTimer(config.timers.throughput, config.train_batch_size, steps_per_output=config.steps_per_print,
-                                          logging_fn=lambda message: log_dist(message, ranks=[0]))
-        self.engine_timers_cache: dict[str, float] = {}
-        self.monitor = MonitorMaster(config.monitor_config)
-        self.flops_profiler = None  # the configuration refuses to switch it on
-
     def _make_optimizer(self, model_parameters: Any) -> None:
         config = self._config
         if self._trains:
@@ -243,16 +232,17 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         """Runs the module. Its floating inputs become half under fp16.auto_cast."""
         if self._core is None and self._config.shards_parameters:
             self.live_core("forward")
-        self.timers(FORWARD_GLOBAL_TIMER).start()
-        if self.training:
-            self.tput_timer.start()
+        self._before_forward()
         try:
-            output = self._run_module(inputs, kwargs)
-            if self._stepper is not None and torch.is_grad_enabled():
-                self._outputs.watch(output)
-            return output
+            with self._phases.forward:
+                if self.training:
+                    self.tput_timer.start()
+                output = self._run_module(inputs, kwargs)
+                if self._stepper is not None and torch.is_grad_enabled():
+                    self._outputs.watch(output)
+                return output
         finally:
-            self.timers(FORWARD_GLOBAL_TIMER).stop()
+            self._after_forward()
 
     def _run_module(self, inputs: tuple, kwargs: dict) -> Any:
         if self._config.fp16.auto_cast:
@@ -271,35 +261,31 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
             "loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use tensor.backward(grad)")
         divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
         self._unmanaged_backwards += 1
-        self.timers(BACKWARD_GLOBAL_TIMER).start()
-        try:
+        see_memory_usage("Engine before backward", force=self._config.memory_breakdown)
+        with self._phases.backward:
             self._run_backward(loss, float(divide_by), retain_graph)
-        finally:
-            self.timers(BACKWARD_GLOBAL_TIMER).stop()
+        see_memory_usage("Engine after backward", force=self._config.memory_breakdown)
+        self._note_loss(loss)
         return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _run_backward(self, loss: Tensor, divide_by: float, retain_graph: bool) -> None:
         seed = self._core.backward_seed(loss, divide_by)
         self._engine_backward_depth += 1
-        self.timers(BACKWARD_INNER_GLOBAL_TIMER).start()
         try:
-            loss.backward(seed, retain_graph=retain_graph)
+            with self._phases.inner:
+                loss.backward(seed, retain_graph=retain_graph)
         except RuntimeError as error:
             if self.parameter_offload is not None and speaks_of_released(error):
                 raise RuntimeError(f"backward met a parameter that was released: {error}. {HOW_TO_USE_OUTSIDE_FORWARD}") from error
             raise
         finally:
             self._engine_backward_depth -= 1
-            self.timers(BACKWARD_INNER_GLOBAL_TIMER).stop()
         self._finish_backward()
 
     def _finish_backward(self) -> None:
         self._outputs.forget()
-        self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).start()
-        try:
+        with self._phases.reduce:
             self._core.finish_backward()
-        finally:
-            self.timers(BACKWARD_REDUCE_GLOBAL_TIMER).stop()
 
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
@@ -357,21 +343,21 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, nn.Module)
         self.live_core("step")
         assert not self.inside_no_sync_ctxt, "It is illegal to call Engine.step() inside no_sync context manager"
         assert self._stepper is not None, "must provide optimizer during init in order to use step"
-        self.timers(STEP_GLOBAL_TIMER).start()
+        see_memory_usage("Engine before step", force=self._config.memory_breakdown)
+        profiled = self._profiles()
         self._in_step, self._step_applied = True, False
         boundary, steps_before = self.is_gradient_accumulation_boundary(), self.global_steps
         try:
-            if boundary:
-                self._take_model_step(lr_kwargs)
-            self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
+            with self._phases.step:
+                if boundary:
+                    self._take_model_step(lr_kwargs)
+                self.tput_timer.stop(global_step=boundary, report_speed=self.global_rank == 0)
         finally:
-            self.timers(STEP_GLOBAL_TIMER).stop()
             self._in_step = False
             # A scheduler that fails does so after the update: the window's gradients are used up.
             if not boundary or self.global_steps > steps_before:
                 self.micro_steps += 1
-        if self._timing:
-            self._log_timers(boundary)
+        self._after_step(boundary, profiled)
 
     def _take_model_step(self, lr_kwargs: dict | None) -> None:
         self._look_at_checkpoint()

@@ -1,4 +1,4 @@
-"""What the engine offers beside training itself: data loader, facts about the last step, timers, compile, moving states."""
+"""What the engine offers beside training itself: data loader, facts about the last step, compile, moving states."""
 from __future__ import annotations
 
 from typing import Any, Callable, Mapping
@@ -9,10 +9,6 @@ from torch import Tensor
 from deepspeed.runtime.dataloader import DeepSpeedDataLoader, sampler_for
 from deepspeed.runtime.zero.parameter import slot_of
 from deepspeed.utils.logging import log_dist
-from deepspeed.utils.timer import (BACKWARD_GLOBAL_TIMER, BACKWARD_INNER_GLOBAL_TIMER, BACKWARD_REDUCE_GLOBAL_TIMER,
-                                   FORWARD_GLOBAL_TIMER, STEP_GLOBAL_TIMER)
-
-_TIMERS = (FORWARD_GLOBAL_TIMER, BACKWARD_GLOBAL_TIMER, BACKWARD_INNER_GLOBAL_TIMER, BACKWARD_REDUCE_GLOBAL_TIMER, STEP_GLOBAL_TIMER)
 
 
 class EngineExtras:
@@ -111,16 +107,6 @@ class EngineExtras:
     def file_tier_facts(self) -> dict[str, dict[str, Any]]:
         """What the files of "optimizer" and "parameters" (as far as they are in files) did on this rank: bytes, seconds, settings."""
         return self.live_core("file_tier_facts").file_tier_facts()
-
-    # ---- timers
-    def get_wall_clock_timers(self) -> dict[str, float]:
-        """Milliseconds by timer of the last step that was timed."""
-        return self.engine_timers_cache
-
-    def _log_timers(self, boundary: bool) -> None:
-        self.engine_timers_cache = {name: self.timers(name).elapsed(reset=False) for name in _TIMERS}
-        if boundary:
-            self.timers.log(_TIMERS, memory_breakdown=self.memory_breakdown())
 
     # ---- compile
     def compile(self, backend: str | None = None, compile_kwargs: dict | None = None, schedule: Any = None,

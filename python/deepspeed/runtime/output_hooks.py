@@ -36,6 +36,7 @@ class OutputWatcher:
     def watch(self, output: Any) -> None:
         if self._active:  # an earlier backward pass ended in an exception
             self._active = self._engine()._manual_backward_expected = False
+            self._end_phases(self._engine())
             self._engine()._core.finish_backward()
         outputs = [output] if type(output) is Tensor else list(tensors_of(output))
         outputs = [t for t in outputs if t.requires_grad and t.grad_fn is not None]
@@ -79,6 +80,8 @@ class OutputWatcher:
     def _begin(self, engine: Any) -> None:
         self._active = True
         engine._unmanaged_backwards += 1
+        engine._phases.backward.begin_timers()
+        engine._phases.inner.begin_timers()
         engine._core.begin_backward()
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
@@ -86,12 +89,21 @@ class OutputWatcher:
         self._active = False
         self.forget()
         engine = self._engine()
+        engine._phases.inner.end()
         expected, engine._manual_backward_expected = engine._manual_backward_expected, False
-        if engine._wrapper.needs_scaler() and not expected:
-            engine._core.zero_grad()
-            raise RuntimeError("Loss scaling is required for this configuration, but backward() was called directly without scaling the "
-                               "loss. Use engine.backward(loss), or engine.scale(loss).backward()")
-        engine._finish_backward()
+        try:
+            if engine._wrapper.needs_scaler() and not expected:
+                engine._core.zero_grad()
+                raise RuntimeError("Loss scaling is required for this configuration, but backward() was called directly without scaling the "
+                                   "loss. Use engine.backward(loss), or engine.scale(loss).backward()")
+            engine._finish_backward()
+        finally:
+            self._end_phases(engine)
+
+    @staticmethod
+    def _end_phases(engine: Any) -> None:
+        engine._phases.inner.end()
+        engine._phases.backward.end()
 
 
 def _hook(watcher: OutputWatcher, forward: _Forward, index: int) -> Callable[[Tensor], Tensor | None]:

@@ -37,6 +37,7 @@ def ensure_distributed(args: Any, dist_init_required: bool | None, distributed_p
 def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: Any, mesh_param: Any, dist_init_required: bool | None,
                 distributed_port: int, **rest: Any) -> Any:
     """The engine for initialize()'s arguments."""
+    from deepspeed import comm
     from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.runtime.zero.partition_parameters import restore_init_context, shutdown_init_context
     assert model is not None, "deepspeed.initialize requires a model"
@@ -52,6 +53,8 @@ def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: 
         parsed = DeepSpeedConfig(source, mpu)
         if parsed.log_level is not None:
             set_log_level_from_string(parsed.log_level)
+        if parsed.comms_logger.enabled:
+            comm.configure(parsed)
         return DeepSpeedEngine(args=args, model=model, mpu=mpu, config=parsed._param_dict, config_class=parsed,
                                dist_init_required=dist_init_required, **rest)
     finally:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import random
@@ -73,12 +74,24 @@ def partition_uniform(num_items: int, num_parts: int) -> list[int]:
 
 
 def see_memory_usage(message: str, force: bool = False) -> None:
-    """Logs the device's memory when `force`."""
+    """Prints on rank 0, when `force`, what the device holds now (MA), has held since the last report (Max_MA), the same with its caches
+    (CA, Max_CA), and what the host has in use."""
     if not force:
         return
+    from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.accelerator.cpu_accelerator import host_memory_bytes
+    if comm.is_initialized() and comm.get_rank() != 0:
+        return
+    gc.collect()  # what waits for the collector is not in use
     accelerator, gib = get_accelerator(), 2**30
-    logger.info(f"{message}: MA {accelerator.memory_allocated() / gib:.2f} GB, Max_MA {accelerator.max_memory_allocated() / gib:.2f} GB")
+    held = {"MA": accelerator.memory_allocated(), "Max_MA": accelerator.max_memory_allocated(), "CA": accelerator.memory_reserved(),
+            "Max_CA": accelerator.max_memory_reserved()}
+    total, available = host_memory_bytes()
+    used = f"CPU Virtual Memory:  used = {(total - available) / gib:.2f} GB, percent = {100 * (total - available) / total:.1f}%\n" if total else ""
+    # Whatever the log level: the caller asked for it.
+    print(f"{message}\n{' '.join(f'{name} {size / gib:.2f} GB' for name, size in held.items())}\n{used}", end="", flush=True)
+    accelerator.reset_peak_memory_stats()
 
 
 def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2, mpu: Any = None) -> Tensor:

@@ -1,0 +1,4 @@
+"""Profilers. Submodules load when they are first used."""
+from deepspeed._lazy import attach
+
+__getattr__, __dir__ = attach(__name__)
