@@ -92,11 +92,6 @@ std::vector<NotBuilt> parallel_rows() {
        [](const O& o) { return o.inference && o.inference->tensor_parallel.tp_size > 1; }},
       {"inference.replace_with_kernel_inject", kSwitchOff,
        [](const O& o) { return o.inference && o.inference->replace_with_kernel_inject; }},
-      {"flops_profiler", kSwitchOff, [](const O& o) { return o.flops_profiler.enabled; }},
-      {"tensorboard", kSwitchOff, [](const O& o) { return o.tensorboard.enabled; }},
-      {"csv_monitor", kSwitchOff, [](const O& o) { return o.csv_monitor.enabled; }},
-      {"wandb", kSwitchOff, [](const O& o) { return o.wandb.enabled; }},
-      {"comet", kSwitchOff, [](const O& o) { return o.comet.enabled; }},
   };
 }
 

@@ -46,11 +46,6 @@ const std::map<std::string_view, std::string_view>& switched_on() {
       {"sparse_attention", R"("sparse_attention": {"mode": "fixed"})"},
       {"inference.tensor_parallel.tp_size", R"("inference": {"tp": {"tp_size": 2}})"},
       {"inference.replace_with_kernel_inject", R"("inference": {"kernel_inject": true})"},
-      {"flops_profiler", R"("flops_profiler": {"enabled": true})"},
-      {"tensorboard", R"("tensorboard": {"enabled": true})"},
-      {"csv_monitor", R"("csv_monitor": {"enabled": true})"},
-      {"wandb", R"("wandb": {"enabled": true})"},
-      {"comet", R"("comet": {"enabled": true})"},
   };
   return kSettings;
 }

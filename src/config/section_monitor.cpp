@@ -17,7 +17,7 @@ const config::Section& table_of(const FileMonitorOptions*) {
   static const config::Section kTable =
       strict_section<S>("A monitor that writes files: `tensorboard` event files, `csv_monitor` one CSV per event.")
           .option("enabled", &S::enabled, any(), "Turns the monitor on.")
-          .option("output_path", &S::output_path, any(), "Folder; empty is the script's folder.")
+          .option("output_path", &S::output_path, any(), "Folder; empty is the current folder.")
           .option("job_name", &S::job_name, any(), "Subfolder.")
           .build();
   return kTable;

@@ -2,6 +2,7 @@
 #include "engine/engine.h"
 
 #include <ATen/Functions.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <fmt/ranges.h>
 
@@ -110,6 +111,7 @@ void Engine::pre_backward(int unit) {
   if (use.in_backward) return;
   use.in_backward = true;
   use.grads_arrived = 0;
+  RECORD_USER_SCOPE(fmt::format("gather {}", units_[unit]->name()));  // torch.profiler's range; nothing when it is off
   enter_use(unit);
 }
 
@@ -251,6 +253,7 @@ void Engine::step_units(const std::vector<GroupHyper>& hyper) {
   for (size_t u = 0; u < units_.size(); ++u) {
     if (uses_[u].trainable == 0) continue;
     const int unit = static_cast<int>(u);
+    RECORD_USER_SCOPE(fmt::format("update {}", units_[u]->name()));
     optimizer_->step_unit(unit, reducer_->settled(unit), hyper, optimizer_steps_ + 1, grad_scale_);
     reducer_->release_settled(unit);
     published.push_back(units_[u]->publish());

@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <fmt/ranges.h>
 
@@ -230,6 +231,7 @@ void GradReducer::send(UnitState& state) {
   const bool direct = !state.shard_valid && bucket_dtype(state) == sum_dtype(state);
   if (direct && !state.in_place) open_shard(state, /*keep_values=*/false);
   state.scratch = direct ? at::Tensor() : acquire_scratch(state);
+  RECORD_USER_SCOPE(fmt::format("reduce {}", unit.name()));
   if (!state.in_place) {
     state.pending =
         unit.plan().grads.reduce_scatter(state.bucket, direct ? state.shard : state.scratch, op(), unit.name());

@@ -34,18 +34,7 @@ def configuration(stage: int, accumulate: int) -> dict[str, Any]:
 def engine_with(module: nn.Module, config: dict[str, Any], sections: dict[str, Any]) -> Any:
     """deepspeed.initialize() with the sections of monitors and of the flops profiler in the configuration."""
     import deepspeed
-    if not hasattr(deepspeed, "_torch_choice"):
-        return deepspeed.initialize(model=module, model_parameters=module.parameters(), config={**config, **sections})[0]
-    from deepspeed.monitor.config import SECTIONS, get_monitor_config
-    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
-    from deepspeed.runtime.config import DeepSpeedConfig
-    deepspeed.init_distributed()
-    watching = {name: sections[name] for name in (*SECTIONS, "flops_profiler") if name in sections}
-    parsed = DeepSpeedConfig({**config, **{name: value for name, value in sections.items() if name not in watching}})
-    parsed.monitor_config = get_monitor_config(watching)
-    if "flops_profiler" in watching:
-        parsed.flops_profiler = parsed.flops_profiler_config = DeepSpeedFlopsProfilerConfig(watching)
-    return deepspeed.DeepSpeedEngine(args=None, model=module, model_parameters=module.parameters(), config=config, config_class=parsed)
+    return deepspeed.initialize(model=module, model_parameters=module.parameters(), config={**config, **sections})[0]
 
 
 def train(engine: Any, micro_steps: int, rank: int = 0) -> list[float]:
