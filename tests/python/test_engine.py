@@ -364,13 +364,6 @@ def test_inference_without_optimizer():
         assert (optimizer is None) == (stage == 0)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_buffers_keep_their_dtype_unless_configured(stage):
-    assert engine_for(stage, bf16={"enabled": True}).module.table.dtype == torch.float32
-    engine = engine_for(stage, bf16={"enabled": True}, data_types={"buffer_dtype": "bf16"})
-    assert engine.module.table.dtype == torch.bfloat16
-
-
 def test_autocast_computes_low_and_keeps_parameters_high():
     engine = engine_for(2, torch_autocast={"enabled": True, "dtype": "bf16"})
     seen = []
