@@ -29,7 +29,7 @@ class Program:
     """One command line. `files`: path inside a checkout (or this repository) whose entries are linked into the run's folder."""
 
     name: str
-    command: str
+    command: str  # {port} is replaced by a free one
     checks: tuple[Check, ...]
     files: str = ""
     of_checkout: bool = True

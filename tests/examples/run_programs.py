@@ -26,6 +26,7 @@ ACCEPTED = ("ok", "skipped", NOT_BUILT)
 class Result:
     program: Program
     status: str  # one of ACCEPTED, or FAILED
+    command: str  # as it was run
     reason: str = ""
     seconds: float = 0.0
 
@@ -147,16 +148,17 @@ def run(program: Program, folder: Path, checkout: Path | None, started: set[str]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / f"{slug(program.name)}.log"
+    command = program.command.replace("{port}", str(free_port()))
     begin = time.monotonic()
-    status = execute(program.command.replace("{port}", str(free_port())), place, environment, log)
+    status = execute(command, place, environment, log)
     seconds = time.monotonic() - begin
     status_text, reason = judge(program, status, log.read_text(encoding="utf-8", errors="replace"), place)
-    return Result(program, status_text, reason + (f"; log: {log}" if status_text == "FAILED" else ""), seconds)
+    return Result(program, status_text, command, reason + (f"; log: {log}" if status_text == "FAILED" else ""), seconds)
 
 
 def print_table(results: list[Result]) -> None:
     rows = [("program", "command", "result", "seconds")]
-    rows += [(r.program.name, r.program.command, r.text(), f"{r.seconds:.1f}" if r.seconds else "-") for r in results]
+    rows += [(r.program.name, r.command, r.text(), f"{r.seconds:.1f}" if r.seconds else "-") for r in results]
     print()
     for number, row in enumerate(rows):
         print("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
@@ -187,7 +189,7 @@ def main() -> int:
         skipped = why_skipped(program, checkout, no_checkout)
         if not skipped and program.needs:
             make_inputs(folder)
-        result = Result(program, "skipped", skipped) if skipped else run(program, folder, checkout, started)
+        result = Result(program, "skipped", program.command, skipped) if skipped else run(program, folder, checkout, started)
         results.append(result)
         print(f"{program.name}: {result.text()} ({result.seconds:.1f} s)", flush=True)
     print_table(results)
