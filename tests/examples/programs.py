@@ -136,19 +136,25 @@ def hello() -> list[Program]:
     return [Program(train, f"deepspeed train_bert_ds.py --checkpoint_dir experiment_deepspeed --num_iterations 70 {small}",
                     (loss, leaves("experiment_deepspeed/*/latest", "experiment_deepspeed/*/global_step69/*optim_states.pt")), **both),
             Program(resume, "deepspeed train_bert_ds.py --load_checkpoint_dir experiment_deepspeed/* --num_iterations 100",
-                    (loss, goes_on(slug(train), resume), leaves("experiment_deepspeed/*/global_step99/*optim_states.pt")), **both)]
+                    (loss, goes_on(slug(train), resume), leaves("experiment_deepspeed/*/global_step9?/*optim_states.pt")), **both)]
 
 
 def chat() -> list[Program]:
-    def program(name: str, stage: int, launcher: str = "deepspeed") -> Program:
-        command = (f"{launcher} training/step1_supervised_finetuning/main.py --model_name_or_path facebook/opt-125m "
-                   f"--gradient_accumulation_steps 8 --lora_dim 128 --only_optimize_lora --print_loss --zero_stage {stage} --deepspeed "
-                   "--dtype bf16 --offload --output_dir output --data_output_path data_files")
-        checks = (falls(r"ppl: ([\d.]+)"), prints(r"Epoch: 0, Step: 0, Rank: 0, loss = ([\d.]+)"), leaves("output/config.json", "output/vocab.json"),
-                  loads_whole("output/pytorch_model.bin", "model.decoder.layers.0.self_attn.q_proj.weight", (64, 64)))
-        return Program(f"DeepSpeed-Chat step 1, {name}", command, checks, CHAT, needs=HF_PROGRAMS, paths=("{checkout}/" + CHAT,))
+    weights = loads_whole("output/pytorch_model.bin", "model.decoder.layers.0.self_attn.q_proj.weight", (64, 64))
+    checks = (falls(r"ppl: ([\d.]+)"), leaves("output/config.json", "output/vocab.json"), weights)
 
-    return [program("stage 2", 2), program("stage 3", 3), program("stage 3, 2 ranks", 3, "deepspeed --num_gpus 2")]
+    def program(name: str, options: str, launcher: str = "deepspeed", check: tuple[Check, ...] = checks) -> Program:
+        command = (f"{launcher} training/step1_supervised_finetuning/main.py --model_name_or_path facebook/opt-125m {options} "
+                   "--output_dir output --data_output_path data_files")
+        return Program(f"DeepSpeed-Chat step 1, {name}", command, check, CHAT, needs=HF_PROGRAMS, paths=("{checkout}/" + CHAT,))
+
+    documented = "--gradient_accumulation_steps 8 --lora_dim 128 --only_optimize_lora --print_loss --zero_stage {} --deepspeed --dtype bf16 --offload"
+    short = "--gradient_accumulation_steps 2 --max_seq_len 64 --deepspeed"
+    printed = (*checks, prints(r"Epoch: 0, Step: 0, Rank: 0, loss = ([\d.]+)"))
+    return [program("stage 2", documented.format(2), check=printed), program("stage 3", documented.format(3), check=printed),
+            program("stage 3, 2 ranks", documented.format(3), "deepspeed --num_gpus 2", printed),
+            program("fp16, all weights and LoRA", f"{short} --zero_stage 2 --lora_dim 16"),
+            program("fp16, checkpointed activations", f"{short} --zero_stage 3 --gradient_checkpointing --compute_fp32_loss")]
 
 
 def zero_inference() -> list[Program]:
