@@ -1,5 +1,5 @@
-"""ZeRO stage 2: each rank keeps its share of gradients and of the optimizer's states. The optimizer is the program's own AdamW, and wins over the
-configuration's; the scheduler is the configuration's.
+"""ZeRO stage 2: each rank keeps its share of gradients and of the optimizer's states. The optimizer is the program's own AdamW, and wins
+over the configuration's; the scheduler is the configuration's.
 
     deepspeed --num_gpus 2 DeepSpeed-GPTLike-ZeRO-2.py
 """

@@ -121,6 +121,33 @@ def test_rotary_tables_of_transformers_keep_their_digits():
         assert all(torch.equal(dict(model.named_buffers())[name], value) for name, value in tables.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inference_keeps_tables_outside_the_state_dict_and_casts_the_rest(dtype):
+    import deepspeed
+    model = nn.Sequential(Rotary(persistent=False), Positions(), Normalised())
+    model[1].register_buffer("routing_bias", torch.linspace(0, 1, 5))
+    model._keep_in_fp32_modules = model._keep_in_fp32_modules_strict = ["routing_bias"]
+    expected = {name: model.get_buffer(name).clone() for name in ("0.inv_freq", "1.routing_bias")}
+    model = deepspeed.init_inference(model, dtype=dtype).module
+    assert all(torch.equal(model.get_buffer(name), value) for name, value in expected.items())
+    assert model[1].positions.dtype == model[2].norm.running_var.dtype == model[2].conv.weight.dtype == dtype
+    with torch.no_grad():
+        assert torch.isfinite(model[1](torch.ones(2, 5, WIDTH, dtype=dtype)))
+        assert torch.isfinite(model[2](torch.rand(2, 3, 6, 6).to(dtype)))
+
+
+def test_rotary_tables_of_transformers_keep_their_digits_in_inference():
+    transformers = pytest.importorskip("transformers")
+    import deepspeed
+    shape = transformers.LlamaConfig(vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                     num_key_value_heads=2)
+    model = transformers.LlamaForCausalLM(shape)
+    expected = model.model.rotary_emb.inv_freq.clone()
+    with torch.no_grad():
+        deepspeed.init_inference(model, dtype=torch.bfloat16)(torch.arange(8).view(1, 8))
+    assert torch.equal(model.model.rotary_emb.inv_freq, expected) and model.lm_head.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_statistics_of_a_batch_norm_go_with_its_weights(mode):
     dtype, section = MODES[mode]

@@ -35,13 +35,13 @@ def _own_names(module: nn.Module, dtype: torch.dtype) -> Iterator[str]:
             yield rf"^{re.escape(prefix)}\..*{pattern}" if prefix else pattern
 
 
-def fp32_names(module: nn.Module, config: DeepSpeedConfig) -> re.Pattern | None:
-    """Names of buffers that stay in fp32, to be searched anywhere in a dotted name; None when there are none."""
-    if config.model_dtype == torch.float32:
+def fp32_names(module: nn.Module, dtype: torch.dtype, wanted: list[str] | str | None = "auto") -> re.Pattern | None:
+    """Names of buffers that stay in fp32, to be searched anywhere in a dotted name; None when there are none.
+    `wanted`: patterns, or "auto" for the model's own."""
+    if dtype == torch.float32:
         return None
-    wanted = config.data_types.keep_in_fp32_modules
     if wanted is None or wanted == "auto":
-        patterns = sorted(set(_own_names(module, config.model_dtype)))
+        patterns = sorted(set(_own_names(module, dtype)))
     else:
         patterns = [name.replace("*", ".*") for name in wanted]
     return re.compile("|".join(patterns)) if patterns else None
@@ -89,7 +89,7 @@ def _goes_with_weights(owner: nn.Module, name: str, in_caring_model: bool) -> bo
 @torch.no_grad()
 def cast_buffers(module: nn.Module, config: DeepSpeedConfig) -> None:
     """Casts the buffers that [Note: dtype of buffers] says. In place."""
-    keep = fp32_names(module, config)
+    keep = fp32_names(module, config.model_dtype, config.data_types.keep_in_fp32_modules)
     buffer_dtype = to_dtype(config.data_types.buffer_dtype)
     sixteen_bit = config.fp16.enabled or config.bf16.enabled
     unasked = []
@@ -104,8 +104,23 @@ def cast_buffers(module: nn.Module, config: DeepSpeedConfig) -> None:
         if wanted is not None and buffer.dtype != wanted:
             buffer.data = buffer.data.to(wanted)
     if unasked:
-        log_dist(f"{len(unasked)} buffers took the weights' dtype, {str(config.model_dtype).removeprefix('torch.')}; the first is {unasked[0]}. "
-                 'data_types.keep_in_fp32_modules keeps those that it names in fp32, data_types.buffer_dtype "fp32" all', ranks=[0])
+        dtype = str(config.model_dtype).removeprefix("torch.")
+        log_dist(f"{len(unasked)} buffers took the weights' dtype, {dtype}; the first is {unasked[0]}. data_types.keep_in_fp32_modules keeps those "
+                 'that it names in fp32, data_types.buffer_dtype "fp32" all', ranks=[0])
+
+
+@torch.no_grad()
+def cast_for_inference(module: nn.Module, dtype: torch.dtype) -> None:
+    """module.to(dtype), except for buffers whose digits count when `dtype` has 16 bits: tables outside the state dictionary, and what the
+    model's own list names. There is no setting to say more, so all others are cast: a model that loses digits runs at least."""
+    stay = []
+    if dtype in (torch.float16, torch.bfloat16):
+        keep = fp32_names(module, dtype)
+        stay = [(owner, name, buffer) for full, owner, name, buffer, _ in _own_buffers(module)
+                if name in owner._non_persistent_buffers_set or keep is not None and keep.search(full)]
+    module.to(dtype)
+    for owner, name, buffer in stay:
+        owner._buffers[name] = buffer
 
 
 def cast_module(module: nn.Module, config: DeepSpeedConfig, is_sharded: Callable[[torch.Tensor], bool]) -> None:
