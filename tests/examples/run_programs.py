@@ -196,5 +196,11 @@ def main() -> int:
     return 0 if all(result.status in ACCEPTED for result in results) else 1
 
 
+def _interrupted(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # on its way out execute() ends what it started
+
+
 if __name__ == "__main__":
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, _interrupted)
     sys.exit(main())

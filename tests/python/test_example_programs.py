@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -99,11 +100,36 @@ def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path, monkeypatch)
     monkeypatch.setattr(run_programs, "LIMIT_S", 1)
     command = f"sleep 300 & echo $! > {tmp_path}/pid; wait"
     assert run_programs.execute(command, tmp_path, dict(os.environ), tmp_path / "log") is None
-    child = int((tmp_path / "pid").read_text())
+    wait_for_end_of(int((tmp_path / "pid").read_text()))
+
+
+def wait_for_end_of(process: int) -> None:
+    def alive() -> bool:
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError:
+            return False
+
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1]:
-        assert time.monotonic() < deadline, f"process {child} outlived its program"
+    while alive():
+        assert time.monotonic() < deadline, f"process {process} outlived its program"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_running(number, tmp_path):
+    folder = tmp_path / "checkout" / programs.CIFAR
+    folder.mkdir(parents=True)
+    (folder / "run_ds.sh").write_text(f"sleep 300 & echo $! > {tmp_path}/unfinished; mv {tmp_path}/unfinished {tmp_path}/pid; wait\n")
+    run = subprocess.Popen([str(EXAMPLES / "run.sh"), "--only", "run_ds.sh", str(tmp_path / "out")], stdout=subprocess.DEVNULL,
+                           env={**os.environ, "DEEPSCALE_PYTHON": sys.executable, "DEEPSCALE_EXAMPLES": str(tmp_path / "checkout")})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(number)
+    assert run.wait(timeout=30) == 128 + number
+    wait_for_end_of(int((tmp_path / "pid").read_text()))
 
 
 def test_every_program_of_a_folder_has_its_own_log():
