@@ -69,7 +69,7 @@ const config::Section& table_of(const DataTypeOptions*) {
                   "Type in which gradients are accumulated; null is the model's.")
           .option("param_dtype", &S::param_dtype, any(), "Type of the parameters; must agree with fp16 or bf16.")
           .option("buffer_dtype", &S::buffer_dtype, any(),
-                  "Type to which floating-point buffers are cast; null keeps them.")
+                  "Type to which floating-point buffers are cast; null decides for each buffer (docs/precision.md).")
           .option("keep_in_fp32_modules", &S::keep_in_fp32_modules, config::any().or_text("auto"),
                   "Name patterns of modules whose buffers stay fp32; \"auto\" asks the model.")
           .build();

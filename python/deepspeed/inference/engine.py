@@ -14,6 +14,7 @@ import torch.nn as nn
 from deepspeed.accelerator import get_accelerator
 from deepspeed.inference.config import DeepSpeedInferenceConfig
 from deepspeed.runtime.config import ConfigValidationError
+from deepspeed.runtime.precision import cast_for_inference
 from deepspeed.utils.logging import log_dist
 
 
@@ -82,7 +83,7 @@ class InferenceEngine(nn.Module):
 
     def _place(self, model: nn.Module) -> nn.Module:
         config = self._config
-        model.to(config.dtype)
+        cast_for_inference(model, config.dtype)
         quantization = _weight_quantization(config)
         if quantization is not None:
             from deepspeed.inference.quantization.quantization import quantize_by_name
