@@ -39,7 +39,8 @@ double now() {
 }
 
 int list(const Request& request) {
-  const bool one = !request.tag.empty() || !request.pattern.empty() || checkpoint_kind(request.path) != CheckpointKind::kNone;
+  const bool one =
+      !request.tag.empty() || !request.pattern.empty() || checkpoint_kind(request.path) != CheckpointKind::kNone;
   if (one) {
     const std::string folder = find_checkpoint(request.path, request.tag);
     fmt::print("{}", request.json ? tag_json(folder, request.pattern) : tag_text(folder, request.pattern));
@@ -199,7 +200,8 @@ void add_place(CLI::App& command, Request& request) {
 void add_list(CLI::App& app, Request& request, int& status) {
   CLI::App* const command = app.add_subcommand("ls", "lists the checkpoints of a folder, or the tensors of one");
   command->add_option("dir", request.path, "folder of tags, or of one checkpoint")->required();
-  command->add_option("--tag,-t", request.tag, "list the tensors of this tag (with --name and without it: of the one in `latest`)");
+  command->add_option("--tag,-t", request.tag,
+                      "list the tensors of this tag (with --name and without it: of the one in `latest`)");
   command->add_option("--name", request.pattern, "only tensors whose names fit, such as 'fp32/layers.*'");
   command->add_flag("--json", request.json, "print JSON");
   command->callback([&] { status = list(request); });

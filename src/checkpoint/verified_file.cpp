@@ -138,8 +138,7 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
 }
 
 std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFile& file, int64_t first, int64_t count,
-                                    const std::function<void(int64_t bytes)>& read, int threads,
-                                    FileCaching caching) {
+                                    const std::function<void(int64_t bytes)>& read, int threads, FileCaching caching) {
   check_size(folder, file);
   std::vector<int64_t> blocks(count), damaged;
   std::iota(blocks.begin(), blocks.end(), first);
