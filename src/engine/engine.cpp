@@ -111,7 +111,9 @@ void Engine::pre_backward(int unit) {
   if (use.in_backward) return;
   use.in_backward = true;
   use.grads_arrived = 0;
-  RECORD_USER_SCOPE(fmt::format("gather {}", units_[unit]->name()));  // torch.profiler's range; nothing when it is off
+  at::RecordFunction range(at::RecordScope::USER_SCOPE);  // torch.profiler's; inactive when it is off
+  const ParamUnit& used = *units_[unit];
+  if (range.isActive() && used.sharded() && !used.gathered()) range.before(fmt::format("gather {}", used.name()));
   enter_use(unit);
 }
 

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import watched
-from common import free_port, run_ranks, single_rank
+from common import free_port, ranks, run_ranks, single_rank
 from models import config, make_model
 from models import train as train_model
 
@@ -369,8 +369,22 @@ def test_torchs_profiler_shows_the_parts_of_a_step_and_units(stage):
         seen[event.name] = seen.get(event.name, 0) + 1
     for part in ("forward", "backward", "allreduce_gradients", "step"):
         assert seen[f"DeepSpeedEngine.{part}"] == 2
+    units = {"up", "down", "embedding", "frozen", "norm"}
     gathers = {name for name in seen if name.startswith("gather ")}
-    assert gathers == ({"gather up", "gather down", "gather embedding", "gather frozen", "gather norm"} if stage == 3 else set())
+    assert gathers == ({f"gather {unit}" for unit in units} if stage == 3 else set())
+    assert stage == 1 or seen["gather up"] == 4  # forward and backward of both steps
+    assert any(name.startswith("update ") for name in seen) and (stage == 1 or {"update up", "update down"} <= set(seen))
+    engine.destroy()
+
+
+@ranks(2)
+def test_reductions_show_in_the_profiler():
+    import deepspeed
+    engine = deepspeed.initialize(model=make_model(), config=config(3))[0]
+    train_model(engine, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        train_model(engine, 1)
+    assert {"reduce up", "reduce down"} <= {event.name for event in profile.events()}
     engine.destroy()
 
 
