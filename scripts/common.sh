@@ -199,7 +199,8 @@ wheel() {
     return 0
   fi
   say "   compiling with $(build_jobs) jobs; progress: $LOGS/wheel.log"
-  CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" logged wheel.log 3600 "$VENV/bin/python" -m pip install -v \
+  # The compiler under the name that CMake finds for the tests: ccache keeps what each name compiled apart.
+  CXX="${CXX:-c++}" CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" logged wheel.log 3600 "$VENV/bin/python" -m pip install -v \
     --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall "$ROOT" || return
   echo "$wanted" >"$stamp"
 }
