@@ -181,7 +181,7 @@ def test_real_deepspeed_writes_the_same_from_its_checkpoints_and_ours(stage, wor
             mine, other = read(us), read(them)
             if stage == 1 and not OPTIONS[number].get("exclude_frozen_parameters"):  # DeepSpeed's script loses the frozen weights of stage 1
                 assert set(mine) - set(other) == {"frozen.weight", "frozen.bias"}
-                mine = {name: value for name, value in mine.items() if name in other}
+                mine = {name: mine[name] for name in other}  # with more tensors, files are cut at other names
             else:
                 assert sorted(os.listdir(us)) == sorted(os.listdir(them))
                 for name in os.listdir(us):
