@@ -31,9 +31,9 @@ limited() {
   shift
   timeout --kill-after=30 "$limit" env --default-signal=INT,QUIT "$@" </dev/null &
   local child=$!
-  # Also the caller's heartbeat, which would keep who reads our output waiting.
-  trap "kill -TERM $child ${heartbeat:-} 2>/dev/null; wait $child || true; say interrupted; exit 130" INT
-  trap "kill -TERM $child ${heartbeat:-} 2>/dev/null; wait $child || true; exit 143" TERM
+  # All jobs: also the heartbeat of logged(), which would keep who reads our output waiting.
+  trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true; say interrupted; exit 130' INT
+  trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true; exit 143' TERM
   wait "$child" || status=$?
   trap - INT TERM
   return $status

@@ -61,7 +61,7 @@ same_list() {
 # fails gets none.
 tests() {
   case " $* " in *" --repeat "*) ;; *) set -- --repeat after-timeout:2 "$@" ;; esac
-  timeout --kill-after=30 3000 ctest --preset windows-mingw "$@" </dev/null
+  limited 3000 ctest --preset windows-mingw "$@"
 }
 
 phase "system packages" system_packages windows_needs

@@ -3,7 +3,6 @@
 
 #include <latch>
 #include <mutex>
-#include <thread>
 
 #include "base/error.h"
 #include "comm/host_test_support.h"

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "launcher/json_line.h"
 #include "launcher/text.h"
 
 namespace deepscale {
@@ -41,20 +42,16 @@ LauncherOptions options_of(const json& object) {
   return options;
 }
 
-std::string compact_text(const json& object) {
-  return object.dump(-1, ' ', false, json::error_handler_t::replace);
-}
-
 }  // namespace
 
 std::string encode_ticket(const AgentTicket& ticket) {
-  return base64url(compact_text({{"version", DEEPSCALE_VERSION},
-                                 {"run", ticket.run},
-                                 {"addresses", ticket.addresses},
-                                 {"port", ticket.port},
-                                 {"timeout", ticket.peer_timeout_s},
-                                 {"index", ticket.index},
-                                 {"one_rank", ticket.one_rank}}));
+  return base64url(json_line({{"version", DEEPSCALE_VERSION},
+                              {"run", ticket.run},
+                              {"addresses", ticket.addresses},
+                              {"port", ticket.port},
+                              {"timeout", ticket.peer_timeout_s},
+                              {"index", ticket.index},
+                              {"one_rank", ticket.one_rank}}));
 }
 
 AgentTicket decode_ticket(const std::string& text) {

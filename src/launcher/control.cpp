@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/sha256.h"
+#include "launcher/json_line.h"
 #include "platform/random.h"
 
 namespace deepscale {
@@ -19,10 +20,6 @@ using std::chrono::milliseconds;
 
 /// Time for a connection to show its token: port scanners and confused programs do not stay.
 constexpr std::chrono::seconds kIntroduction{10};
-
-std::string line_of(const json& message) {
-  return message.dump(-1, ' ', false, json::error_handler_t::replace);
-}
 
 json json_of(const RankPlace& place) {
   return {place.rank, place.world_size, place.local_rank, place.local_size, place.node, place.nodes};
@@ -156,7 +153,7 @@ std::vector<AgentEvent> ControlServer::poll() {
   while (auto connection = listener_.accept()) {
     connection->set_peer_timeout(peer_timeout_);
     std::string challenge = random_token();
-    connection->send_line(line_of({{"kind", "welcome"}, {"run", run_}, {"challenge", challenge}}));
+    connection->send_line(json_line({{"kind", "welcome"}, {"run", run_}, {"challenge", challenge}}));
     peers_.push_back({std::move(*connection), -1, false, Clock::now(), std::move(challenge), {}});
   }
   std::vector<AgentEvent> events;
@@ -177,13 +174,13 @@ void ControlServer::go(int index, const AgentGo& go) {
                         {"master_addr", go.master_addr},
                         {"master_port", go.master_port},
                         {"place", json_of(go.first_rank)}};
-  send(index, line_of(message));
+  send(index, json_line(message));
 }
 
 void ControlServer::plan(int index, const AgentPlan& plan) {
   const Peer* const peer = find(index);
   if (peer == nullptr) return;
-  send(index, line_of({{"kind", "plan"}, {"proof", peer->answer}, {"plan", encode_plan(plan)}}));
+  send(index, json_line({{"kind", "plan"}, {"proof", peer->answer}, {"plan", encode_plan(plan)}}));
 }
 
 void ControlServer::send(int index, const std::string& line) {
@@ -195,7 +192,7 @@ void ControlServer::send(int index, const std::string& line) {
 void ControlServer::stop(StopSignal signal) {
   const json message = {{"kind", "stop"}, {"interrupt", signal == StopSignal::kInterrupt}};
   for (Peer& peer : peers_) {
-    if (peer.index >= 0) peer.connection.send_line(line_of(message));
+    if (peer.index >= 0) peer.connection.send_line(json_line(message));
   }
 }
 
@@ -275,19 +272,19 @@ void ControlClient::wait_until(milliseconds timeout, const Ready& ready) {
 std::optional<AgentPlan> ControlClient::hello(const AgentHello& hello, milliseconds timeout) {
   const std::string own = random_token();
   expected_proof_ = proof(token_, kLauncherSide, own, challenge_);
-  connection_->send_line(line_of({{"kind", "hello"},
-                                  {"challenge", own},
-                                  {"proof", proof(token_, kAgentSide, challenge_, own)},
-                                  {"index", hello.index},
-                                  {"host", hello.host},
-                                  {"process", hello.process}}));
+  connection_->send_line(json_line({{"kind", "hello"},
+                                    {"challenge", own},
+                                    {"proof", proof(token_, kAgentSide, challenge_, own)},
+                                    {"index", hello.index},
+                                    {"host", hello.host},
+                                    {"process", hello.process}}));
   wait_until(timeout, [&] { return plan_.has_value(); });
   if (!plan_) return std::nullopt;
   return decode_plan(*plan_);
 }
 
 void ControlClient::ready(int port) {
-  connection_->send_line(line_of({{"kind", "ready"}, {"port", port}}));
+  connection_->send_line(json_line({{"kind", "ready"}, {"port", port}}));
 }
 
 void ControlClient::read() {
@@ -314,7 +311,7 @@ std::optional<AgentGo> ControlClient::wait_go(milliseconds timeout) {
 }
 
 void ControlClient::done(const AgentDone& done) {
-  connection_->send_line(line_of({{"kind", "done"}, {"code", done.code}, {"problem", done.problem}}));
+  connection_->send_line(json_line({{"kind", "done"}, {"code", done.code}, {"problem", done.problem}}));
   connection_->flush(milliseconds(2000));
 }
 
@@ -326,7 +323,7 @@ std::optional<StopSignal> ControlClient::poll() {
 }
 
 void ControlClient::rank_failed(const RankFailure& failure) {
-  connection_->send_line(line_of({{"kind", "failed"}, {"failure", json_of(failure)}}));
+  connection_->send_line(json_line({{"kind", "failed"}, {"failure", json_of(failure)}}));
 }
 
 std::string ControlClient::lost() const {

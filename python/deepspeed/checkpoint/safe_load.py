@@ -56,6 +56,11 @@ def check_folder(directory: str, instead: str) -> None:
         return
     if _C.layout_of(directory) == "native":
         raise CheckpointError(f"{directory} is a checkpoint in the native format, which is not read here: {instead}")
+    verify_before_loading(directory)
+
+
+def verify_before_loading(directory: str) -> None:
+    """Reads every byte of a checkpoint that has a manifest. CheckpointError names what is damaged."""
     problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), loads_next=True)
     if problems:
         raise CheckpointError("; ".join(problems[:3]))

@@ -1,11 +1,9 @@
 """The monitors' sections as objects, for programs that make a monitor without an engine. The core checks them and has their defaults."""
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from deepspeed import _C
-from deepspeed.runtime.config import ConfigValidationError, Section
+from deepspeed.runtime.config import ConfigValidationError, Section, resolved_section
 
 SECTIONS = ("tensorboard", "wandb", "csv_monitor", "comet")
 
@@ -16,15 +14,9 @@ class _MonitorSection(Section):
     _name = ""
 
     def __init__(self, **given: Any) -> None:
-        enabled = given.pop("enabled", False)
-        enabled = False if enabled == "auto" else enabled
-        if not isinstance(enabled, bool):
-            raise ConfigValidationError(f"{self._name}.enabled must be true or false, found {enabled!r}")
-        try:
-            resolved, _ = _C.parse_config(json.dumps({self._name: given}), 1, False)
-        except _C.DeepSpeedConfigError as error:
-            raise ConfigValidationError(str(error)) from None
-        super().__init__(**{**json.loads(resolved)[self._name], "enabled": enabled})
+        if given.get("enabled") == "auto":
+            given["enabled"] = False
+        super().__init__(**resolved_section(self._name, given))
 
 
 class TensorBoardConfig(_MonitorSection):

@@ -15,6 +15,7 @@ import torch
 
 from deepspeed import _C
 from deepspeed._C import CheckpointError
+from deepspeed.checkpoint.safe_load import verify_before_loading
 from deepspeed.git_version_info import version
 from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
@@ -194,9 +195,7 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
         together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.", one_class=True)
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
-                problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), loads_next=True)
-                if problems:
-                    raise CheckpointError("; ".join(problems[:3]))
+                verify_before_loading(directory)
         together.agree()
     return CheckpointLoader(engine, directory)
 

@@ -50,6 +50,18 @@ class Section(SimpleNamespace):
         return hasattr(self, key)
 
 
+def resolved_section(name: str, given: dict) -> dict[str, Any]:
+    """A section by itself with all its keys, for programs that have no whole configuration. Raises ConfigValidationError."""
+    enabled = given.get("enabled", False)
+    if not isinstance(enabled, bool):
+        raise ConfigValidationError(f"{name}.enabled must be true or false, found {enabled!r}")
+    try:
+        resolved, _ = _C.parse_config(json.dumps({name: given}), 1, False)
+    except DeepSpeedConfigError as error:
+        raise ConfigValidationError(str(error)) from None
+    return json.loads(resolved)[name]
+
+
 # Free-form parts that stay dictionaries: their keys are somebody else's.
 _PLAIN = ("params", "different_groups", "shared_parameters")
 

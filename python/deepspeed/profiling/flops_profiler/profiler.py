@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Any, Iterator, Sequence, TextIO
+from typing import Any, Callable, Iterator, Sequence, TextIO
 
 import torch
 import torch.nn as nn
@@ -78,29 +78,26 @@ class FlopsProfiler:
         if not self.started:
             raise RuntimeError("there is no profile: call start_profile() and run the model first; end_profile() forgets it")
 
+    def _total(self, figure_of: Callable[[nn.Module], Any], text_of: Callable[[Any], str], as_string: bool) -> Any:
+        self._check_started()
+        figure = figure_of(self.model)
+        return text_of(figure) if as_string else figure
+
     def get_total_flops(self, as_string: bool = False) -> int | str:
         """Floating-point operations of the forwards since start_profile()."""
-        self._check_started()
-        flops = get_module_flops(self.model)
-        return number_to_string(flops) if as_string else flops
+        return self._total(get_module_flops, number_to_string, as_string)
 
     def get_total_macs(self, as_string: bool = False) -> int | str:
         """Multiply-accumulate operations."""
-        self._check_started()
-        macs = get_module_macs(self.model)
-        return macs_to_string(macs) if as_string else macs
+        return self._total(get_module_macs, macs_to_string, as_string)
 
     def get_total_duration(self, as_string: bool = False) -> float | str:
         """Seconds in the model's forward."""
-        self._check_started()
-        duration = get_module_duration(self.model)
-        return duration_to_string(duration) if as_string else duration
+        return self._total(get_module_duration, duration_to_string, as_string)
 
     def get_total_params(self, as_string: bool = False) -> int | str:
         """Parameters that this rank uses; all of them where ZeRO shards them."""
-        self._check_started()
-        params = self.model.__params__ + self.model.__expert_params__
-        return params_to_string(params) if as_string else params
+        return self._total(lambda model: model.__params__ + model.__expert_params__, params_to_string, as_string)
 
     def print_model_profile(self, profile_step: int = 1, module_depth: int = -1, top_modules: int = 1, detailed: bool = True,
                             output_file: str | None = None) -> None:
