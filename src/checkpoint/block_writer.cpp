@@ -16,16 +16,16 @@ namespace deepscale {
 namespace {
 
 constexpr int64_t kMostWriters = 4;
-constexpr int64_t kBuffers = 20;  // of a thread, a block each: one is filled while the others are on their way
+constexpr int64_t kBuffers = 20;  // of a thread, a chunk each: one is filled while the others are on their way
 
 class BlockWriter {
  public:
   BlockWriter(const std::string& path, int64_t total, int64_t threads, const BlockWriteOptions& options)
       : path_(path),
         options_(options),
-        sums_{total, std::vector<uint64_t>(block_count(total))},
-        memory_(threads * kBuffers * kChecksumBlock),
-        queue_({.depth = 32, .block_bytes = int64_t{1} << 20}),
+        sums_(new_checksums(total)),
+        memory_(threads * kBuffers * kChunkBytes),
+        queue_({.depth = 32, .block_bytes = kChunkBytes}),
         file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {
     file_.preallocate(total);
   }
@@ -33,7 +33,7 @@ class BlockWriter {
   FileChecksums run(const std::vector<BlockSource>& sources) {
     run_team(static_cast<int64_t>(sources.size()), [&](int64_t thread) {
       try {
-        work(sources[thread], memory_.data() + thread * kBuffers * kChecksumBlock);
+        work(sources[thread], memory_.data() + thread * kBuffers * kChunkBytes);
       } catch (...) {
         keep_first_error();
         if (options_.on_failure) options_.on_failure();
@@ -56,13 +56,13 @@ class BlockWriter {
     std::array<std::optional<FileTransfer>, kBuffers> transfers;
     for (size_t turn = 0; !failed_; turn = (turn + 1) % kBuffers) {
       if (transfers[turn]) transfers[turn]->wait();
-      const int64_t block = next_++;
-      if (block >= static_cast<int64_t>(sums_.blocks.size())) break;
-      const int64_t offset = block * kChecksumBlock, bytes = std::min(kChecksumBlock, sums_.bytes - offset);
-      const char* const data = source(offset, bytes, buffers + static_cast<int64_t>(turn) * kChecksumBlock);
+      const int64_t offset = next_++ * kChunkBytes;
+      if (offset >= sums_.bytes) break;
+      const int64_t bytes = std::min(kChunkBytes, sums_.bytes - offset);
+      const char* const data = source(offset, bytes, buffers + static_cast<int64_t>(turn) * kChunkBytes);
       DS_CHECK_AS(IoError, options_.cancelled == nullptr || !*options_.cancelled, "writing {} was cancelled", path_);
       transfers[turn].emplace(file_.write(offset, data, bytes));
-      sums_.blocks[block] = checksum_of(data, bytes);
+      set_checksums(sums_, offset, data, bytes);
     }
     for (std::optional<FileTransfer>& transfer : transfers) {
       if (transfer && !failed_) transfer->wait();
@@ -86,7 +86,7 @@ class BlockWriter {
 FileChecksums write_blocks(const std::string& path, int64_t total, const std::function<BlockSource()>& make_source,
                            const BlockWriteOptions& options) {
   const int64_t threads =
-      std::max<int64_t>(1, std::min({static_cast<int64_t>(options.threads), kMostWriters, block_count(total)}));
+      std::clamp<int64_t>(options.threads, 1, std::clamp<int64_t>(total / kChunkBytes, 1, kMostWriters));
   std::vector<BlockSource> sources;
   for (int64_t i = 0; i < threads; ++i) sources.push_back(make_source());
   return BlockWriter(path, total, threads, options).run(sources);

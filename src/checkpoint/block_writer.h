@@ -1,5 +1,5 @@
-// Writes one file of known length past the page cache (platform/async_file.h), block by block, with the checksum of
-// each block taken from the memory that was meant to be written. Several threads fill blocks and sum them while others
+// Writes one file of known length past the page cache (platform/async_file.h), chunk by chunk, with the checksum of
+// each of its blocks taken from the memory that was meant to be written. Several threads fill chunks and sum them while others
 // are on their way to the disk: one core alone copies slower than a fast disk writes. Torch-free.
 #pragma once
 
@@ -13,7 +13,7 @@
 namespace deepscale {
 
 /// Bytes [offset, offset + bytes) of the file: written into `buffer` and that returned, or a pointer to where they
-/// stand, which must stay until the file is written. A block at a time, in ascending order for one source.
+/// stand, which must stay until the file is written. A chunk at a time, in ascending order for one source.
 using BlockSource = std::function<const char*(int64_t offset, int64_t bytes, char* buffer)>;
 
 struct BlockWriteOptions {

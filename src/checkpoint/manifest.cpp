@@ -66,21 +66,42 @@ bool is_plain_name(const std::string& name) {
          name.find('\0') == std::string::npos && name != kManifestName;
 }
 
-ManifestFile read_file_entry(const Json& json, const Reader& reader) {
+/// 16 digits for each block one after the other; in older manifests a list of them.
+std::vector<uint64_t> read_checksums(const Json& json, const Reader& reader) {
+  std::vector<uint64_t> blocks;
+  const auto add = [&](std::string_view text) {
+    reader.check(parse_checksum(text, blocks.emplace_back()), "{} is no checksum", printable(text));
+  };
+  if (json.is_string()) {
+    const std::string_view text = json.get_ref<const std::string&>();
+    blocks.reserve(text.size() / 16);
+    for (size_t at = 0; at < text.size(); at += 16) add(text.substr(at, 16));
+    return blocks;
+  }
+  reader.check(json.is_array(), "\"xxh3\" is neither text nor a list");
+  for (const Json& item : json) {
+    reader.check(item.is_string(), "{} is no checksum", item.dump().substr(0, 40));
+    add(item.get_ref<const std::string&>());
+  }
+  return blocks;
+}
+
+/// manifest: where older ones name the size of blocks once for all files.
+ManifestFile read_file_entry(const Json& json, const Json& manifest, const Reader& reader) {
   ManifestFile file;
   file.name = reader.text(json, "name");
   reader.check(is_plain_name(file.name), "\"{}\" is not the name of a file in this folder", printable(file.name));
   const Reader inner = reader.at("file " + printable(file.name));
   file.checksums.bytes = inner.count(inner.member(json, "bytes"), "\"bytes\"");
-  for (const Json& item : inner.list(json, "xxh3")) {
-    uint64_t checksum = 0;
-    inner.check(item.is_string() && parse_checksum(item.get_ref<const std::string&>(), checksum), "{} is no checksum",
-                item.dump().substr(0, 40));
-    file.checksums.blocks.push_back(checksum);
-  }
-  inner.check(static_cast<int64_t>(file.checksums.blocks.size()) == block_count(file.checksums.bytes),
+  const Json& block = json.contains("block_bytes") ? json.at("block_bytes") : inner.member(manifest, "block_bytes");
+  file.checksums.block_bytes = inner.count(block, "\"block_bytes\"");
+  inner.check(is_block_size(file.checksums.block_bytes),
+              "has checksums of blocks of {} bytes, expected a power of two from 4096 to {}",
+              file.checksums.block_bytes, 16 * kChunkBytes);
+  file.checksums.blocks = read_checksums(inner.member(json, "xxh3"), inner);
+  inner.check(static_cast<int64_t>(file.checksums.blocks.size()) == file.checksums.count(),
               "{} bytes have {} checksums, expected {}", file.checksums.bytes, file.checksums.blocks.size(),
-              block_count(file.checksums.bytes));
+              file.checksums.count());
   return file;
 }
 
@@ -142,9 +163,13 @@ Json parse_text(std::string_view text, const Reader& reader) {
 Json to_json(const Manifest& manifest) {
   Json files = Json::array(), tensors = Json::array();
   for (const ManifestFile& file : manifest.files) {
-    Json sums = Json::array();
-    for (const uint64_t block : file.checksums.blocks) sums.push_back(checksum_text(block));
-    files.push_back({{"name", file.name}, {"bytes", file.checksums.bytes}, {"xxh3", std::move(sums)}});
+    std::string sums;
+    sums.reserve(file.checksums.blocks.size() * 16);
+    for (const uint64_t block : file.checksums.blocks) sums += checksum_text(block);
+    files.push_back({{"name", file.name},
+                     {"bytes", file.checksums.bytes},
+                     {"block_bytes", file.checksums.block_bytes},
+                     {"xxh3", std::move(sums)}});
   }
   for (const ManifestTensor& tensor : manifest.tensors) {
     Json slices = Json::array();
@@ -159,7 +184,6 @@ Json to_json(const Manifest& manifest) {
   json["version"] = kVersion;
   json["layout"] = manifest.layout;
   json["tag"] = manifest.tag;
-  json["block_bytes"] = kChecksumBlock;
   json["files"] = std::move(files);
   json["tensors"] = std::move(tensors);
   json["info"] = config::parse_json_text(manifest.info);
@@ -225,13 +249,10 @@ Manifest parse_manifest(std::string_view text, const std::string& file, bool is_
   const std::string checksum = reader.text(json, "checksum");
   json.erase("checksum");
   reader.check(checksum == checksum_text(checksum_of(json.dump())), "is damaged: its checksum is another one");
-  const int64_t block_bytes = reader.count(reader.member(json, "block_bytes"), "\"block_bytes\"");
-  reader.check(block_bytes == kChecksumBlock, "has checksums of blocks of {} bytes, expected {}", block_bytes,
-               kChecksumBlock);
   Manifest manifest;
   manifest.layout = reader.text(json, "layout");
   manifest.tag = reader.text(json, "tag");
-  for (const Json& item : reader.list(json, "files")) manifest.files.push_back(read_file_entry(item, reader));
+  for (const Json& item : reader.list(json, "files")) manifest.files.push_back(read_file_entry(item, json, reader));
   for (const Json& item : reader.list(json, "tensors")) manifest.tensors.push_back(read_tensor(item, reader));
   const Json& info = reader.member(json, "info");
   reader.check(info.is_object(), "\"info\" is no object");

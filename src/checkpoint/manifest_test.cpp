@@ -15,8 +15,8 @@ using config::Json;
 
 Json good() {
   return config::parse_json_text(R"({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "t",
-    "block_bytes": 1048576, "files": [{"name": "f", "bytes": 100, "xxh3": ["0123456789abcdef"]},
-                                      {"name": "g", "bytes": 0, "xxh3": []}],
+    "files": [{"name": "f", "bytes": 100, "block_bytes": 65536, "xxh3": "0123456789abcdef"},
+              {"name": "g", "bytes": 0, "block_bytes": 1048576, "xxh3": ""}],
     "tensors": [{"name": "a", "dtype": "float32", "shape": [2, 4], "slices": [[0, 8, 0, 5], [0, 28, 5, 3]]},
                 {"name": "b", "dtype": "int8", "shape": [0, 4611686018427387904], "slices": []}], "info": {}})");
 }
@@ -48,15 +48,14 @@ TEST(ManifestTest, AnythingOfAnotherKindIsRefusedByName) {
                                 "/version",
                                 "/layout",
                                 "/tag",
-                                "/block_bytes",
                                 "/files",
                                 "/tensors",
                                 "/info",
                                 "/files/0",
                                 "/files/0/name",
                                 "/files/0/bytes",
+                                "/files/0/block_bytes",
                                 "/files/0/xxh3",
-                                "/files/0/xxh3/0",
                                 "/tensors/0",
                                 "/tensors/0/name",
                                 "/tensors/0/dtype",
@@ -72,7 +71,8 @@ TEST(ManifestTest, AnythingOfAnotherKindIsRefusedByName) {
     for (const Json& value : wrong) {
       Json json = good();
       Json& here = json[Json::json_pointer(place)];
-      if (value.type() == here.type() && !here.is_number()) continue;
+      const bool any_text = value.is_string() && here.is_string() && place != "/files/0/xxh3";
+      if (any_text || (value.type() == here.type() && !here.is_number() && !here.is_string())) continue;
       here = value;
       EXPECT_NE(said_about(json), "") << place << " is " << value.dump();
     }
@@ -83,6 +83,44 @@ TEST(ManifestTest, AnythingOfAnotherKindIsRefusedByName) {
     above.erase(place.substr(end + 1));
     const std::string said = place == "/format" ? "is not of the format" : "has no \"" + place.substr(end + 1);
     EXPECT_NE(said_about(json).find(said), std::string::npos) << place;
+  }
+}
+
+// Before, blocks had one size in all files, and checksums were a list.
+TEST(ManifestTest, OlderManifestsAreRead) {
+  Json json = good();
+  for (Json& file : json["files"]) file.erase("block_bytes");
+  json["block_bytes"] = 4 << 20;
+  json["files"][0]["bytes"] = 5 << 20;
+  json["files"][0]["xxh3"] = {"0123456789abcdef", "fedcba9876543210"};
+  const Manifest manifest = parse_manifest(signed_text(json), "m");
+  EXPECT_EQ(manifest.files[0].checksums.block_bytes, 4 << 20);
+  EXPECT_EQ(manifest.files[0].checksums.blocks, (std::vector<uint64_t>{0x0123456789abcdef, 0xfedcba9876543210}));
+  EXPECT_EQ(manifest.files[1].checksums.count(), 0);
+  json["files"][0]["xxh3"][1] = 7;
+  EXPECT_NE(said_about(json).find("7 is no checksum"), std::string::npos);
+}
+
+TEST(ManifestTest, ChecksumsAreOnesOfTheFilesBlocks) {
+  Json json = good();
+  for (const int64_t size : {0, 1, 4095, 65537, 32 << 20}) {
+    json["files"][0]["block_bytes"] = size;
+    EXPECT_NE(said_about(json).find("expected a power of two"), std::string::npos) << size;
+  }
+  json = good();
+  json["files"][0]["bytes"] = 65537;
+  EXPECT_NE(said_about(json).find("65537 bytes have 1 checksums, expected 2"), std::string::npos);
+  json["files"][0]["xxh3"] = "0123456789abcdef0123456789abcde";
+  EXPECT_NE(said_about(json).find("0123456789abcde is no checksum"), std::string::npos);
+}
+
+TEST(ManifestTest, BlocksGrowWithTheFile) {
+  EXPECT_EQ(block_bytes_for(0), 64 << 10);
+  EXPECT_EQ(block_bytes_for(int64_t{1} << 30), 128 << 10);
+  for (int64_t bytes = 1; bytes < int64_t{1} << 50; bytes *= 3) {
+    const FileChecksums sums{.bytes = bytes, .block_bytes = block_bytes_for(bytes), .blocks = {}};
+    EXPECT_TRUE(is_block_size(sums.block_bytes)) << bytes;
+    EXPECT_TRUE(sums.count() <= int64_t{1} << 14 || sums.block_bytes == kChunkBytes) << bytes;
   }
 }
 
@@ -103,7 +141,7 @@ TEST(ManifestTest, SizesThatOverflowAreRefused) {
       {"/tensors/0/shape/0", ~uint64_t{0}},         {"/tensors/0/slices/0/0", uint64_t{1} << 32},
       {"/tensors/0/slices/0/1", uint64_t{1} << 62}, {"/tensors/0/slices/0/2", (uint64_t{1} << 62) - 1},
       {"/tensors/0/slices/0/3", uint64_t{1} << 62}, {"/tensors/0/slices/1/3", (uint64_t{1} << 62) - 1},
-      {"/files/0/bytes", uint64_t{1} << 62},        {"/block_bytes", ~uint64_t{0}}};
+      {"/files/0/bytes", uint64_t{1} << 62},        {"/files/0/block_bytes", ~uint64_t{0}}};
   for (const auto& [place, value] : cases) {
     Json json = good();
     json[Json::json_pointer(place)] = value;
@@ -143,7 +181,7 @@ TEST(ManifestTest, TextThatIsNoManifestIsRefused) {
 
 TEST(ManifestTest, AHundredThousandTensorsTakeSeconds) {
   Json json = good();
-  json["files"] = Json::array({{{"name", "f"}, {"bytes", 100'000}, {"xxh3", {"0123456789abcdef"}}}});
+  json["files"] = Json::array({{{"name", "f"}, {"bytes", 100'000}, {"block_bytes", 1 << 20}, {"xxh3", "0123456789abcdef"}}});
   json["tensors"] = Json::array();
   for (int i = 0; i < 100'000; ++i) {
     json["tensors"].push_back(

@@ -301,14 +301,14 @@ TEST_F(TagFolderTest, AnErrorOfOneThreadEndsTheWritingOfAll) {
   std::atomic<bool> cancelled = true;
   const auto sources = []() -> BlockSource {
     return [](int64_t offset, int64_t bytes, char* buffer) {
-      if (offset >= 8 * kChecksumBlock) throw IoError("bad block");
+      if (offset >= 8 * kChunkBytes) throw IoError("bad block");
       std::fill_n(buffer, bytes, 'x');
       return buffer;
     };
   };
-  const int64_t total = 40 * kChecksumBlock;
+  const int64_t total = 40 * kChunkBytes;
   EXPECT_THROW(write_blocks(root_ + "/x", total, sources, {.threads = 3}), IoError);
-  EXPECT_THROW(write_blocks(root_ + "/x", 2 * kChecksumBlock, sources, {.threads = 3, .cancelled = &cancelled}),
+  EXPECT_THROW(write_blocks(root_ + "/x", 2 * kChunkBytes, sources, {.threads = 3, .cancelled = &cancelled}),
                IoError);
 }
 

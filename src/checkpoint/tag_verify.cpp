@@ -17,7 +17,7 @@
 namespace deepscale {
 namespace {
 
-constexpr int64_t kBlocksPerJob = 256;  // 256 MiB: large files are read by several threads
+constexpr int64_t kJobBytes = 256 * kChunkBytes;  // large files are read by several threads
 
 /// Calls work(0) to work(count - 1) by several threads.
 template <typename Work>
@@ -42,11 +42,10 @@ void verify_blocks(const std::string& folder, const Manifest& manifest, const Ve
   };
   std::vector<Job> jobs;
   for (size_t f = 0; f < manifest.files.size(); ++f) {
-    const auto blocks = static_cast<int64_t>(manifest.files[f].checksums.blocks.size());
-    jobs.push_back({f, 0, std::min(blocks, kBlocksPerJob)});  // also for an empty file: it must be there
-    for (int64_t b = kBlocksPerJob; b < blocks; b += kBlocksPerJob) {
-      jobs.push_back({f, b, std::min(kBlocksPerJob, blocks - b)});
-    }
+    const int64_t blocks = manifest.files[f].checksums.count();
+    const int64_t most = kJobBytes / manifest.files[f].checksums.block_bytes;
+    jobs.push_back({f, 0, std::min(blocks, most)});  // also for an empty file: it must be there
+    for (int64_t b = most; b < blocks; b += most) jobs.push_back({f, b, std::min(most, blocks - b)});
   }
   std::mutex mutex;
   std::vector<std::set<int64_t>> damaged(manifest.files.size());

@@ -74,9 +74,9 @@ class ConvertedBytes {
 void check_written(const std::string& path, const FileChecksums& checksums) {
   const size_t slash = path.rfind('/');
   const ManifestFile file{path.substr(slash + 1), checksums};
-  const auto damaged = damaged_blocks(path.substr(0, slash), file, 0, block_count(checksums.bytes));
+  const auto damaged = damaged_blocks(path.substr(0, slash), file, 0, checksums.count());
   DS_CHECK_AS(CheckpointError, damaged.empty(), "{} was written, but the disk returns other bytes from byte {} on",
-              path, damaged.empty() ? 0 : damaged.front() * kChecksumBlock);
+              path, damaged.empty() ? 0 : damaged.front() * checksums.block_bytes);
 }
 
 void check_room(const std::string& folder, int64_t bytes) {

@@ -26,32 +26,51 @@ void check_size(const std::string& folder, const ManifestFile& file) {
               folder, file.name, *bytes, file.checksums.bytes);
 }
 
+/// Blocks [first, first + count) of a file, which are read at once.
+struct BlockRun {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+int64_t longest_run(const FileChecksums& sums) {
+  return std::max<int64_t>(1, kChunkBytes / sums.block_bytes);
+}
+
+/// blocks: ascending.
+std::vector<BlockRun> runs_of(const std::vector<int64_t>& blocks, const FileChecksums& sums) {
+  std::vector<BlockRun> runs;
+  for (const int64_t block : blocks) {
+    if (runs.empty() || runs.back().first + runs.back().count != block || runs.back().count == longest_run(sums)) {
+      runs.push_back({block, 0});
+    }
+    ++runs.back().count;
+  }
+  return runs;
+}
+
 /// Called with a block's number, its bytes, and whether their checksum is right; from several threads at once.
 using BlockVisit = std::function<void(int64_t block, const char* data, bool intact)>;
 
 /// Reads blocks of a file in ascending order. Each thread has some of them read ahead while it sums and uses one.
 class BlockReader {
  public:
-  BlockReader(const std::string& folder, const ManifestFile& file, std::vector<int64_t> blocks, int threads,
+  BlockReader(const std::string& folder, const ManifestFile& file, const std::vector<int64_t>& blocks, int threads,
               FileCaching caching = FileCaching::kDirect)
-      : source_(file),
-        blocks_(std::move(blocks)),
-        threads_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()) / kAhead, 1,
+      : sums_(file.checksums),
+        runs_(runs_of(blocks, sums_)),
+        threads_(std::clamp<int64_t>(static_cast<int64_t>(runs_.size()) / kAhead, 1,
                                      std::clamp<int64_t>(threads, 1, kMostReaders))),
-        places_(std::clamp<int64_t>(static_cast<int64_t>(blocks_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
-        memory_(threads_ * places_ * kChecksumBlock),
-        queue_({.depth = 32, .block_bytes = int64_t{1} << 20}),
+        places_(std::clamp<int64_t>(static_cast<int64_t>(runs_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
+        place_bytes_(longest_run(sums_) * sums_.block_bytes),
+        memory_(threads_ * places_ * place_bytes_),
+        queue_({.depth = 32, .block_bytes = kChunkBytes}),
         file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
-
-  [[nodiscard]] int64_t bytes_of(int64_t block) const {
-    return std::min(kChecksumBlock, source_.checksums.bytes - block * kChecksumBlock);
-  }
 
   /// Throws what reading or `visit` throws, after all threads have ended.
   void run(const BlockVisit& visit) {
     run_team(threads_, [&](int64_t thread) {
       try {
-        work(memory_.data() + thread * places_ * kChecksumBlock, visit);
+        work(memory_.data() + thread * places_ * place_bytes_, visit);
       } catch (...) {
         failed_ = true;
         throw;
@@ -61,7 +80,7 @@ class BlockReader {
 
  private:
   struct Reading {
-    int64_t block;
+    BlockRun run;
     char* place;
     FileTransfer transfer;
   };
@@ -72,23 +91,30 @@ class BlockReader {
     while (!failed_) {
       while (static_cast<int64_t>(readings.size()) < places_) {
         const size_t next = next_++;
-        if (next >= blocks_.size()) break;
-        const int64_t block = blocks_[next];
-        char* const place = memory + turn++ % places_ * kChecksumBlock;
-        readings.push_back({block, place, file_.read(block * kChecksumBlock, place, bytes_of(block))});
+        if (next >= runs_.size()) break;
+        char* const place = memory + turn++ % places_ * place_bytes_;
+        readings.push_back({runs_[next], place, start(runs_[next], place)});
       }
       if (readings.empty()) return;
       Reading& first = readings.front();
       first.transfer.wait();
-      visit(first.block, first.place,
-            checksum_of(first.place, bytes_of(first.block)) == source_.checksums.blocks[first.block]);
+      for (int64_t i = 0; i < first.run.count; ++i) {
+        const int64_t block = first.run.first + i;
+        const char* const data = first.place + i * sums_.block_bytes;
+        visit(block, data, checksum_of(data, sums_.bytes_of(block)) == sums_.blocks[static_cast<size_t>(block)]);
+      }
       readings.pop_front();
     }
   }
 
-  const ManifestFile& source_;
-  std::vector<int64_t> blocks_;
-  int64_t threads_, places_;
+  FileTransfer start(const BlockRun& run, char* place) {
+    const int64_t begin = run.first * sums_.block_bytes;
+    return file_.read(begin, place, std::min(run.count * sums_.block_bytes, sums_.bytes - begin));
+  }
+
+  const FileChecksums& sums_;
+  const std::vector<BlockRun> runs_;
+  int64_t threads_, places_, place_bytes_;
   PrivateMemory memory_;
   AsyncFileQueue queue_;
   AsyncFile file_;
@@ -97,9 +123,9 @@ class BlockReader {
 };
 
 std::string damage_text(const std::string& folder, const ManifestFile& file, int64_t first, int64_t last) {
+  const FileChecksums& sums = file.checksums;
   return fmt::format("checkpoint {}: the file {} is damaged between byte {} and {}: its checksum is another one",
-                     folder, file.name, first * kChecksumBlock,
-                     std::min(file.checksums.bytes, (last + 1) * kChecksumBlock));
+                     folder, file.name, first * sums.block_bytes, std::min(sums.bytes, (last + 1) * sums.block_bytes));
 }
 
 }  // namespace
@@ -107,16 +133,17 @@ std::string damage_text(const std::string& folder, const ManifestFile& file, int
 void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads) {
   std::erase_if(parts, [](const FilePart& part) { return part.bytes == 0; });
   check_size(folder, file);
+  const FileChecksums& sums = file.checksums;
   std::sort(parts.begin(), parts.end(), [](const FilePart& a, const FilePart& b) { return a.begin < b.begin; });
   std::vector<int64_t> blocks;
   int64_t longest = 0;
   for (const FilePart& part : parts) {
-    DS_CHECK_AS(CheckpointError, part.begin >= 0 && part.bytes <= file.checksums.bytes - part.begin,
+    DS_CHECK_AS(CheckpointError, part.begin >= 0 && part.bytes <= sums.bytes - part.begin,
                 "checkpoint {}: bytes {} to {} of {} were asked for, which has {}", folder, part.begin,
-                part.begin + part.bytes, file.name, file.checksums.bytes);
+                part.begin + part.bytes, file.name, sums.bytes);
     longest = std::max(longest, part.bytes);
-    const int64_t last = (part.begin + part.bytes - 1) / kChecksumBlock;
-    for (int64_t b = part.begin / kChecksumBlock; b <= last; ++b) {
+    const int64_t last = (part.begin + part.bytes - 1) / sums.block_bytes;
+    for (int64_t b = part.begin / sums.block_bytes; b <= last; ++b) {
       if (blocks.empty() || blocks.back() < b) blocks.push_back(b);
     }
   }
@@ -124,7 +151,7 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
   BlockReader reader(folder, file, blocks, threads);
   reader.run([&](int64_t block, const char* data, bool intact) {
     DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
-    const int64_t begin = block * kChecksumBlock, end = begin + reader.bytes_of(block);
+    const int64_t begin = block * sums.block_bytes, end = begin + sums.bytes_of(block);
     // None that begins before this reaches the block.
     auto part = std::lower_bound(parts.begin(), parts.end(), begin - longest + 1,
                                  [](const FilePart& p, int64_t value) { return p.begin < value; });
@@ -148,7 +175,7 @@ std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFil
   reader.run([&](int64_t block, const char*, bool intact) {
     const std::lock_guard lock(mutex);
     if (!intact) damaged.push_back(block);
-    if (read) read(reader.bytes_of(block));
+    if (read) read(file.checksums.bytes_of(block));
   });
   std::sort(damaged.begin(), damaged.end());
   return damaged;
@@ -173,7 +200,7 @@ FileCaching caching_before_loading(const Manifest& manifest) {
 std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads,
                                      FileCaching caching) {
   try {
-    const int64_t count = block_count(file.checksums.bytes);
+    const int64_t count = file.checksums.count();
     return damage_lines(folder, file, damaged_blocks(folder, file, 0, count, {}, threads, caching));
   } catch (const Error& error) {
     return {error.what()};

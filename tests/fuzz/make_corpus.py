@@ -113,13 +113,15 @@ def texts() -> None:
 
 
 def manifest(files: list, tensors: list, **more: object) -> bytes:
-    listed = [{"name": name, "bytes": size, "xxh3": ["0123456789abcdef"] * -(-size // (1 << 20))} for name, size in files]
+    listed = [file if isinstance(file, dict) else {"name": file[0], "bytes": file[1], "xxh3": ["0123456789abcdef"] * -(-file[1] // (1 << 20))}
+              for file in files]
     named = [{"name": name, "dtype": dtype, "shape": shape, "slices": slices} for name, dtype, shape, slices in tensors]
     return json.dumps({"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10", "block_bytes": 1 << 20,
                        "files": listed, "tensors": named, "info": {"world": 2, "stage": 3}, "checksum": "0" * 16, **more}).encode()
 
 
 def manifests() -> None:
+    newer = {"name": "rank_00000.safetensors", "bytes": 150_000, "block_bytes": 1 << 16, "xxh3": "0123456789abcdef" * 3}
     files = [("rank_00000.safetensors", 1000), ("rank_00001.safetensors", 5 << 20), ("common.pt", 300)]
     halves = ("fp32/weight", "float32", [4, 8], [[0, 64, 0, 16], [1, 64, 16, 16]])
     huge = 2**62
@@ -143,6 +145,8 @@ def manifests() -> None:
         put("manifest", name, manifest(listed, tensors, **({"layout": "deepspeed"} if name == "deepspeed" else {})))
     put("manifest", "version", manifest(files, [halves], version=2))
     put("manifest", "blocks", manifest(files, [halves], block_bytes=1))
+    put("manifest", "newer", manifest([newer], [("fp32/weight", "float32", [4, 8], [[0, 70_000, 0, 32]])]))
+    put("manifest", "few_checksums", manifest([{**newer, "bytes": 1 << 20}], []))
     put("manifest", "info", manifest(files, [halves], info=[1]))
 
 
