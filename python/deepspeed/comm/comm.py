@@ -17,7 +17,8 @@ from torch.distributed import ProcessGroup, ReduceOp, is_available
 
 from deepspeed.comm import communicators
 from deepspeed.comm.comms_logging import CommsLogger
-from deepspeed.comm.discovery import mpi_discovery  # noqa: F401  (these three by their old path)
+from deepspeed.comm.discovery import (in_aml, in_aws_sm, in_dlts, mpi_discovery, patch_aml_env_for_torch_nccl_backend,  # noqa: F401
+                                      patch_aws_sm_env_for_torch_nccl_backend)  # noqa: F401  (these and two more by their old path)
 from deepspeed.comm.init import destroy_process_group, init_distributed  # noqa: F401
 
 __all__ = [
