@@ -196,7 +196,7 @@ void register_facts(py::class_<Engine>& engine) {
       .def("file_tier_facts", &file_use)
       .def("description", &Engine::description)
       .def("get_step", &Engine::optimizer_steps)
-      .def("reset_optimizer", &Engine::reset_optimizer)
+      .def("reset_optimizer", &Engine::reset_optimizer, py::arg("states_follow") = false)
       .def("end_load", &Engine::end_load)
       .def("set_step", &Engine::set_optimizer_steps, py::arg("step"));
 }

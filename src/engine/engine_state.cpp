@@ -77,10 +77,10 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
   }
 }
 
-void Engine::reset_optimizer() {
+void Engine::reset_optimizer(bool states_follow) {
   const c10::NoGradGuard no_grad;
   cut_off_ = "loading of states was cut off";
-  optimizer_->reset_states();
+  optimizer_->reset_states(/*zeros=*/!states_follow);
   optimizer_steps_ = 0;
 }
 

@@ -356,13 +356,14 @@ void ShardedOptimizer::finish_external(int unit) {
   store_shard(unit);
 }
 
-void ShardedOptimizer::reset_states() {
+void ShardedOptimizer::reset_states(bool zeros) {
   for (auto& state : units_) {
     for (Block& block : state.blocks) {
       if (state.file != nullptr) block.drop();  // what a step that was cut off had begun to read
+      for (Run& run : block.runs) run.tensors.fresh = true;
+      if (!zeros) continue;
       block.load();
       for (auto& tensor : block.states) tensor.zero_();
-      for (Run& run : block.runs) run.tensors.fresh = true;
       block.store();
     }
   }

@@ -70,8 +70,8 @@ class ShardedOptimizer {
   void prepare_external(int unit, const at::Tensor& gradient, double grad_scale);
   void finish_external(int unit);
 
-  /// States as before the first step.
-  void reset_states();
+  /// States as before the first step; with zeros = false their values are left, for a caller that writes all of them.
+  void reset_states(bool zeros);
   /// Position of a state in options().state_names(). Throws, alike on all ranks, for a name that is none of them.
   [[nodiscard]] size_t state_index(const std::string& key) const;
   /// Local piece of a parameter's master ("fp32") or state, 1-D: a view where it is in memory, a copy where it lives in

@@ -262,7 +262,7 @@ class NativeLoader(CheckpointLoader):
                             " The engine holds parts of it: load another checkpoint before going on.", one_class=True)
         trained = {e.index: e for group in optimizer_groups(engine) for e in group}
         if engine._stepper is not None and optimizer:
-            reset_optimizer(engine)
+            reset_optimizer(engine, self._has_all_states(trained))
         with together.attempt():
             self._read_fragments(trained, optimizer, module)
         if module:
@@ -332,6 +332,13 @@ class NativeLoader(CheckpointLoader):
             stored = self._state_names(entry.name)
             wanted |= {key: f"{name}/{entry.name}" for key, name in self._names_of_states(entry, reader).items() if name in stored}
         return wanted
+
+    def _has_all_states(self, trained: dict[int, Any]) -> bool:
+        if not self.engine._stepper.native or self.optimizer is None or not self.optimizer["has_states"]:
+            return False
+        reader = StateReader(self.engine)
+        return all(name in self._state_names(entry.name)
+                   for entry in trained.values() for name in self._names_of_states(entry, reader).values())
 
     def _names_of_states(self, entry: Any, reader: StateReader | None) -> dict[str, str]:
         """The optimizer's names of a parameter's states -> names in the manifest. reader: of an optimizer that the core computes."""

@@ -241,10 +241,11 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
 
 
 @torch.no_grad()
-def reset_optimizer(engine: Any) -> None:
-    """States, step count and loss scale as they were before the first step, until the core's end_load()."""
+def reset_optimizer(engine: Any, states_follow: bool = False) -> None:
+    """States, step count and loss scale as they were before the first step, until the core's end_load(). states_follow: the caller
+    writes every state of every parameter, whose old values need not be cleared."""
     if engine._stepper.native:
-        engine._core.reset_optimizer()
+        engine._core.reset_optimizer(states_follow)
     else:
         engine.basic_optimizer.state.clear()
     engine._core.load_scaler_state(engine._first_scaler_state)
