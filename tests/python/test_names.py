@@ -117,6 +117,54 @@ def test_what_is_missing_from_a_class_that_exists_says_so():
         DeepSpeedCPUAdam.rollback_subgroup()
 
 
+def test_the_cuda_accelerator_has_the_whole_interface():
+    from unittest import mock
+
+    from deepspeed.accelerator.abstract_accelerator import DeepSpeedAccelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    device = CUDA_Accelerator()
+    for name in ("synchronize", "set_device", "empty_cache", "memory_allocated", "max_memory_reserved", "reset_peak_memory_stats"):
+        with mock.patch(f"torch.cuda.{name}", return_value=7) as torchs:
+            assert getattr(device, name)(0) == 7
+        torchs.assert_called_once_with(0)
+    code = {name: getattr(getattr(member, "fget", member), "__code__", None) for name, member in vars(DeepSpeedAccelerator).items()}
+    refuses = [name for name in code if code[name] is not None and "NotImplementedError" in code[name].co_names]
+    assert "memory_stats" in refuses
+    inherited = [name for name in refuses if getattr(CUDA_Accelerator, name) is getattr(DeepSpeedAccelerator, name)]
+    assert not inherited, inherited
+
+
+def test_small_helpers_of_the_old_paths():
+    import torch
+    from deepspeed.runtime.compiler import is_compile_supported
+    from deepspeed.runtime.utils import (call_to_str, get_ma_status, get_only_unique_item, is_model_parallel_parameter, prefix_sum_inc,
+                                         required_torch_version)
+    from deepspeed.utils.bwc import bwc_pipeline_parallel_world_size, bwc_tensor_model_parallel_rank, bwc_tensor_model_parallel_world_size
+    assert prefix_sum_inc([1, 2, 3]) == [1, 3, 6]
+    assert call_to_str("forward", 1, key="x") == "forward(1, key='x')"
+    assert get_only_unique_item([2, 2]) == 2 and is_compile_supported() and get_ma_status() > 0
+    with pytest.raises(RuntimeError, match="only one unique"):
+        get_only_unique_item([1, 2])
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert required_torch_version(min_version=2.6) and required_torch_version(min_version=minor, max_version=minor)
+    assert not required_torch_version(max_version="2.10") and not required_torch_version(min_version="99.0")
+
+    class Mpu:
+
+        def get_tensor_model_parallel_rank(self):
+            return 3
+
+        def get_model_parallel_world_size(self):
+            return 4
+
+    assert (bwc_tensor_model_parallel_rank(Mpu()), bwc_tensor_model_parallel_world_size(Mpu())) == (3, 4)
+    assert (bwc_tensor_model_parallel_rank(), bwc_pipeline_parallel_world_size(Mpu())) == (0, 1)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert not is_model_parallel_parameter(parameter)
+    parameter.tensor_model_parallel = True
+    assert is_model_parallel_parameter(parameter)
+
+
 def test_the_report_is_the_programs():
     run = subprocess.run([sys.executable, "-m", "deepspeed.env_report"], capture_output=True, text=True, check=True)
     assert "deepspeed" in run.stdout.lower() and "torch" in run.stdout
