@@ -66,14 +66,22 @@ def environment(folder: Path) -> dict[str, str]:
     programs = folder / ".programs"
     programs.mkdir()
     # A script and not a link: a virtual environment is found by the place of its interpreter.
-    (programs / "python").write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} \"$@\"\n")
-    (programs / "python").chmod(0o755)
+    _script(programs / "python", f'exec {shlex.quote(sys.executable)} "$@"')
     launcher = built_program("deepspeed")
-    folders = [str(programs), *([str(Path(launcher).parent)] if launcher else []), str(Path(sys.executable).parent)]
+    folders = [str(programs), str(Path(sys.executable).parent)]
+    if launcher is not None:
+        # A port of its own: its default may be taken while the ranks start, by another test.
+        _script(programs / "deepspeed", f'exec {shlex.quote(launcher)} --master_port {free_port()} "$@"')
+        folders.insert(1, str(Path(launcher).parent))
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
     return {**kept, "PATH": os.pathsep.join([*folders, os.environ["PATH"]]), "DEEPSCALE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
             "MASTER_PORT": str(free_port()), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false", "HF_HOME": str(folder / ".huggingface")}
+
+
+def _script(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
 
 
 def run_page(page: str, folder: Path) -> None:
