@@ -23,8 +23,13 @@ html_theme = "alabaster"
 html_show_sourcelink = False
 default_role = "code"
 python_use_unqualified_type_names = True
-autodoc_default_options = {"members": True, "inherited-members": "Module,Tensor,Optimizer,Exception,Enum,SimpleNamespace,dict,int,str", "member-order": "bysource",
-                           "show-inheritance": True, "ignore-module-all": True}
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "Module,Optimizer,Exception,Enum,SimpleNamespace,dict,int,str",
+    "member-order": "bysource",
+    "show-inheritance": True,
+    "ignore-module-all": True,
+}
 autodoc_typehints = "none"
 suppress_warnings = ["ref.ref", "ref.doc"]  # what inherits PyTorch's docstrings inherits links into its pages
 
