@@ -11,6 +11,9 @@ PACKAGE="${DEEPSCALE_DOCS_PACKAGE:-$ROOT/build/release/python}"
 
 doxygen_needs() { echo "doxygen|command -v doxygen|comments of the C++ headers"; }
 
+# In a shell of its own: what fails here ends the part about C++, and not the script.
+doxygen_program() { (system_packages doxygen_needs) && command -v doxygen >/dev/null; }
+
 # An environment of its own for the tools; the interpreter, torch and numpy are those of .venv.
 tools() {
   local wanted
@@ -49,7 +52,7 @@ pages() {
 phase "Python environment" python_environment
 phase "documentation tools" tools
 rm -rf "$OUT/xml"
-if phase "Doxygen" system_packages doxygen_needs && command -v doxygen >/dev/null; then
+if phase "Doxygen" doxygen_program; then
   [ -n "$DRY_RUN" ] || phase "C++ headers" headers
 else
   say "   no doxygen: the reference is made without its part about C++"
