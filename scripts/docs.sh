@@ -12,7 +12,7 @@ PACKAGE="${DEEPSCALE_DOCS_PACKAGE:-$ROOT/build/release/python}"
 doxygen_needs() { echo "doxygen|command -v doxygen|comments of the C++ headers"; }
 
 # In a shell of its own: what fails here ends the part about C++, and not the script.
-doxygen_program() { (system_packages doxygen_needs) && command -v doxygen >/dev/null; }
+doxygen_program() { (system_packages doxygen_needs) && { [ -n "$DRY_RUN" ] || command -v doxygen >/dev/null; }; }
 
 # An environment of its own for the tools; the interpreter, torch and numpy are those of .venv.
 tools() {
@@ -51,7 +51,7 @@ pages() {
 
 phase "Python environment" python_environment
 phase "documentation tools" tools
-rm -rf "$OUT/xml"
+[ -n "$DRY_RUN" ] || rm -rf "$OUT/xml" "$OUT/html"
 if phase "Doxygen" doxygen_program; then
   [ -n "$DRY_RUN" ] || phase "C++ headers" headers
 else
