@@ -123,6 +123,17 @@ void read_slices(const CheckpointTensors& tensors, const std::vector<RequestTupl
   tensors.read(requests, at::get_num_threads());
 }
 
+void read_bytes(const CheckpointTensors& tensors, const std::vector<RequestTuple>& tuples) {
+  std::vector<CheckpointTensors::FileRequest> requests;
+  for (const auto& [file, begin, destination] : tuples) {
+    TORCH_CHECK_VALUE(destination.is_cpu() && destination.is_contiguous(), "read ", file,
+                      ": a contiguous CPU tensor is needed");
+    requests.push_back({file, begin, static_cast<int64_t>(destination.nbytes()), destination.data_ptr()});
+  }
+  const py::gil_scoped_release release;
+  tensors.read_files(requests, at::get_num_threads());
+}
+
 py::list tags_of(const std::string& save_dir) {
   std::vector<TagFacts> found;
   {
@@ -174,6 +185,7 @@ void register_checkpoint(py::module_& m) {
              return py::make_tuple(tensor->shape, to_scalar_type(tensor->dtype));
            })
       .def("read", &read_slices, py::arg("requests"))
+      .def("read_files", &read_bytes, py::arg("requests"))
       .def("check_file", &CheckpointTensors::check_file, py::arg("name"), ReleaseGil())
       .def_property_readonly("layout", [](const CheckpointTensors& self) { return self.manifest().layout; })
       .def_property_readonly("info", [](const CheckpointTensors& self) { return self.manifest().info; });

@@ -1,6 +1,6 @@
 // Writes one file of known length past the page cache (platform/async_file.h), chunk by chunk, with the checksum of
-// each of its blocks taken from the memory that was meant to be written. Several threads fill chunks and sum them while others
-// are on their way to the disk: one core alone copies slower than a fast disk writes. Torch-free.
+// each of its blocks taken from the memory that was meant to be written. Several threads fill chunks and sum them while
+// others are on their way to the disk: one core alone copies slower than a fast disk writes. Torch-free.
 #pragma once
 
 #include <atomic>

@@ -2,14 +2,15 @@
 // stands where in them. manifest.json is written last, so a folder that has one was written to its end:
 //
 //   {"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10",
-//    "files":   [{"name": "rank_0000.safetensors", "bytes": 123456, "block_bytes": 65536, "xxh3": "0123456789abcdef..."}, ...],
-//    "tensors": [{"name": "fp32/layer.weight", "dtype": "float32", "shape": [4, 4],
+//    "files":   [{"name": "rank_0000.safetensors", "bytes": 123456, "block_bytes": 65536, "xxh3":
+//    "0123456789abcdef..."}, ...], "tensors": [{"name": "fp32/layer.weight", "dtype": "float32", "shape": [4, 4],
 //                 "slices": [[file, first byte in the file, first element of the flattened tensor, elements], ...]}],
 //    "info": {...}, "checksum": "..."}
 //
 // layout "native": tensors are listed, files are safetensors that any tool reads. layout "deepspeed": files only, in
 // DeepSpeed's layout. info: what the program wants to know again (world, stage, counters, versions), any JSON object.
-// "xxh3": 16 digits for each block. "checksum" is of the text of everything else. Everything a manifest says is checked before it is used. Torch-free.
+// "xxh3": 16 digits for each block. "checksum" is of the text of everything else. Everything a manifest says is checked
+// before it is used. Torch-free.
 #pragma once
 
 #include <cstdint>

@@ -181,7 +181,8 @@ TEST(ManifestTest, TextThatIsNoManifestIsRefused) {
 
 TEST(ManifestTest, AHundredThousandTensorsTakeSeconds) {
   Json json = good();
-  json["files"] = Json::array({{{"name", "f"}, {"bytes", 100'000}, {"block_bytes", 1 << 20}, {"xxh3", "0123456789abcdef"}}});
+  json["files"] =
+      Json::array({{{"name", "f"}, {"bytes", 100'000}, {"block_bytes", 1 << 20}, {"xxh3", "0123456789abcdef"}}});
   json["tensors"] = Json::array();
   for (int i = 0; i < 100'000; ++i) {
     json["tensors"].push_back(

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/shape.h"
+#include "base/thread_team.h"
 #include "checkpoint/torch_archive.h"
 
 namespace deepscale {
@@ -52,20 +53,32 @@ void SaveJob::reporting(const Work& work) {
 
 /// The files' bytes, from the tensors or from the image.
 void SaveJob::write_files(int threads) {
-  const BlockWriteOptions options = {.threads = threads, .cancelled = &cancelled_};
+  FileChecksums tensors;
+  // Beside tensors, archives are small: they are on the disk before the tensors are.
+  run_team(slices_.empty() ? 1 : 2, [&](int64_t worker) {
+    if (worker == 0 && !slices_.empty()) {
+      tensors = write_tensors(threads);
+    } else {
+      write_archives(slices_.empty() ? threads : 1);
+    }
+  });
+  if (!slices_.empty()) written_.push_back({plan_.tensor_file, std::move(tensors)});
+}
+
+void SaveJob::write_archives(int threads) {
   for (SavedArchive& archive : archives_) {
     ZipStream stream(kTorchFolder, std::move(archive.members));
-    written_.push_back({archive.name, write_zip(folder_ + "/" + archive.name, stream, options)});
+    written_.push_back({archive.name, write_zip(folder_ + "/" + archive.name, stream,
+                                                {.threads = threads, .cancelled = &cancelled_})});
   }
-  if (slices_.empty()) return;
+}
+
+FileChecksums SaveJob::write_tensors(int threads) {
   const std::string path = folder_ + "/" + plan_.tensor_file;
-  if (image_ != nullptr) {
-    written_.push_back({plan_.tensor_file, image_->write(path, &cancelled_)});
-    return;
-  }
+  if (image_ != nullptr) return image_->write(path, &cancelled_);
   const ShardStream stream(items(), kMetadata);
   for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
-  written_.push_back({plan_.tensor_file, write_shard(path, stream, options)});
+  return write_shard(path, stream, {.threads = threads, .cancelled = &cancelled_});
 }
 
 void SaveJob::finish() {

@@ -78,6 +78,8 @@ class SaveJob {
   template <typename Work>
   void reporting(const Work& work);
   void write_files(int threads);
+  void write_archives(int threads);
+  FileChecksums write_tensors(int threads);
   void finish();
   void write_part_of_image();
 

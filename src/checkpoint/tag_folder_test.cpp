@@ -308,8 +308,7 @@ TEST_F(TagFolderTest, AnErrorOfOneThreadEndsTheWritingOfAll) {
   };
   const int64_t total = 40 * kChunkBytes;
   EXPECT_THROW(write_blocks(root_ + "/x", total, sources, {.threads = 3}), IoError);
-  EXPECT_THROW(write_blocks(root_ + "/x", 2 * kChunkBytes, sources, {.threads = 3, .cancelled = &cancelled}),
-               IoError);
+  EXPECT_THROW(write_blocks(root_ + "/x", 2 * kChunkBytes, sources, {.threads = 3, .cancelled = &cancelled}), IoError);
 }
 
 TEST_F(TagFolderTest, AnErrorOfATensorThatIsLoadedReachesTheCaller) {

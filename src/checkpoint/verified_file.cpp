@@ -240,11 +240,25 @@ void CheckpointTensors::read(const std::vector<Request>& requests, int threads) 
   }
 }
 
+size_t CheckpointTensors::index_of(const std::string& file) const {
+  const auto found = std::find_if(manifest_.files.begin(), manifest_.files.end(),
+                                  [&](const ManifestFile& entry) { return entry.name == file; });
+  DS_CHECK_AS(CheckpointError, found != manifest_.files.end(), "checkpoint {} has no file {}", folder_, file);
+  return static_cast<size_t>(found - manifest_.files.begin());
+}
+
+void CheckpointTensors::read_files(const std::vector<FileRequest>& requests, int threads) const {
+  std::vector<std::vector<FilePart>> parts(manifest_.files.size());
+  for (const FileRequest& request : requests) {
+    parts[index_of(request.file)].push_back({request.begin, request.bytes, request.destination});
+  }
+  for (size_t f = 0; f < parts.size(); ++f) {
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads);
+  }
+}
+
 void CheckpointTensors::check_file(const std::string& name) const {
-  const auto file = std::find_if(manifest_.files.begin(), manifest_.files.end(),
-                                 [&](const ManifestFile& entry) { return entry.name == name; });
-  DS_CHECK_AS(CheckpointError, file != manifest_.files.end(), "checkpoint {} has no file {}", folder_, name);
-  const std::vector<std::string> problems = verify_file(folder_, *file);
+  const std::vector<std::string> problems = verify_file(folder_, manifest_.files[index_of(name)]);
   DS_CHECK_AS(CheckpointError, problems.empty(), "{}", problems.front());
 }
 

@@ -58,6 +58,15 @@ class CheckpointTensors {
   /// All of them, each file once. Throws as read_verified, and CheckpointError for unknown names or ranges.
   void read(const std::vector<Request>& requests, int threads = 1) const;
 
+  struct FileRequest {
+    std::string file;
+    int64_t begin = 0;
+    int64_t bytes = 0;
+    void* destination = nullptr;
+  };
+  /// Bytes of files, whatever they hold. Throws as read_verified, and CheckpointError for a file that is not listed.
+  void read_files(const std::vector<FileRequest>& requests, int threads = 1) const;
+
   /// Reads a whole file that holds no tensors. Throws CheckpointError when it is damaged, or not of this checkpoint.
   void check_file(const std::string& name) const;
 
@@ -66,6 +75,9 @@ class CheckpointTensors {
   [[nodiscard]] const ManifestTensor* find(const std::string& name) const;
 
  private:
+  /// Position in the manifest. Throws CheckpointError.
+  [[nodiscard]] size_t index_of(const std::string& file) const;
+
   std::string folder_;
   Manifest manifest_;
   std::map<std::string, int> places_;

@@ -98,8 +98,8 @@ class Engine {
   [[nodiscard]] int64_t optimizer_steps() const { return optimizer_steps_; }
   void set_optimizer_steps(int64_t steps) { optimizer_steps_ = steps; }
   /// The native optimizer as before its first step, to load states. Until end_load() the engine is not whole.
-  /// states_follow: every state of every parameter is written before that, so that zeros need not be (a pass over memory
-  /// or files).
+  /// states_follow: every state of every parameter is written before that, so that zeros need not be (a pass over
+  /// memory or files).
   void reset_optimizer(bool states_follow = false);
   void end_load();
   struct Memory {

@@ -13,6 +13,8 @@ from common import run_ranks, single_rank
 from models import config, make_model, train
 
 from deepspeed import _C
+from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.checkpoint.verified_bytes import VerifiedBytes
 from deepspeed.runtime.checkpoint_pickle import PlacedTensor, pickled
 
 
@@ -251,6 +253,77 @@ def body_unreadable(folder: str) -> None:
 
 def test_a_disk_that_fails_on_one_rank_lets_all_ranks_take_an_older_checkpoint(tmp_path):
     run_ranks(body_unreadable, 2, {"folder": str(tmp_path)})
+
+
+# ---------------------------------------------------------------- reading without the mapping
+def test_tensors_are_read_from_where_they_stand(tmp_path):
+    value = {**sample(), "large": torch.randn(3_000_001)}
+    path = str(write(tmp_path, value, threads=2))
+    loaded, bytes_of = load_file(path), VerifiedBytes(str(tmp_path / "t"))
+    bytes_of.add(path, loaded)
+    tensors = {key: found for key, found in loaded.items() if isinstance(found, torch.Tensor) and found.numel() > 0 and found.is_contiguous()}
+    assert len(tensors) == len([v for v in value.values() if isinstance(v, torch.Tensor)]) - 2  # "matrix" and "empty"
+    assert bytes_of.place_of(path, loaded["matrix"]) is None
+    targets = {key: torch.empty_like(found) for key, found in tensors.items()}
+    bytes_of.read([(path, bytes_of.place_of(path, found), targets[key].detach()) for key, found in tensors.items()])
+    assert all(equal(targets[key], value[key]) for key in tensors)
+    assert bytes_of.place_of(path, value["large"]) is None, "a tensor that is not of the file"
+    with pytest.raises(_C.CheckpointError, match="has no file other"):
+        bytes_of.read([("other", 0, torch.empty(1))])
+    with pytest.raises(_C.CheckpointError, match="were asked for"):
+        bytes_of.read([(path, os.path.getsize(path) - 3, torch.empty(1))])
+
+
+def test_places_that_do_not_come_out_even_are_not_guessed(tmp_path):
+    path = str(write(tmp_path, sample()))
+    loaded, bytes_of = load_file(path), VerifiedBytes(str(tmp_path / "t"))
+    bytes_of.add(path, {key: found for key, found in loaded.items() if key != "int"})
+    assert bytes_of.place_of(path, loaded["a"]) is None
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_masters_and_states_are_read_without_their_mapping(stage, tmp_path, monkeypatch):
+    import deepspeed
+    single_rank(monkeypatch)
+    engine, other = (deepspeed.initialize(model=make_model(), config=config(stage))[0] for _ in range(2))
+    train(engine, 2)
+    engine.save_checkpoint(tmp_path)
+    read, counted = VerifiedBytes.read, []
+
+    def counting(self: VerifiedBytes, requests: list) -> None:
+        counted.extend(target.numel() for _, _, target in requests)
+        read(self, requests)
+    monkeypatch.setattr(VerifiedBytes, "read", counting)
+    other.load_checkpoint(tmp_path)
+    trained = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in other.module.parameters() if p.requires_grad)
+    assert sum(counted) == 3 * trained
+    assert train(other, 2, first=2) == train(engine, 2, first=2)
+
+
+def body_damaged_after_verification(folder: str) -> None:
+    """What a disk returns may change between two reads: the second one is checked as well, and no rank waits in vain."""
+    import deepspeed
+    from deepspeed.runtime import checkpoint_folder
+    engine = deepspeed.initialize(model=make_model(), config=config(1))[0]
+    train(engine, 1, rank=engine.global_rank)
+    engine.save_checkpoint(folder, tag="t")
+    path = os.path.join(folder, "t", "zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    if engine.global_rank == 0:
+        with zipfile.ZipFile(path) as archive:
+            member = max((entry for entry in archive.infolist() if "/data/" in entry.filename), key=lambda entry: entry.file_size)
+        with open(path, "r+b") as file:
+            file.seek(member.header_offset + 400)
+            byte = file.read(1)[0]
+            file.seek(member.header_offset + 400)
+            file.write(bytes([byte ^ 1]))
+    checkpoint_folder.verify_before_loading = lambda *_, **__: None
+    with pytest.raises(_C.CheckpointError, match="damaged between byte|rank 1 failed") as caught:
+        engine.load_checkpoint(folder, tag="t")
+    assert "load another checkpoint" in str(caught.value)
+
+
+def test_damage_that_came_after_verification_is_found_on_all_ranks(tmp_path):
+    run_ranks(body_damaged_after_verification, 2, {"folder": str(tmp_path)}, anew=True)
 
 
 # ---------------------------------------------------------------- exchange

@@ -52,16 +52,21 @@ def run_as_program(main: Callable[[], None]) -> None:
 def check_folder(directory: str, instead: str) -> None:
     """Every byte of a checkpoint of DeepSpeed's layout that was saved here, whose manifest has checksums; nothing for others. CheckpointError
     names what is damaged; for a checkpoint in the native format it says what to do instead."""
-    if not os.path.isfile(os.path.join(directory, "manifest.json")):
+    if not has_manifest(directory):
         return
     if _C.layout_of(directory) == "native":
         raise CheckpointError(f"{directory} is a checkpoint in the native format, which is not read here: {instead}")
     verify_before_loading(directory)
 
 
-def verify_before_loading(directory: str) -> None:
-    """Reads every byte of a checkpoint that has a manifest. CheckpointError names what is damaged."""
-    problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), loads_next=True)
+def has_manifest(directory: str) -> bool:
+    return os.path.isfile(os.path.join(directory, "manifest.json"))
+
+
+def verify_before_loading(directory: str, through_cache: bool = True) -> None:
+    """Reads every byte of a checkpoint that has a manifest. CheckpointError names what is damaged. through_cache: for files that are read
+    from their mapping next."""
+    problems = _C.verify_tag(directory, True, threads=min(os.cpu_count() or 1, 8), loads_next=through_cache)
     if problems:
         raise CheckpointError("; ".join(problems[:3]))
 

@@ -195,7 +195,8 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
         together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.", one_class=True)
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
-                verify_before_loading(directory)
+                # What an engine that trains reads most, masters and states, goes past the page cache.
+                verify_before_loading(directory, through_cache=engine._stepper is None)
         together.agree()
     return CheckpointLoader(engine, directory)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from typing import Any, Callable
+from typing import Any, Callable, Container
 
 import torch
 import torch.nn as nn
@@ -17,7 +17,8 @@ from torch import Tensor
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, MODEL_STATE_KEYS,
                                             OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES, SHARED_PARAMS)
-from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.checkpoint.safe_load import has_manifest, load_file
+from deepspeed.checkpoint.verified_bytes import VerifiedBytes
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, reset_optimizer, restore
 from deepspeed.runtime.checkpoint_state import optimizer_groups
@@ -98,7 +99,7 @@ class CheckpointLoader:
         """Collective."""
         engine = self.engine
         if module:
-            self._store_module(self._values)
+            self._store_module(self._values, self._follow_masters(optimizer))
         if engine._stepper is None:
             return
         if optimizer and self.files is not None:
@@ -109,6 +110,13 @@ class CheckpointLoader:
             engine._core.refresh_from_parameters()
             if optimizer:
                 engine._core.end_load()
+
+    def _follow_masters(self, optimizer: bool) -> set[int]:
+        """Parameters whose weights restore() makes from their masters, so that they need not be read."""
+        engine = self.engine
+        if engine._stepper is None or not optimizer or self.files is None or not self.files.has_masters or not engine.zero_load_from_fp32_weights():
+            return set()
+        return {entry.index for group in optimizer_groups(engine) for entry in group}
 
     # ---- opening
     def _open(self, optimizer: bool) -> None:
@@ -152,14 +160,20 @@ class CheckpointLoader:
         if len(paths) != first["dp_world_size"]:
             raise CheckpointError(f"checkpoint {self.directory} was saved by {first['dp_world_size']} ranks, but has {len(paths)} optimizer "
                                   "files: files are missing")
-        states = []
+        states, verified = [], self._verified()
         for path in paths:
             loaded = load_file(path)
+            if verified is not None:
+                verified.add(path, loaded)
             if OPTIMIZER_STATE_DICT not in loaded:
                 raise CheckpointError(f"{path} has no entry {OPTIMIZER_STATE_DICT!r}: it is not an optimizer-state file")
             states.append(loaded[OPTIMIZER_STATE_DICT])
         shapes = first[PARAM_SHAPES] or []
-        self.files = StateFiles(states, [list(group.items()) for group in shapes], paths)
+        self.files = StateFiles(states, [list(group.items()) for group in shapes], paths, verified=verified)
+
+    def _verified(self) -> VerifiedBytes | None:
+        """For folders with a manifest; DeepSpeed's have none."""
+        return VerifiedBytes(self.directory) if has_manifest(self.directory) else None
 
     # ---- the module
     def _saved_value(self, name: str) -> Tensor | None:
@@ -225,8 +239,8 @@ class CheckpointLoader:
         return None if shape is None else tuple(shape)
 
     @torch.no_grad()
-    def _store_module(self, values: dict[str, Tensor | None]) -> None:
-        """Collective: all ranks hold the same names in the same order."""
+    def _store_module(self, values: dict[str, Tensor | None], follow: Container[int] = ()) -> None:
+        """Collective: all ranks hold the same names in the same order. follow: parameters that get their values otherwise."""
         engine = self.engine
         index_of = {id(param): index for index, (_, param) in enumerate(engine.core_params)}
         params = dict(engine.module.named_parameters(remove_duplicate=False))
@@ -237,7 +251,7 @@ class CheckpointLoader:
             if here is None:
                 current[name].copy_(value)
                 continue
-            if id(here) in done:
+            if id(here) in done or index_of.get(id(here)) in follow:
                 continue
             done.add(id(here))
             value = value if value is not None else self._saved_value(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_load import CheckpointLoader, modules_with_extra_state, set_extra_state
 from deepspeed.runtime.checkpoint_restore import check_state_is_there, reset_optimizer, restore_groups
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
+from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import stored_name
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 
 COMMON = "common.pt"
-_BATCH_BYTES = 256 << 20  # of temporary memory while loading
 
 Slice = tuple[str, list[int], int, int, torch.dtype, Any]
 
@@ -290,38 +290,21 @@ class NativeLoader(CheckpointLoader):
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""
         engine = self.engine
         reader = StateReader(engine) if trained and engine._stepper.native else None
-        in_files = bool(engine._core.file_tier_facts())
-        batch: list[tuple[str, int, Tensor]] = []
-        stores: list[Callable[[], None]] = []
-        waiting = 0
+        batch = FragmentBatch(engine, self.tensors.read)
         for index, entry in trained.items():
             offset, length = engine._core.fragment_of(index)
             if length == 0:
                 continue
             for key, name in self._wanted(entry, reader, optimizer, module).items():
-                target, store = self._destination(index, key, name, length, in_files)
-                batch.append((name, offset, target))
-                if store is not None:
-                    stores.append(store)
-                    waiting += target.nbytes
-                if waiting > _BATCH_BYTES:
-                    self._flush(batch, stores)
-                    waiting = 0
+                batch.add(index, key, (name, offset), length, self.tensors.find(name)[1])
             self._put_scalars(index, entry, optimizer)
-        self._flush(batch, stores)
+        batch.flush()
 
     def _step(self) -> int:
         """The step count, whether the core computed the optimizer that saved it or torch did."""
         if self.optimizer["step"] is not None:
             return self.optimizer["step"]
         return max((int(state["step"]) for state in self.optimizer["scalars"].values() if "step" in state), default=0)
-
-    def _flush(self, batch: list, stores: list) -> None:
-        self.tensors.read(batch)
-        for store in stores:
-            store()
-        batch.clear()
-        stores.clear()
 
     def _wanted(self, entry: Any, reader: StateReader | None, optimizer: bool, module: bool) -> dict[str, str]:
         """The engine's names of what is to be read of a parameter -> names in the manifest."""
@@ -337,8 +320,8 @@ class NativeLoader(CheckpointLoader):
         if not self.engine._stepper.native or self.optimizer is None or not self.optimizer["has_states"]:
             return False
         reader = StateReader(self.engine)
-        return all(name in self._state_names(entry.name)
-                   for entry in trained.values() for name in self._names_of_states(entry, reader).values())
+        names = {entry.name: self._names_of_states(entry, reader) for entry in trained.values()}
+        return all(set(keys) == set(reader.keys) and set(keys.values()) <= set(self._state_names(name)) for name, keys in names.items())
 
     def _names_of_states(self, entry: Any, reader: StateReader | None) -> dict[str, str]:
         """The optimizer's names of a parameter's states -> names in the manifest. reader: of an optimizer that the core computes."""
@@ -354,27 +337,6 @@ class NativeLoader(CheckpointLoader):
                 if key not in ("fp32", "module"):
                     self._by_param.setdefault(owner, []).append(key)
         return self._by_param.get(param, [])
-
-    def _destination(self, index: int, key: str, name: str, length: int, in_files: bool) -> tuple[Tensor, Callable[[], None] | None]:
-        """Where to read to, and what puts it into the engine afterwards (None: it is there)."""
-        engine, dtype = self.engine, self.tensors.find(name)[1]
-        if engine._stepper.native:
-            # SGD's momentum begins as the gradient, unless write_local says that there is one.
-            if not in_files and key != "momentum_buffer":
-                here = engine._core.read_local(index, key)
-                if here is not None and here.is_cpu and here.dtype == dtype and here.is_contiguous():
-                    return here, None
-            value = torch.empty(length, dtype=dtype)
-            return value, lambda: engine._core.write_local(index, key, value)
-        fragment = fragment_state.fragment_of(engine, index)
-        value = torch.empty(length, dtype=dtype)
-        if key == "fp32":
-            return value, lambda: fragment.master.copy_(value.view(fragment.master.shape))
-
-        def put() -> None:
-            held = value.view(fragment.master.shape).to(fragment.master.device)
-            engine.basic_optimizer.state[fragment.master][key] = held
-        return value, put
 
     def _put_scalars(self, index: int, entry: Any, optimizer: bool) -> None:
         """Step counters and the like of a torch optimizer, as many objects as parameters."""

@@ -5,6 +5,7 @@ Everything is checked before the first value is stored, so a bad checkpoint leav
 """
 from __future__ import annotations
 
+import os
 from typing import Any, Iterable, Sequence
 
 import torch
@@ -14,8 +15,11 @@ from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (BASE_OPTIMIZER_STATE, BASE_OPTIMIZER_STATE_STEP, FP32_FLAT_GROUPS, FP32_GROUPS, LOSS_SCALER,
                                             OPTIMIZER_STATE_DICT, PARAM_ALIGNMENT_PADDINGS, PARTITION_COUNT,
                                             SINGLE_PARTITION_OF_FP32_GROUPS)
+from deepspeed.checkpoint.verified_bytes import VerifiedBytes
+from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_layout import PartitionedGroup, PerParameterGroup
+from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import file_keys, stored_name
 
 Names = Sequence[Sequence[tuple[str, Iterable[int]]]]
@@ -24,8 +28,10 @@ Names = Sequence[Sequence[tuple[str, Iterable[int]]]]
 class StateFiles:
     """The optimizer states of all ranks of one checkpoint, readable by parameter and range."""
 
-    def __init__(self, ranks: list[dict], names: Names, paths: list[str], numbers: list[list[int]] | None = None) -> None:
-        self.ranks, self.paths = ranks, paths
+    def __init__(self, ranks: list[dict], names: Names, paths: list[str], numbers: list[list[int]] | None = None,
+                 verified: VerifiedBytes | None = None) -> None:
+        """verified: reads the files' bytes without their mapping, where it knows them."""
+        self.ranks, self.paths, self._bytes = ranks, paths, verified
         self.numbers = numbers or []  # of files with states by parameter: what number each parameter has
         self.groups = [[(name, tuple(shape)) for name, shape in group] for group in names]
         self.place = {name: (number, position) for number, group in enumerate(self.groups) for position, (name, _) in enumerate(group)}
@@ -123,24 +129,48 @@ class StateFiles:
                 raise CheckpointError(f"{self.paths[piece.rank]}: {key} of parameter group {number} has {flat.numel()} elements, but {name} "
                                       f"needs {piece.start + piece.length}: the file is of another model or cut off")
 
-    def read(self, name: str, key: str, offset: int, length: int) -> Tensor | None:
-        """Elements [offset, offset + length) of a flattened parameter's state, fp32; None where the files have none."""
+    def locate(self, name: str, key: str, offset: int, length: int) -> list[tuple] | None:
+        """Where elements [offset, offset + length) of a flattened parameter's state stand: (number of the file, flat tensor in it, first
+        element there, elements, first element of the `length`) for each piece. None where the files have none."""
         if not self.flat_groups:
             whole = self._whole(name, key)
-            return None if whole is None else whole.reshape(-1)[offset:offset + length].float()
+            return None if whole is None else [(0, whole.reshape(-1), offset, length, 0)]
         number, position = self.place[name]
-        pieces = list(self.layouts[number].pieces(position, offset, length))
-        if len(pieces) == 1:  # in place: what is stored is copied once, from the file to where it goes
-            flat = self._flat(pieces[0].rank, number, key)
-            return None if flat is None else flat.reshape(-1)[pieces[0].start:pieces[0].start + length].float()
-        out = torch.empty(length)
-        for piece in pieces:
+        parts = []
+        for piece in self.layouts[number].pieces(position, offset, length):
             flat = self._flat(piece.rank, number, key)
             if flat is None:
                 return None
-            begin = piece.offset - offset
-            out[begin:begin + piece.length] = flat.reshape(-1)[piece.start:piece.start + piece.length]
+            parts.append((piece.rank, flat.reshape(-1), piece.start, piece.length, piece.offset - offset))
+        return parts
+
+    def read(self, name: str, key: str, offset: int, length: int) -> Tensor | None:
+        """Elements [offset, offset + length) of a flattened parameter's state, fp32; None where the files have none."""
+        parts = self.locate(name, key, offset, length)
+        if parts is None:
+            return None
+        if len(parts) == 1:  # in place: what is stored is copied once, from the file to where it goes
+            _, flat, start, count, _ = parts[0]
+            return flat[start:start + count].float()
+        out = torch.empty(length)
+        for _, flat, start, count, at in parts:
+            out[at:at + count] = flat[start:start + count]
         return out
+
+    def read_into(self, wanted: list[tuple[list[tuple], Tensor]]) -> None:
+        """What locate() returned, and fp32 tensors to fill."""
+        direct = []
+        for parts, target in wanted:
+            for file, flat, start, count, at in parts:
+                piece = target[at:at + count]
+                same = self._bytes is not None and flat.dtype == target.dtype
+                begin = self._bytes.place_of(self.paths[file], flat) if same else None
+                if begin is None:
+                    piece.copy_(flat[start:start + count])
+                else:
+                    direct.append((self.paths[file], begin + start * flat.element_size(), piece))
+        if direct:
+            self._bytes.read(direct)
 
     def read_whole(self, name: str, key: str = "fp32") -> Tensor | None:
         shape = self.shape(name)
@@ -216,17 +246,23 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
     from deepspeed.runtime.checkpoint_state import optimizer_groups
     check_files(engine, files, load_optimizer_states)
     core, use_masters = engine._core, load_from_fp32_weights and files.has_masters
+    entries = [entry for group in optimizer_groups(engine) for entry in group]
+    sources = {entry.index: _sources(engine, files, entry, use_masters, load_optimizer_states) for entry in entries}
     if load_optimizer_states:
-        reset_optimizer(engine)
-    for group in optimizer_groups(engine):
-        for entry in group:
-            offset, length = core.fragment_of(entry.index)
-            if length == 0:
-                continue
-            if use_masters:
-                core.write_local(entry.index, "fp32", files.read(entry.name, "fp32", offset, length))
-            if load_optimizer_states:
-                _restore_states(engine, files, entry, offset, length)
+        every = set(core.state_keys()) if engine._stepper.native else None
+        reset_optimizer(engine, every is not None and all(found is None or every <= set(found) for found in sources.values()))
+    together = Together(engine, f"loading {os.path.dirname(files.paths[0]) or files.paths[0]}", CheckpointError,
+                        " The engine holds parts of it: load another checkpoint before going on.", one_class=True)
+    with together.attempt():
+        batch = FragmentBatch(engine, files.read_into)
+        for entry in entries:
+            length = core.fragment_of(entry.index)[1]
+            for key, source in (sources[entry.index] or {}).items():
+                batch.add(entry.index, key, (source,), length, torch.float32)
+            if length > 0 and load_optimizer_states and not engine._stepper.native:
+                _put_scalars(engine, entry.index, files.state_of(entry.name))
+        batch.flush()
+    together.agree()
     if load_optimizer_states:
         restore_groups(engine, files.param_groups())
         if engine._stepper.native and files.has_states():
@@ -251,29 +287,27 @@ def reset_optimizer(engine: Any, states_follow: bool = False) -> None:
     engine._core.load_scaler_state(engine._first_scaler_state)
 
 
-def _restore_states(engine: Any, files: StateFiles, entry: Any, offset: int, length: int) -> None:
-    stored = files.state_of(entry.name)
-    for here, key in _wanted_keys(engine, entry.group, stored).items():
-        value = files.read(entry.name, key, offset, length)
-        if value is None:
-            continue
-        if engine._stepper.native:
-            engine._core.write_local(entry.index, here, value)
-        else:
-            _put(engine, entry.index, here, value)
-    if not engine._stepper.native:
-        for key, value in stored.items():
-            if not is_state(value):
-                _put(engine, entry.index, key, value.clone() if isinstance(value, Tensor) else value)
+def _sources(engine: Any, files: StateFiles, entry: Any, masters: bool, states: bool) -> dict[str, Any] | None:
+    """The engine's names of what is to be read of a parameter -> where this rank's fragment stands. None when it has no fragment."""
+    offset, length = engine._core.fragment_of(entry.index)
+    if length == 0:
+        return None
+    wanted = {"fp32": "fp32"} if masters else {}
+    if states:
+        wanted |= _wanted_keys(engine, entry.group, files.state_of(entry.name))
+    found = {here: files.locate(entry.name, key, offset, length) for here, key in wanted.items()}
+    return {here: source for here, source in found.items() if source is not None}
 
 
-def _put(engine: Any, index: int, key: str, value: Any) -> None:
+def _put_scalars(engine: Any, index: int, stored: dict) -> None:
+    """Step counters and the like of a torch optimizer, as many objects as parameters."""
     from deepspeed.runtime.fragment_state import fragment_of
     fragment = fragment_of(engine, index)
-    if fragment is not None:
-        if is_state(value):
-            value = value.view(fragment.master.shape).to(fragment.master.device, copy=True)  # not a view of the file
-        engine.basic_optimizer.state[fragment.master][key] = value
+    if fragment is None:
+        return
+    for key, value in stored.items():
+        if not is_state(value):
+            engine.basic_optimizer.state[fragment.master][key] = value.clone() if isinstance(value, Tensor) else value
 
 
 def restore_groups(engine: Any, saved_groups: list[dict]) -> None:

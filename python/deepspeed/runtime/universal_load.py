@@ -105,6 +105,15 @@ class UniversalFiles:
             raise CheckpointError(f"checkpoint file {self._path(name, key)} has {value.numel()} elements, expected shape {list(self.shape(name))}")
 
     # ---- values
+    def locate(self, name: str, key: str, offset: int, length: int) -> tuple | None:
+        """What read_into() needs to read these elements; None where there are none."""
+        return (name, key, offset, length) if key in self._keys(name) else None
+
+    def read_into(self, wanted: list[tuple[tuple, Tensor]]) -> None:
+        """What locate() returned, and fp32 tensors to fill."""
+        for source, target in wanted:
+            target.copy_(self.read(*source))
+
     def read(self, name: str, key: str, offset: int, length: int) -> Tensor | None:
         """Elements [offset, offset + length) of a flattened parameter's state, fp32; None where there is none."""
         if key not in self._keys(name):

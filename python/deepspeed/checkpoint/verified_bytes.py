@@ -1,0 +1,67 @@
+"""Tensors of torch.save's files read from where they stand in a checkpoint with a manifest: past the page cache, straight into other
+tensors, every block checked. Mapped tensors, which load_file() returns, are read page by page through the cache instead."""
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor
+
+from deepspeed import _C
+
+
+class VerifiedBytes:
+    """The files of one checkpoint folder. Raises CheckpointError as _C.CheckpointTensors: no manifest, files missing or of another size."""
+
+    def __init__(self, directory: str) -> None:
+        self._tensors = _C.CheckpointTensors(directory)
+        self._first: dict[str, int] = {}  # of a file's path: the address at which its first byte is mapped
+
+    def add(self, path: str, loaded: Any) -> None:
+        """A file and what load_file() made of it. Its tensors are found later while `loaded` lives."""
+        first = _address_of_first_byte(path, loaded)
+        if first is not None:
+            self._first[path] = first
+
+    def place_of(self, path: str, tensor: Tensor) -> int | None:
+        """The byte of the file at which a contiguous tensor begins; None when it is not known to stand there."""
+        first = self._first.get(path)
+        if first is None or not tensor.is_contiguous():
+            return None
+        begin = tensor.data_ptr() - first
+        return begin if 0 <= begin <= os.path.getsize(path) - tensor.nbytes else None
+
+    def read(self, requests: list[tuple[str, int, Tensor]]) -> None:
+        """(path, first byte, contiguous CPU tensor to fill), all of them at once. CheckpointError names what is damaged."""
+        self._tensors.read_files([(os.path.basename(path), begin, target) for path, begin, target in requests])
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    if isinstance(value, Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _storages(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _storages(item)
+
+
+def _address_of_first_byte(path: str, loaded: Any) -> int | None:
+    """torch maps a file as one piece, and every storage is a member of the archive: both in order, at equal distances, give the address.
+    None where that does not come out even (a storage that was not found, another format)."""
+    if not zipfile.is_zipfile(path):
+        return None
+    reader = torch._C.PyTorchFileReader(path)
+    with zipfile.ZipFile(path) as archive:
+        names = {entry.filename.split("/", 1)[-1]: entry.file_size for entry in archive.infolist()}
+    members = sorted((reader.get_record_offset(name), size) for name, size in names.items() if name.startswith("data/") and size > 0)
+    found = {storage.data_ptr(): storage.nbytes() for storage in _storages(loaded) if storage.nbytes() > 0}
+    storages = sorted(found.items())
+    if not members or len(members) != len(storages):
+        return None
+    first = storages[0][0] - members[0][0]
+    even = all(address - first == offset and held == size for (address, held), (offset, size) in zip(storages, members))
+    return first if even else None
