@@ -74,6 +74,18 @@ def test_names_that_load_late_are_listed_and_there():
         getattr(deepspeed, name)
 
 
+def test_libraries_beside_an_extension_are_no_submodules(tmp_path, monkeypatch):
+    """A wheel has libdeepscale.so in the folder of _C, and a listing must not offer what cannot be imported."""
+    package = tmp_path / "package_with_library"
+    package.mkdir()
+    (package / "__init__.py").write_text("from deepspeed._lazy import attach\n__getattr__, __dir__ = attach(__name__)\n")
+    (package / "part.py").write_text("")
+    (package / "libcore.so").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    listed = dir(importlib.import_module("package_with_library"))
+    assert "part" in listed and "libcore" not in listed
+
+
 def test_classes_live_where_callers_look_for_them():
     from deepspeed import DeepSpeedEngine
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3

@@ -24,8 +24,9 @@ def _config(name: str):
 @ranks(2)
 def test_from_config_initialises_as_without_sharding():
     import deepspeed
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedModel
     from transformers.integrations import HfDeepSpeedConfig
+    before = PreTrainedModel._initialize_weights
     names = ("llama", "gpt2", "opt")
     plain = {}
     for name in names:
@@ -42,3 +43,4 @@ def test_from_config_initialises_as_without_sharding():
                 for measure in (torch.mean, torch.std):
                     torch.testing.assert_close(measure(param.detach()), measure(plain[name][key]), rtol=0.2, atol=2e-3,
                                                msg=lambda text: f"{name}, {key}: {text}")
+    assert PreTrainedModel._initialize_weights is before, "outside of zero.Init nothing is patched"
