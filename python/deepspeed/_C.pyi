@@ -257,6 +257,8 @@ class CheckpointTensors:
         """Shape and dtype."""
     def read(self, requests: Sequence[tuple[str, int, Tensor]]) -> None:
         """Fills contiguous CPU tensors: (name, first element, destination)."""
+    def read_files(self, requests: Sequence[tuple[str, int, Tensor]]) -> None:
+        """Fills contiguous CPU tensors with bytes of the folder's files, each checked: (file, first byte, destination)."""
     def check_file(self, name: str) -> None:
         """Raises CheckpointError unless a file of the folder has the manifest's checksums."""
 
