@@ -51,7 +51,9 @@ int run(const std::string& config, const std::string& directory) {
   const deepscale::Communicator world = deepscale::world_from_environment();
   at::manual_seed(1);
   auto model = std::make_shared<MlpImpl>();
-  const auto engine = deepscale::initialize(model, config, {.communicator = world, .units = model->units()});
+  deepscale::InitializeOptions options{.communicator = world, .units = model->units()};
+  options.groups.push_back({[](const std::string& name) { return name.ends_with(".bias"); }, {{"weight_decay", 0.0}}});
+  const auto engine = deepscale::initialize(model, config, options);
   if (world.rank() == 0) std::printf("%s\n", engine->description().c_str());
 
   at::manual_seed(100 + world.rank());  // every rank draws points of its own

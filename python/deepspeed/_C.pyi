@@ -103,6 +103,8 @@ class ParamUnit:
     def shard(self, index: int) -> Tensor:
         """This rank's 1-D piece of parameter `index` (may be empty)."""
     def full_shape(self, index: int) -> list[int]: ...
+    def local_piece(self, index: int) -> tuple[int, Tensor]:
+        """(where it begins in the flattened parameter, shard(index))."""
     def read_full(self, index: int) -> Tensor:
         """A private full copy (never aliases the shards). Collective where memory is not shared."""
     def write_full(self, index: int, value: Tensor, root: int = -1) -> None:
@@ -187,6 +189,8 @@ class Engine:
         """Master copies are made again from the model's parameters (after load_state_dict)."""
     def refresh_parameters(self) -> None:
         """The model's parameters are made again from the master copies. Collective."""
+    def check_whole(self) -> None:
+        """Raises RuntimeError when an error has cut a step or a load off, until a load is through: the states are not of one step."""
     def destroy(self) -> None:
         """Removes hooks. Sharded parameters stay as they are: their units gather and release them as before."""
 
@@ -212,6 +216,67 @@ def lamb_step(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, 
 def cpu_target_name() -> str: ...
 def trim_heap() -> None:
     """Gives freed memory that malloc keeps back to the system."""
+
+# ---------------------------------------------------------------- checkpoints (src/checkpoint/tag_folder.h, save_job.h)
+class ShardImage:
+    """Memory for a rank's part of a checkpoint while it is written beside training; kept for the next one."""
+    def __init__(self) -> None: ...
+    capacity: int  # bytes
+
+class SaveJob:
+    """One rank's part of one save; the rank that `commits` also makes the whole valid. Errors are raised where they are waited for.
+
+    plan: save_dir, tag, layout ("native" or "deepspeed"), rank, ranks, tensor_file, threads, commits, info (JSON), write_latest,
+    keep_last, patience_s. slices: (name, shape of the whole, offset, number of elements, dtype, tensor or function that returns it).
+    archives: files of torch.save as (name, pickle, per storage a list of (bytes, tensor or function that returns it))."""
+    def __init__(self, plan: dict[str, Any], slices: Sequence[tuple[str, Sequence[int], int, int, torch.dtype, Any]],
+                 archives: Sequence[tuple[str, bytes, Sequence[list[tuple[int, Any]]]]]) -> None: ...
+    def write_part(self) -> None:
+        """Writes this rank's files, here and now."""
+    def commit(self) -> None:
+        """Waits for all ranks' parts, and makes the checkpoint valid. By the rank that commits."""
+    def take_snapshot(self, image: ShardImage, threads: int) -> None:
+        """Copies what start() is to write into `image`; training may go on afterwards."""
+    def start(self) -> None:
+        """Writes, and commits where this rank does, on a thread of its own."""
+    done: bool
+    def wait_for_part(self) -> None:
+        """Until this rank's files are written."""
+    def wait(self) -> None:
+        """Until start() is through."""
+    def cancel(self) -> None:
+        """Ends start() early; the checkpoint does not come to be."""
+
+class CheckpointTensors:
+    """The tensors of a checkpoint in the native layout. Every byte that is read is checked against the manifest."""
+    def __init__(self, folder: str) -> None: ...
+    layout: str
+    info: str  # JSON
+    def names(self) -> list[str]: ...
+    def find(self, name: str) -> tuple[list[int], torch.dtype] | None:
+        """Shape and dtype."""
+    def read(self, requests: Sequence[tuple[str, int, Tensor]]) -> None:
+        """Fills contiguous CPU tensors: (name, first element, destination)."""
+    def read_files(self, requests: Sequence[tuple[str, int, Tensor]]) -> None:
+        """Fills contiguous CPU tensors with bytes of the folder's files, each checked: (file, first byte, destination)."""
+    def check_file(self, name: str) -> None:
+        """Raises CheckpointError unless a file of the folder has the manifest's checksums."""
+
+def begin_save(save_dir: str, tag: str) -> str:
+    """Makes the empty folder that a save is written into; returns its path. By one rank."""
+def abandon_save(save_dir: str, tag: str) -> None:
+    """Removes that folder."""
+def saving_folder(save_dir: str, tag: str) -> str: ...
+def write_latest(save_dir: str, tag: str) -> None:
+    """Readers see the old or the new text."""
+def restore_replaced(save_dir: str) -> None:
+    """Gives a checkpoint its name back that a killed run left under another. By one rank, before the folder is read."""
+def list_tags(save_dir: str) -> list[dict[str, Any]]:
+    """Folders with a manifest, newest first: tag, saved_at, problem ("" when the manifest is usable), layout, bytes, info."""
+def layout_of(folder: str) -> str:
+    """"native" or "deepspeed", from the manifest."""
+def verify_tag(folder: str, deep: bool, threads: int = 1, loads_next: bool = False) -> list[str]:
+    """What is wrong, a line each. deep: every byte is read; loads_next: in the way that is best for who loads the files afterwards."""
 
 # ---------------------------------------------------------------- tensors from and to files
 class aio_handle:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch  # noqa: F401  (the core links against torch's libraries, which this loads)
 
 from deepspeed import _aliases, _torch_choice
-from deepspeed._lazy import attach, not_built
+from deepspeed._lazy import attach
 from deepspeed.git_version_info import git_branch as __git_branch__
 from deepspeed.git_version_info import git_hash as __git_hash__
 from deepspeed.git_version_info import version as __version__
@@ -42,6 +42,9 @@ _NAMES = {
     "PipelineEngine": "deepspeed.runtime.pipe.engine:PipelineEngine",
     "PipelineModule": "deepspeed.runtime.pipe:PipelineModule",
     "OnDevice": "deepspeed.utils.init_on_device:OnDevice",
+    "replace_transformer_layer": "deepspeed.module_inject.replace_module:replace_transformer_layer",
+    "revert_transformer_layer": "deepspeed.module_inject.replace_module:revert_transformer_layer",
+    "set_autotp_mode": "deepspeed.module_inject.layers:set_autotp_mode",
     "add_tuning_arguments": "deepspeed.runtime.lr_schedules:add_tuning_arguments",
     "get_accelerator": "deepspeed.accelerator:get_accelerator",
     "log_dist": "deepspeed.utils.logging:log_dist",
@@ -53,10 +56,6 @@ _NAMES = {
     "checkpointing": "deepspeed.runtime.activation_checkpointing.checkpointing",
 }
 __getattr__, __dir__ = attach("deepspeed", _NAMES)
-
-replace_transformer_layer = not_built("deepspeed.replace_transformer_layer", "module injection")
-revert_transformer_layer = not_built("deepspeed.revert_transformer_layer", "module injection")
-set_autotp_mode = not_built("deepspeed.set_autotp_mode", "tensor parallelism")
 
 
 def initialize(args: Any = None, model: torch.nn.Module | None = None, optimizer: Any = None, model_parameters: Any = None,

@@ -1,7 +1,7 @@
 """Old import paths. One table, and a finder on sys.meta_path that serves it.
 
 A value that is a string makes the path another name of that module. A dictionary makes a module with those names: "m:a" is
-attribute a of module m, `Later(feature)` a class that refuses to be used, anything else the value itself.
+attribute a of module m, `Later` a name that refuses to be used (_later.py lists them), anything else the value itself.
 """
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from deepspeed._lazy import not_built_class, resolve
+from deepspeed._lazy import resolve
+from deepspeed._later import Later
+from deepspeed._later import modules as _modules_of_later
 
-
-@dataclass(frozen=True)
-class Later:
-    """A class of a feature that does not exist yet."""
-
-    feature: str
-    is_module: bool = False
-
-
-_PIPE, _MOE = Later("pipeline parallelism", True), Later("mixture of experts", True)
-_SP = Later("sequence parallelism")
-_WARMUP = "deepspeed.runtime.lr_schedules"
+# Keys of the configuration that are constants of their own name.
+_KEYS = """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer type scheduler max_grad_norm fp16
+gradient_clipping steps_per_print prescale_gradients gradient_predivide_factor communication_data_type wall_clock_breakdown memory_breakdown
+dump_state zero_allow_untested_optimizer zero_force_ds_cpu_optimizer data_types grad_accum_dtype checkpoint dataloader_drop_last
+torch_autocast disable_allgather data_parallel_group global_rank""".split()
 
 TABLE: dict[str, str | dict[str, Any]] = {
+    **_modules_of_later(),
+    "deepspeed.pipe": "deepspeed.runtime.pipe",
     "deepspeed.zero": "deepspeed.runtime.zero",
     "deepspeed.checkpointing": "deepspeed.runtime.activation_checkpointing.checkpointing",
     "deepspeed.accelerator.accelerator": "deepspeed.accelerator",
     "deepspeed.utils.comms_logging": "deepspeed.comm.comms_logging",
     "deepspeed.pt": {},
     "deepspeed.pt.deepspeed_light": {"DeepSpeedLight": "deepspeed.runtime.engine:DeepSpeedEngine"},
-    "deepspeed.pt.deepspeed_lr_schedules": _WARMUP,
+    "deepspeed.pt.deepspeed_lr_schedules": "deepspeed.runtime.lr_schedules",
     "deepspeed.runtime.config_utils": {"DeepSpeedConfigModel": "deepspeed.runtime.config:Section"},
     "deepspeed.comm.constants": {f"{name.upper()}_BACKEND": name for name in ("nccl", "ccl", "mpi", "gloo", "sccl", "hccl")},
+    "deepspeed.comm.reduce_op": {"ReduceOp": "deepspeed.comm:ReduceOp"},
+    "deepspeed.ops.lion.cpu_lion": {"DeepSpeedCPULion": "deepspeed.ops.lion.lion:DeepSpeedCPULion"},
+    "deepspeed.ops.lion.fused_lion": {"FusedLion": "deepspeed.ops.lion.lion:FusedLion"},
+    "deepspeed.runtime.zero.muon.original_muon": "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.constants": {**{key.upper(): key for key in _KEYS}, "OPTIMIZER_PARAMS": "params", "SCHEDULER_PARAMS": "params",
+                                    "BFLOAT16": "bf16", "BFLOAT16_OLD": "bfloat16",
+                                    **{f"ROUTE_{route.upper()}": route for route in ("train", "eval", "predict", "encode")}},
+    "deepspeed.utils.torch": {"required_torch_version": "deepspeed.runtime.utils:required_torch_version"},
+    "deepspeed.launcher.constants": {f"{name.upper()}_LAUNCHER": name for name in ("pdsh", "openmpi", "mvapich", "slurm", "mpich", "impi")},
     "deepspeed.runtime.zero.offload_constants": {"OFFLOAD_CPU_DEVICE": "cpu", "OFFLOAD_NVME_DEVICE": "nvme"},
     "deepspeed.runtime.swap_tensor": {},
     "deepspeed.runtime.swap_tensor.constants": {"AIO_DEFAULT_DICT": {"block_size": 1048576, "queue_depth": 8,
@@ -46,27 +51,6 @@ TABLE: dict[str, str | dict[str, Any]] = {
                                                                      "overlap_events": True, "use_gds": False}},
     "deepspeed.runtime.swap_tensor.utils": {"MIN_AIO_BYTES": 1024**2, "AIO_ALIGNED_BYTES": 1024,
                                             "MIN_SWAPPABLE_BYTES": 1024**2},
-    "deepspeed.runtime.swap_tensor.partitioned_param_swapper": {"AsyncPartitionedParameterSwapper": Later("NVMe offload")},
-    "deepspeed.runtime.pipe": {"PipelineModule": _PIPE, "LayerSpec": Later("pipeline parallelism"),
-                               "TiedLayerSpec": Later("pipeline parallelism")},
-    "deepspeed.runtime.pipe.module": {"PipelineModule": _PIPE, "LayerSpec": Later("pipeline parallelism"),
-                                      "TiedLayerSpec": Later("pipeline parallelism")},
-    "deepspeed.runtime.pipe.engine": {"PipelineEngine": _PIPE},
-    "deepspeed.runtime.pipe.dualpipev": {"DualPipeVEngine": _PIPE, "DualPipeVModule": _PIPE},
-    "deepspeed.runtime.pipe.topology": {name: Later("pipeline parallelism")
-                                        for name in ("ProcessTopology", "PipeDataParallelTopology",
-                                                     "PipeModelDataParallelTopology", "PipelineParallelGrid")},
-    "deepspeed.runtime.hybrid_engine": {"DeepSpeedHybridEngine": Later("the hybrid engine", True)},
-    "deepspeed.runtime.sequence_parallel": {},
-    "deepspeed.runtime.sequence_parallel.ulysses_sp": {"UlyssesSPAttentionHF": _SP, "UlyssesSPDataLoaderAdapter": _SP},
-    "deepspeed.sequence": {},
-    "deepspeed.sequence.layer": {"DistributedAttention": Later("sequence parallelism", True)},
-    "deepspeed.module_inject": {},
-    "deepspeed.linear": {"OptimizedLinear": Later("optimized linear layers", True), "LoRAConfig": Later("optimized linear layers"),
-                         "QuantizationConfig": Later("optimized linear layers")},
-    "deepspeed.ops.transformer": {"DeepSpeedTransformerLayer": Later("the fused transformer layer", True),
-                                  "DeepSpeedTransformerConfig": Later("the fused transformer layer")},
-    "deepspeed.ops.deepspeed4science": {"DS4Sci_EvoformerAttention": Later("Evoformer attention")},
 }
 
 
@@ -81,16 +65,13 @@ def _install(module: ModuleType, entries: dict[str, Any]) -> None:
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
         entry = entries[name]
         if isinstance(entry, Later):
-            base: type = object
-            if entry.is_module:
-                from torch.nn import Module
-                base = Module
-            value: Any = not_built_class(f"{module.__name__}.{name}", entry.feature, base)
+            value: Any = entry.make(f"{module.__name__}.{name}")
         else:
             value = resolve(entry) if isinstance(entry, str) and ":" in entry else entry
         setattr(module, name, value)
         return value
 
+    module.__doc__ = "Names at an old path."
     module.__getattr__ = __getattr__  # type: ignore[attr-defined]
     module.__dir__ = lambda: sorted({*vars(module), *entries})  # type: ignore[attr-defined, method-assign]
     module.__all__ = list(entries)  # type: ignore[attr-defined]

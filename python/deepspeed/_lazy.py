@@ -30,7 +30,9 @@ def attach(package: str, names: Mapping[str, str] | None = None) -> tuple[Callab
 
     def __dir__() -> list[str]:
         module = sys.modules[package]
-        return sorted({*vars(module), *table, *(found.name for found in pkgutil.iter_modules(module.__path__))})
+        # What the compiled part links against has a module's file name but is none.
+        submodules = (found.name for found in pkgutil.iter_modules(module.__path__) if not found.name.startswith("lib"))
+        return sorted({*vars(module), *table, *submodules})
 
     return __getattr__, __dir__
 
@@ -48,7 +50,8 @@ def not_built(name: str, feature: str) -> Callable:
     def raises(*_args: Any, **_kwargs: Any) -> Any:
         raise NotImplementedError(f"{name}: {feature} is not built yet")
 
-    raises.__name__ = raises.__qualname__ = name.rpartition(".")[2]
+    raises.__module__, _, raises.__name__ = name.rpartition(".")
+    raises.__qualname__, raises.__doc__ = raises.__name__, f"{feature}: not built yet."
     return raises
 
 

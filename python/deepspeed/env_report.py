@@ -16,6 +16,7 @@ def main(hide_operator_status: bool = False, hide_errors_and_warnings: bool = Fa
 
 
 def cli_main() -> None:
+    """Runs the program with this process's arguments, and ends with its exit code."""
     sys.exit(subprocess.run([native_program("ds_report"), *sys.argv[1:]]).returncode)
 
 

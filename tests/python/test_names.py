@@ -3,72 +3,65 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
+import re
 import subprocess
 import sys
 
 import pytest
+from public_names import home, public_names
 
-NAMES = """
-accelerator:get_accelerator accelerator:is_current_accelerator_supported checkpoint.utils:clone_tensors_for_torch_save
-checkpointing:configure checkpointing:checkpoint checkpointing:non_reentrant_checkpoint checkpointing:is_configured
-compression.helper:recursive_getattr compression.helper:recursive_setattr launcher.runner:DEEPSPEED_ENVIRONMENT_NAME
-moe.layer:MoE moe.utils:split_params_into_different_moe_groups_for_optimizer moe.utils:is_moe_param
-ops.adagrad:DeepSpeedCPUAdagrad ops.adam:DeepSpeedCPUAdam ops.adam:FusedAdam ops.aio:AsyncIOBuilder ops.lion:DeepSpeedCPULion
-ops.lion:FusedLion ops.lamb:FusedLamb ops.op_builder:CPUAdamBuilder ops:__compatible_ops__
-runtime.base_optimizer:DeepSpeedOptimizer runtime.base_optimizer:ZeROOptimizer runtime.bf16_optimizer:BF16_Optimizer
-runtime.config:DeepSpeedConfig runtime.config:DeepSpeedConfigError runtime.engine:DeepSpeedEngine
-runtime.fp16.fused_optimizer:FP16_Optimizer runtime.fp16.unfused_optimizer:FP16_UnfusedOptimizer
-runtime.fp16.loss_scaler:DynamicLossScaler runtime.lr_schedules:VALID_LR_SCHEDULES runtime.lr_schedules:WarmupLR
-runtime.sequence_parallel.ulysses_sp:UlyssesSPAttentionHF runtime.sequence_parallel.ulysses_sp:UlyssesSPDataLoaderAdapter
-runtime.swap_tensor.utils:MIN_SWAPPABLE_BYTES runtime.utils:move_to_device runtime.utils:set_random_seed
-runtime.zero.config:DeepSpeedZeroConfig runtime.zero.config:ZeroStageEnum runtime.zero.muon:MuonWithAuxAdam
-runtime.zero.offload_config:OffloadDeviceEnum runtime.zero.offload_config:OffloadStateTypeEnum
-runtime.zero.parameter_offload:DeepSpeedZeRoOffload runtime.zero.partition_parameters:GatheredParameters
-runtime.zero.partition_parameters:Init runtime.zero.partition_parameters:ZeroParamStatus
-runtime.zero.partition_parameters:_orig_torch_arange runtime.zero.partition_parameters:get_accelerator
-runtime.zero.partition_parameters:restore_init_context runtime.zero.partition_parameters:shutdown_init_context
-runtime.zero.partition_parameters:zero_wrapper_for_fp_tensor_constructor runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3
-runtime.zero.stage3:estimate_zero3_model_states_mem_needs_all_live runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer
-runtime.zero.utils:ZeRORuntimeException utils:RepeatingLoader utils:groups utils:is_initialized utils:log_dist utils:logger
-utils:OnDevice utils:safe_get_full_fp32_param utils:safe_get_full_grad utils:safe_get_full_optimizer_state
-utils:safe_get_local_fp32_param utils:safe_set_full_fp32_param utils:safe_set_full_grad utils:safe_set_full_optimizer_state
-utils:safe_update_full_grad_vectorized utils:set_z3_leaf_modules utils:set_z3_leaf_modules_by_name utils:get_numactl_cmd
-utils.groups:_get_sequence_parallel_group utils.groups:_get_sequence_parallel_world_size utils.logging:logger
-utils.zero_to_fp32:convert_zero_checkpoint_to_fp32_state_dict utils.zero_to_fp32:get_fp32_state_dict_from_zero_checkpoint
-utils.zero_to_fp32:get_model_state_file utils.zero_to_fp32:get_optim_files utils.zero_to_fp32:load_state_dict_from_zero_checkpoint
-zero:GatheredParameters zero:Init zero:TiledLinear zero:TiledLinearReturnBias zero:ZeroParamStatus zero:register_external_parameter
-zero:unwrap_model_for_generation pipe:PipelineModule pipe:LayerSpec git_version_info:torch_info
-runtime.pipe.topology:PipeModelDataParallelTopology monitor.monitor:MonitorMaster constants:TORCH_DISTRIBUTED_DEFAULT_PORT
-runtime.config_utils:DeepSpeedConfigModel comm.constants:NCCL_BACKEND comm:in_aml comm:in_aws_sm comm.comm:init_distributed
-comm.comm:destroy_process_group comm.comm:mpi_discovery runtime.zero.offload_config:DeepSpeedZeroOffloadParamConfig
-runtime.zero.offload_config:DeepSpeedZeroOffloadOptimizerConfig runtime.utils:CheckOverflow runtime.utils:get_global_norm
-runtime.utils:get_weight_norm runtime.utils:noop_context runtime.utils:memory_status utils.logging:print_configuration
-launcher.launch:main env_report:main env_report:cli_main runtime.pipe.dualpipev:DualPipeVEngine
-moe.utils:split_params_into_shared_and_expert_params moe.utils:split_params_grads_into_shared_and_expert_params
-moe.utils:configure_moe_param_groups ops.adam:ZenFlowCPUAdam ops.adam:ZenFlowSelectiveAdamW ops.adam:ZenFlowSelectiveAdamW_stage3
-""".split()
+from deepspeed._later import Later
+from deepspeed._later import modules as later_modules
 
-TOP_LEVEL = """initialize init_distributed init_inference add_config_arguments tp_model_init default_inference_config DeepSpeedEngine
-DeepSpeedConfig DeepSpeedConfigError DeepSpeedOptimizer DeepSpeedDataLoader PipelineEngine PipelineModule DualPipeVEngine InferenceEngine OnDevice
-get_accelerator log_dist logger zero checkpointing comm dist moe ops runtime utils accelerator compression __version__
-__git_hash__ __git_branch__ HAS_TRITON""".split()
+PLACES = public_names()
+LATER = {module: [(name, entry) for name, entry in names.items() if isinstance(entry, Later)] for module, names in later_modules().items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_name_is_importable_and_an_attribute(name):
-    module, _, attribute = name.partition(":")
-    imported = getattr(importlib.import_module(f"deepspeed.{module}"), attribute)
+@pytest.mark.parametrize("place", PLACES)
+def test_names_are_importable_and_attributes_of_the_package(place):
+    """After `import deepspeed` alone, too: programs write deepspeed.runtime.zero.partition_parameters.ZeroParamStatus."""
     import deepspeed
     found = deepspeed
-    for part in [*module.split("."), attribute]:
+    for part in re.split("[.:]", place)[1:]:
         found = getattr(found, part)
+    imported = home(place)
     assert found is imported
+    missing = [name for name in PLACES[place] if not hasattr(imported, name)]
+    assert not missing, f"{place} lacks {missing}"
 
 
-@pytest.mark.parametrize("name", TOP_LEVEL)
-def test_top_level_name_exists(name):
-    import deepspeed
-    assert hasattr(deepspeed, name)
+@pytest.mark.parametrize("module", [module for module in LATER if LATER[module]])
+def test_features_of_later_say_so_when_used(module):
+    for name, entry in LATER[module]:
+        found = getattr(importlib.import_module(module), name)
+        assert (found.__module__, found.__qualname__) == (module, name)
+        if entry.kind == "exception":
+            assert issubclass(found, Exception)
+            continue
+        for use in [found, *(getattr(found, method) for method in entry.methods)]:
+            with pytest.raises(NotImplementedError, match=rf"{re.escape(name)}.*not built yet"):
+                use(1, some=2)
+
+
+def test_second_paths_of_later_features_are_the_same_objects():
+    for module, names in later_modules().items():
+        for name, entry in names.items():
+            if isinstance(entry, str):
+                original, _, attribute = entry.partition(":")
+                assert getattr(importlib.import_module(module), name) is getattr(importlib.import_module(original), attribute)
+
+
+def _undocumented(place, name):
+    found = getattr(home(place), name)
+    described = inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, property)
+    ours = str(getattr(found, "__module__", "deepspeed")).startswith("deepspeed")
+    return described and ours and not (inspect.getdoc(found) or "").strip()
+
+
+def test_every_public_function_class_and_method_has_a_docstring():
+    missing = [f"{place}.{name}" for place, names in PLACES.items() for name in names if _undocumented(place, name)]
+    assert not missing, missing
 
 
 def test_names_that_load_late_are_listed_and_there():
@@ -79,6 +72,18 @@ def test_names_that_load_late_are_listed_and_there():
     assert "monitor" in dir(deepspeed.monitor) and "ProcessTopology" in dir(alias)
     for name in dir(deepspeed):
         getattr(deepspeed, name)
+
+
+def test_libraries_beside_an_extension_are_no_submodules(tmp_path, monkeypatch):
+    """A wheel has libdeepscale.so in the folder of _C, and a listing must not offer what cannot be imported."""
+    package = tmp_path / "package_with_library"
+    package.mkdir()
+    (package / "__init__.py").write_text("from deepspeed._lazy import attach\n__getattr__, __dir__ = attach(__name__)\n")
+    (package / "part.py").write_text("")
+    (package / "libcore.so").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    listed = dir(importlib.import_module("package_with_library"))
+    assert "part" in listed and "libcore" not in listed
 
 
 def test_classes_live_where_callers_look_for_them():
@@ -110,8 +115,6 @@ def test_the_other_name_of_the_package_is_the_same_package():
 
 
 def test_signatures_that_callers_inspect():
-    import inspect
-
     import deepspeed
     expected = ["args", "model", "optimizer", "model_parameters", "training_data", "lr_scheduler", "distributed_port", "mpu",
                 "dist_init_required", "collate_fn", "config", "mesh_param", "config_params"]
@@ -120,15 +123,58 @@ def test_signatures_that_callers_inspect():
     assert list(inspect.signature(deepspeed.DeepSpeedEngine.backward).parameters) == ["self", "loss", "retain_graph", "scale_wrt_gas"]
 
 
-@pytest.mark.parametrize("name", ["pipe.PipelineModule", "moe.layer.MoE", "DualPipeVEngine",
-                                  "ops.adam.ZenFlowCPUAdam", "ops.adam.DeepSpeedCPUAdam.rollback_subgroup"])
-def test_features_of_later_say_so_when_used(name):
-    import deepspeed
-    found = deepspeed
-    for part in name.split("."):
-        found = getattr(found, part)
+def test_what_is_missing_from_a_class_that_exists_says_so():
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
     with pytest.raises(NotImplementedError, match="not built yet"):
-        found()
+        DeepSpeedCPUAdam.rollback_subgroup()
+
+
+def test_the_cuda_accelerator_has_the_whole_interface():
+    from unittest import mock
+
+    from deepspeed.accelerator.abstract_accelerator import DeepSpeedAccelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    device = CUDA_Accelerator()
+    for name in ("synchronize", "set_device", "empty_cache", "memory_allocated", "max_memory_reserved", "reset_peak_memory_stats"):
+        with mock.patch(f"torch.cuda.{name}", return_value=7) as torchs:
+            assert getattr(device, name)(0) == 7
+        torchs.assert_called_once_with(0)
+    code = {name: getattr(getattr(member, "fget", member), "__code__", None) for name, member in vars(DeepSpeedAccelerator).items()}
+    refuses = [name for name in code if code[name] is not None and "NotImplementedError" in code[name].co_names]
+    assert "memory_stats" in refuses
+    inherited = [name for name in refuses if getattr(CUDA_Accelerator, name) is getattr(DeepSpeedAccelerator, name)]
+    assert not inherited, inherited
+
+
+def test_small_helpers_of_the_old_paths():
+    import torch
+    from deepspeed.runtime.compiler import is_compile_supported
+    from deepspeed.runtime.utils import (call_to_str, get_ma_status, get_only_unique_item, is_model_parallel_parameter, prefix_sum_inc,
+                                         required_torch_version)
+    from deepspeed.utils.bwc import bwc_pipeline_parallel_world_size, bwc_tensor_model_parallel_rank, bwc_tensor_model_parallel_world_size
+    assert prefix_sum_inc([1, 2, 3]) == [1, 3, 6]
+    assert call_to_str("forward", 1, key="x") == "forward(1, key='x')"
+    assert get_only_unique_item([2, 2]) == 2 and is_compile_supported() and get_ma_status() > 0
+    with pytest.raises(RuntimeError, match="only one unique"):
+        get_only_unique_item([1, 2])
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert required_torch_version(min_version=2.6) and required_torch_version(min_version=minor, max_version=minor)
+    assert not required_torch_version(max_version="2.10") and not required_torch_version(min_version="99.0")
+
+    class Mpu:
+
+        def get_tensor_model_parallel_rank(self):
+            return 3
+
+        def get_model_parallel_world_size(self):
+            return 4
+
+    assert (bwc_tensor_model_parallel_rank(Mpu()), bwc_tensor_model_parallel_world_size(Mpu())) == (3, 4)
+    assert (bwc_tensor_model_parallel_rank(), bwc_pipeline_parallel_world_size(Mpu())) == (0, 1)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert not is_model_parallel_parameter(parameter)
+    parameter.tensor_model_parallel = True
+    assert is_model_parallel_parameter(parameter)
 
 
 def test_the_report_is_the_programs():

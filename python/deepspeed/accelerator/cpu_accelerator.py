@@ -48,6 +48,8 @@ def _numa_nodes() -> int:
 
 
 class CPU_Accelerator(DeepSpeedAccelerator):
+    """The CPU: no streams, and the process's resident memory in the place of a device's."""
+
     _name = "cpu"
     _communication_backend_name = "gloo"
     _visible_devices_env = "CPU_VISIBLE_DEVICES"

@@ -8,24 +8,31 @@ import torch
 
 from .abstract_accelerator import DeepSpeedAccelerator
 
-# Methods that torch.cuda has under the same name and with the same arguments.
-_SAME_IN_TORCH = ("synchronize", "empty_cache", "memory_allocated", "max_memory_allocated", "memory_reserved",
-                  "max_memory_reserved", "reset_peak_memory_stats", "current_stream", "default_stream", "manual_seed",
-                  "manual_seed_all", "initial_seed", "set_device", "device", "stream", "device_count", "is_available",
-                  "memory_stats", "current_device")
+
+def _torchs(name: str) -> Any:
+    """A method that torch.cuda has under the same name and with the same arguments."""
+
+    def method(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(torch.cuda, name)(*args, **kwargs)
+
+    method.__name__, method.__doc__ = name, getattr(DeepSpeedAccelerator, name).__doc__
+    return method
 
 
 class CUDA_Accelerator(DeepSpeedAccelerator):
+    """A CUDA device as torch sees it."""
+
     _name = "cuda"
     _communication_backend_name = "nccl"
     _visible_devices_env = "CUDA_VISIBLE_DEVICES"
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _SAME_IN_TORCH:
-            return getattr(torch.cuda, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    synchronize, set_device, stream = _torchs("synchronize"), _torchs("set_device"), _torchs("stream")
+    current_stream, default_stream = _torchs("current_stream"), _torchs("default_stream")
+    empty_cache, memory_stats = _torchs("empty_cache"), _torchs("memory_stats")
+    memory_allocated, max_memory_allocated = _torchs("memory_allocated"), _torchs("max_memory_allocated")
+    memory_reserved, max_memory_reserved = _torchs("memory_reserved"), _torchs("max_memory_reserved")
+    reset_peak_memory_stats = _torchs("reset_peak_memory_stats")
 
-    # The base class defines these for devices without their own: hand them to torch.cuda instead.
     def device(self, device_index: int | None = None):
         return torch.cuda.device(device_index)
 

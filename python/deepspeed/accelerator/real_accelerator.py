@@ -12,6 +12,7 @@ ds_accelerator: DeepSpeedAccelerator | None = None
 
 
 def is_current_accelerator_supported() -> bool:
+    """Whether this process computes on a device that the package knows."""
     return get_accelerator().device_name() in SUPPORTED_ACCELERATOR_LIST
 
 

@@ -17,7 +17,8 @@ from torch.distributed import ProcessGroup, ReduceOp, is_available
 
 from deepspeed.comm import communicators
 from deepspeed.comm.comms_logging import CommsLogger
-from deepspeed.comm.discovery import mpi_discovery  # noqa: F401  (these three by their old path)
+from deepspeed.comm.discovery import (in_aml, in_aws_sm, in_dlts, mpi_discovery, patch_aml_env_for_torch_nccl_backend,  # noqa: F401
+                                      patch_aws_sm_env_for_torch_nccl_backend)  # noqa: F401  (these and two more by their old path)
 from deepspeed.comm.init import destroy_process_group, init_distributed  # noqa: F401
 
 __all__ = [
@@ -41,14 +42,17 @@ _DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.in
 # ---------------------------------------------------------------- the world
 
 def is_initialized() -> bool:
+    """Whether the job's processes are connected."""
     return dist.is_available() and dist.is_initialized()
 
 
 def get_rank(group: ProcessGroup | None = None) -> int:
+    """This process's rank in `group` (default: in the world)."""
     return dist.get_rank(group)
 
 
 def get_world_size(group: ProcessGroup | None = None) -> int:
+    """Number of ranks in `group` (default: in the world)."""
     return dist.get_world_size(group)
 
 
@@ -58,18 +62,22 @@ def get_local_rank() -> int:
 
 
 def get_global_rank(group: ProcessGroup | None = None, group_rank: int = 0) -> int:
+    """The world's rank of rank `group_rank` of `group`."""
     return dist.get_global_rank(group if group is not None else dist.group.WORLD, group_rank)
 
 
 def get_world_group() -> ProcessGroup:
+    """The group of all ranks."""
     return dist.group.WORLD
 
 
 def get_all_ranks_from_group(group: ProcessGroup | None = None) -> list[int]:
+    """The world's ranks that are in `group`, in its order."""
     return dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
 
 
 def new_group(ranks: Sequence[int] | None = None, **options: Any) -> ProcessGroup:
+    """A group of the given ranks (default: all). All ranks of the world call it."""
     return dist.new_group(ranks, **options)
 
 
@@ -81,18 +89,22 @@ def initialize_mesh_device(mesh_shape: Sequence[int], mesh_dim_names: Sequence[s
 
 
 def has_all_gather_into_tensor() -> bool:
+    """Whether all_gather_into_tensor exists: always."""
     return True
 
 
 def has_reduce_scatter_tensor() -> bool:
+    """Whether reduce_scatter_tensor exists: always."""
     return True
 
 
 def has_all_reduce_coalesced() -> bool:
+    """Whether all_reduce_coalesced exists: always."""
     return True
 
 
 def has_coalescing_manager() -> bool:
+    """Whether torch can join several calls into one."""
     return hasattr(dist.distributed_c10d, "_coalescing_manager")
 
 
@@ -125,18 +137,22 @@ def log_summary(show_straggler: bool = False, return_dict: bool = False) -> dict
 
 
 def reset_log() -> None:
+    """Forgets what was recorded."""
     comms_logger.reset()
 
 
 def has_comm_data() -> bool:
+    """Whether anything was recorded."""
     return comms_logger.has_data()
 
 
 def get_comm_operation_count() -> int:
+    """Number of recorded calls."""
     return comms_logger.total_operations()
 
 
 def get_logged_comm_ops() -> list[str]:
+    """Names of the recorded operations."""
     return list(comms_logger.comms_dict)
 
 
@@ -221,6 +237,7 @@ def _group_rank(group: ProcessGroup | None, global_rank: int | None, group_rank:
 @_logged("tensor")
 def all_reduce(tensor: torch.Tensor, op: Any = ReduceOp.SUM, group: ProcessGroup | None = None,
                async_op: bool = False) -> Any:
+    """Every rank's `tensor` becomes the reduction of all ranks' tensors."""
     core = _core(group, [tensor], async_op, op)
     if core is None:
         return dist.all_reduce(tensor, op=op, group=group, async_op=async_op)
@@ -230,6 +247,7 @@ def all_reduce(tensor: torch.Tensor, op: Any = ReduceOp.SUM, group: ProcessGroup
 
 @_logged("tensor")
 def inference_all_reduce(tensor: torch.Tensor, op: Any = ReduceOp.SUM, group: ProcessGroup | None = None) -> Any:
+    """all_reduce that waits."""
     return all_reduce.__wrapped__(tensor, op, group)
 
 
@@ -246,6 +264,7 @@ def all_reduce_coalesced(tensors: list[torch.Tensor], op: Any = ReduceOp.SUM, gr
 @_logged("tensor")
 def broadcast(tensor: torch.Tensor, src: int | None = None, group: ProcessGroup | None = None, async_op: bool = False,
               group_src: int | None = None) -> Any:
+    """Every rank's `tensor` becomes that of rank `src`."""
     core = _core(group, [tensor], async_op)
     if core is None:
         return dist.broadcast(tensor, src, group=group, async_op=async_op, group_src=group_src)
@@ -256,6 +275,7 @@ def broadcast(tensor: torch.Tensor, src: int | None = None, group: ProcessGroup 
 @_logged("tensor")
 def all_gather_into_tensor(output_tensor: torch.Tensor, tensor: torch.Tensor, group: ProcessGroup | None = None,
                            async_op: bool = False) -> Any:
+    """`output_tensor` becomes all ranks' tensors one after the other."""
     core = _core(group, [output_tensor, tensor], async_op)
     if core is None:
         return dist.all_gather_into_tensor(output_tensor, tensor, group=group, async_op=async_op)
@@ -266,12 +286,14 @@ def all_gather_into_tensor(output_tensor: torch.Tensor, tensor: torch.Tensor, gr
 @_logged("input_tensor")
 def allgather_fn(output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: ProcessGroup | None = None,
                  async_op: bool = False) -> Any:
+    """all_gather_into_tensor by its older name."""
     return all_gather_into_tensor.__wrapped__(output_tensor, input_tensor, group, async_op)
 
 
 @_logged("tensor")
 def all_gather(tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: ProcessGroup | None = None,
                async_op: bool = False) -> Any:
+    """tensor_list[i] becomes the tensor of rank i."""
     same = all(part.shape == tensor.shape and part.dtype == tensor.dtype for part in tensor_list)
     core = _core(group, [tensor, *tensor_list], async_op) if same else None
     if core is None:
@@ -293,6 +315,7 @@ def all_gather_coalesced(output_tensors: list[torch.Tensor], input_tensors: list
 @_logged("output_tensor")
 def reduce_scatter_tensor(output_tensor: torch.Tensor, tensor: torch.Tensor, op: Any = ReduceOp.SUM,
                           group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+    """`output_tensor` becomes this rank's part of the reduction of all ranks' tensors."""
     core = _core(group, [output_tensor, tensor], async_op, op)
     if core is None:
         return dist.reduce_scatter_tensor(output_tensor, tensor, op=op, group=group, async_op=async_op)
@@ -303,12 +326,14 @@ def reduce_scatter_tensor(output_tensor: torch.Tensor, tensor: torch.Tensor, op:
 @_logged("output_tensor")
 def reduce_scatter_fn(output_tensor: torch.Tensor, tensor: torch.Tensor, op: Any = ReduceOp.SUM,
                       group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+    """reduce_scatter_tensor by its older name."""
     return reduce_scatter_tensor.__wrapped__(output_tensor, tensor, op, group, async_op)
 
 
 @_logged("output")
 def reduce_scatter(output: torch.Tensor, input_list: list[torch.Tensor], op: Any = ReduceOp.SUM,
                    group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+    """`output` becomes the reduction of the ranks' input_list[this rank]."""
     same = all(part.shape == output.shape and part.dtype == output.dtype for part in input_list)
     core = _core(group, [output, *input_list], async_op, op) if same else None
     if core is None:
@@ -322,6 +347,7 @@ def reduce_scatter(output: torch.Tensor, input_list: list[torch.Tensor], op: Any
 def all_to_all_single(output: torch.Tensor, input: torch.Tensor, output_split_sizes: list[int] | None = None,
                       input_split_sizes: list[int] | None = None, group: ProcessGroup | None = None,
                       async_op: bool = False) -> Any:
+    """Part i of `input` goes to rank i, and part i of `output` comes from it."""
     equal = not output_split_sizes and not input_split_sizes
     core = _core(group, [output, input], async_op) if equal else None
     if core is None:
@@ -333,6 +359,7 @@ def all_to_all_single(output: torch.Tensor, input: torch.Tensor, output_split_si
 @_logged("input_tensor_list")
 def all_to_all(output_tensor_list: list[torch.Tensor], input_tensor_list: list[torch.Tensor],
                group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+    """input_tensor_list[i] goes to rank i, and output_tensor_list[i] comes from it."""
     if input_tensor_list[0].device.type != "cpu":
         return dist.all_to_all(output_tensor_list, input_tensor_list, group=group, async_op=async_op)
     # Gloo exchanges flat tensors only; pieces may differ in size.
@@ -346,6 +373,7 @@ def all_to_all(output_tensor_list: list[torch.Tensor], input_tensor_list: list[t
 
 @_logged()
 def barrier(group: ProcessGroup | None = None, async_op: bool = False, device_ids: list[int] | None = None) -> Any:
+    """Returns when all ranks of the group have called it."""
     member = group is not dist.GroupMember.NON_GROUP_MEMBER
     # A device's barrier also waits for the device.
     core = _core(group, [], async_op) if member and dist.get_backend(group) == "gloo" else None
@@ -357,6 +385,7 @@ def barrier(group: ProcessGroup | None = None, async_op: bool = False, device_id
 
 @_logged()
 def monitored_barrier(group: ProcessGroup | None = None, timeout: Any = None, wait_all_ranks: bool = False) -> Any:
+    """barrier() that names the ranks that are missing after `timeout`."""
     return dist.monitored_barrier(group=group, timeout=timeout, wait_all_ranks=wait_all_ranks)
 
 
@@ -365,39 +394,46 @@ def monitored_barrier(group: ProcessGroup | None = None, timeout: Any = None, wa
 @_logged("tensor")
 def reduce(tensor: torch.Tensor, dst: int | None = None, op: Any = ReduceOp.SUM, group: ProcessGroup | None = None,
            async_op: bool = False) -> Any:
+    """Rank `dst`'s tensor becomes the reduction of all ranks' tensors."""
     return dist.reduce(tensor, dst if dst is not None else 0, op=op, group=group, async_op=async_op)
 
 
 @_logged("tensor")
 def gather(tensor: torch.Tensor, gather_list: list[torch.Tensor] | None = None, dst: int | None = None,
            group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+    """gather_list[i] of rank `dst` becomes the tensor of rank i."""
     return dist.gather(tensor, gather_list, dst=dst if dst is not None else 0, group=group, async_op=async_op)
 
 
 @_logged("tensor")
 def scatter(tensor: torch.Tensor, scatter_list: list[torch.Tensor] | None = None, src: int | None = None,
             group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+    """Rank i's tensor becomes scatter_list[i] of rank `src`."""
     return dist.scatter(tensor, scatter_list, src=src if src is not None else 0, group=group, async_op=async_op)
 
 
 @_logged("tensor")
 def send(tensor: torch.Tensor, dst: int | None = None, group: ProcessGroup | None = None, tag: int = 0) -> Any:
+    """Sends to rank `dst`, which calls recv()."""
     return dist.send(tensor, dst, group=group, tag=tag)
 
 
 @_logged("tensor")
 def recv(tensor: torch.Tensor, src: int | None = None, group: ProcessGroup | None = None, tag: int = 0) -> Any:
+    """Receives from rank `src`, which calls send()."""
     return dist.recv(tensor, src=src, group=group, tag=tag)
 
 
 # Not logged: how long these take is known only when they are waited for.
 def isend(tensor: torch.Tensor, dst: int | None = None, group: ProcessGroup | None = None, tag: int = 0, prof: bool = False,
           log_name: str = "isend", debug: bool = False) -> Any:
+    """send() that returns at once, with a handle to wait for."""
     return dist.isend(tensor, dst, group=group, tag=tag)
 
 
 def irecv(tensor: torch.Tensor, src: int | None = None, group: ProcessGroup | None = None, tag: int = 0, prof: bool = False,
           log_name: str = "irecv", debug: bool = False) -> Any:
+    """recv() that returns at once, with a handle to wait for."""
     return dist.irecv(tensor, src=src, group=group, tag=tag)
 
 
@@ -416,14 +452,17 @@ def _torchs(op: Callable) -> Callable:
 
 
 def batch_isend_irecv(p2p_op_list: list[dist.P2POp]) -> list[Any]:
+    """Starts several isend and irecv together; returns their handles."""
     return dist.batch_isend_irecv(p2p_op_list)
 
 
 def broadcast_object_list(object_list: list[Any], src: int = 0, group: ProcessGroup | None = None, device: Any = None) -> None:
+    """Every rank's list becomes that of rank `src`; its items are pickled."""
     dist.broadcast_object_list(object_list, src=src, group=group, device=device)
 
 
 def all_gather_object(object_list: list[Any], obj: Any, group: ProcessGroup | None = None) -> None:
+    """object_list[i] becomes the object of rank i; objects are pickled."""
     dist.all_gather_object(object_list, obj, group=group)
 
 

@@ -120,11 +120,18 @@ def first_slurm_host(node_list: str) -> str:
 
 
 def in_aml() -> bool:
+    """Whether this is a job of Azure Machine Learning."""
     return "AZUREML_EXPERIMENT_ID" in os.environ
 
 
 def in_aws_sm() -> bool:
+    """Whether this is a job of Amazon SageMaker."""
     return "SM_TRAINING_ENV" in os.environ
+
+
+def in_dlts() -> bool:
+    """Whether this is a job of the DLTS cluster software."""
+    return "DLTS_JOB_ID" in os.environ
 
 
 def patch_aml_env_for_torch_nccl_backend(master_port: int = 6105, verbose: bool = True) -> None:

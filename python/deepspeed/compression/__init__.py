@@ -1,13 +1,8 @@
 """Model compression: only the helpers by dotted name exist so far."""
+from deepspeed._lazy import attach
 
-
-def _later(name: str):
-
-    def raises(*_args, **_kwargs):
-        raise NotImplementedError(f"deepspeed.compression.{name}: compression is not built yet")
-
-    return raises
-
-
-init_compression = _later("init_compression")
-redundancy_clean = _later("redundancy_clean")
+__getattr__, __dir__ = attach(__name__, {
+    "init_compression": "deepspeed.compression.compress:init_compression",
+    "redundancy_clean": "deepspeed.compression.compress:redundancy_clean",
+    "compression_scheduler": "deepspeed.compression.scheduler:compression_scheduler",
+})

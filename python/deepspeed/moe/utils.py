@@ -17,6 +17,7 @@ def has_moe_layers(m: torch.nn.Module) -> tuple[bool, int]:
 
 
 def is_moe_param_group(param_group: dict) -> bool:
+    """Whether a parameter group holds experts."""
     return bool(param_group.get("moe", False))
 
 

@@ -4,6 +4,7 @@ An event is (label, value, step): the engine's labels are "Train/Samples/...", i
 """
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from typing import Any, Sequence
 
@@ -53,16 +54,17 @@ class MonitorMaster(Monitor):
                 monitor.write_events(event_list)
 
 
+# Imported when they are needed: their packages are optional.
+_DESTINATIONS = {"tensorboard": "TensorBoardMonitor", "wandb": "WandbMonitor", "csv_monitor": "csvMonitor", "comet": "CometMonitor"}
+
+
 def _destination(name: str) -> type[Monitor]:
-    """The class behind a section. Imported when it is needed: its packages are optional."""
-    if name == "tensorboard":
-        from deepspeed.monitor.tensorboard import TensorBoardMonitor
-        return TensorBoardMonitor
-    if name == "wandb":
-        from deepspeed.monitor.wandb import WandbMonitor
-        return WandbMonitor
-    if name == "csv_monitor":
-        from deepspeed.monitor.csv_monitor import csvMonitor
-        return csvMonitor
-    from deepspeed.monitor.comet import CometMonitor
-    return CometMonitor
+    """The class behind a section."""
+    return getattr(importlib.import_module(f"deepspeed.monitor.{name}"), _DESTINATIONS[name])
+
+
+def __getattr__(name: str) -> Any:
+    for section, class_name in _DESTINATIONS.items():
+        if name == class_name:
+            return _destination(section)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

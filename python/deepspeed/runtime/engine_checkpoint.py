@@ -192,6 +192,7 @@ class CheckpointMethods:
     # ---- model weights alone
     def module_state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False,
                           exclude_frozen_parameters: bool = False) -> dict:
+        """The module's state dictionary, without frozen parameters when asked to."""
         state = self.module.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars) if destination is not None else \
             self.module.state_dict(prefix=prefix, keep_vars=keep_vars)
         if exclude_frozen_parameters:
@@ -283,6 +284,7 @@ class CheckpointMethods:
         return save_universal(self, save_dir, tag, _checked_client_state(client_state))
 
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
+        """save_16bit_model by its older name."""
         return self.save_16bit_model(save_dir, save_filename)
 
     # ---- loading

@@ -98,9 +98,11 @@ class ConfigGetters:
         return type(client).__name__ if client is not None else self._config.optimizer_name
 
     def postscale_gradients(self) -> bool:
+        """Whether gradients are divided by the number of ranks after their reduction."""
         return not self._config.prescale_gradients
 
     def dynamic_loss_scale(self) -> bool:
+        """Whether the loss scale follows overflows (`fp16.loss_scale` is 0)."""
         return self._config.fp16.loss_scale == 0
 
     def initial_dynamic_scale(self) -> float:

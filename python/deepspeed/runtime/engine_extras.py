@@ -42,10 +42,12 @@ class EngineExtras:
         self.training_dataloader = loader
 
     def set_data_post_process_func(self, post_process_func: Callable) -> None:
+        """A function of the data pipeline: see `data_efficiency` in docs/config.md."""
         if self.training_dataloader is not None:
             self.training_dataloader.post_process_func = post_process_func
 
     def set_custom_curriculum_learning_schedule(self, schedule_func_dict: dict) -> None:
+        """A schedule of curriculum learning: see `data_efficiency` in docs/config.md."""
         if self.training_dataloader is not None and self.curriculum_learning_enabled():
             self.training_dataloader.data_sampler.set_custom_curriculum_learning_schedule(schedule_func_dict)
 
@@ -74,12 +76,15 @@ class EngineExtras:
         return [group.get(key, 0.0) for group in self.optimizer.param_groups] if self.basic_optimizer is not None else []
 
     def get_lr(self) -> list:
+        """Learning rates of the parameter groups."""
         return self._of_groups("lr")
 
     def get_type(self) -> list:
+        """The groups' `type` entries."""
         return self._of_groups("type")
 
     def get_mom(self) -> list:
+        """Momentum (SGD, RMSprop) or betas of the parameter groups."""
         return self._of_groups("momentum" if self.optimizer_name() in ("SGD", "RMSprop") else "betas")
 
     def get_data_parallel_rank(self) -> int:
@@ -124,9 +129,11 @@ class EngineExtras:
 
     @property
     def is_compiled(self) -> bool:
+        """Whether compile() was called."""
         return self.__dict__.get("_compiled", False)
 
     def register_compile_pass(self, pass_name: str, pass_fn: Callable, contract: Any = None) -> None:
+        """A pass of DeepCompile: not built yet."""
         raise NotImplementedError("register_compile_pass: DeepCompile is not built yet")
 
     # ---- memory
@@ -139,6 +146,7 @@ class EngineExtras:
             raise NotImplementedError("engine.offload_states on this device is not built yet")
 
     def reload_states(self, non_blocking: bool = False) -> None:
+        """Brings back what offload_states() moved."""
         if self.device.type != "cpu":
             raise NotImplementedError("engine.reload_states on this device is not built yet")
 

@@ -3,15 +3,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import os
 import random
+import re
 from typing import Any, Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from deepspeed.utils.logging import logger
+from deepspeed._lazy import not_built, not_built_class
+from deepspeed.utils.bwc import bwc_tensor_model_parallel_rank, bwc_tensor_model_parallel_world_size  # noqa: F401  (by their old path)
+from deepspeed.utils.logging import logger  # noqa: F401
+
+partition_balanced = not_built("deepspeed.runtime.utils.partition_balanced", "pipeline parallelism")
+PartitionedTensor = not_built_class("deepspeed.runtime.utils.PartitionedTensor", "pipeline parallelism with partitioned activations")
 
 
 class DummyOptim:
@@ -71,6 +78,53 @@ def partition_uniform(num_items: int, num_parts: int) -> list[int]:
     for part in range(num_parts):
         bounds.append(bounds[-1] + size + (part < rest))
     return bounds
+
+
+def prefix_sum_inc(weights: Iterable[float]) -> list:
+    """Sums of the first one, two, three, ... weights."""
+    return list(itertools.accumulate(weights))
+
+
+def call_to_str(base: str, *args: Any, **kwargs: Any) -> str:
+    """A call as text: name(1, key='value')."""
+    listed = [*(repr(arg) for arg in args), *(f"{key}={value!r}" for key, value in kwargs.items())]
+    return f"{base}({', '.join(listed)})"
+
+
+def get_only_unique_item(items: Iterable[Any]) -> Any:
+    """The value that all items have. Raises RuntimeError when they differ or there are none."""
+    values = set(items)
+    if len(values) != 1:
+        raise RuntimeError(f"expected there to be only one unique element in {items}, found {len(values)}")
+    return values.pop()
+
+
+def required_torch_version(min_version: float | str | None = None, max_version: float | str | None = None) -> bool:
+    """Whether torch's version lies between the two, both allowed ("2.11", or 2.6 as a number)."""
+    assert min_version or max_version, "give a min_version, a max_version or both"
+    installed = _version_numbers(torch.__version__)
+
+    def compared(bound: float | str) -> list[int]:  # to as many numbers as the bound has: 2.11.3 is not above "2.11"
+        return installed[:len(_version_numbers(str(bound)))]
+
+    return (not min_version or compared(min_version) >= _version_numbers(str(min_version))) and \
+        (not max_version or compared(max_version) <= _version_numbers(str(max_version)))
+
+
+def _version_numbers(version: str) -> list[int]:
+    return [int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split(".")]
+
+
+def is_model_parallel_parameter(p: Tensor) -> bool:
+    """Whether model-parallel ranks hold different parts of it (they mark it so)."""
+    return bool(getattr(p, "model_parallel", False) or getattr(p, "tensor_model_parallel", False))
+
+
+def get_ma_status() -> int:
+    """Bytes that the device holds now; 0 on other ranks than 0."""
+    from deepspeed import comm
+    from deepspeed.accelerator import get_accelerator
+    return get_accelerator().memory_allocated() if not comm.is_initialized() or comm.get_rank() == 0 else 0
 
 
 def see_memory_usage(message: str, force: bool = False) -> None:

@@ -23,8 +23,8 @@ _HOME: dict[str, str] = {
     "recursive_getattr": "deepspeed.utils.module_utils",
     "recursive_setattr": "deepspeed.utils.module_utils",
 }
-_SUBMODULES = ("comms_logging", "exceptions", "groups", "init_on_device", "logging", "module_utils", "numa", "nvtx", "tensor_fragment",
-               "timer", "types", "zero_to_fp32", "zero_to_torch")
+_SUBMODULES = ("bwc", "comms_logging", "exceptions", "groups", "init_on_device", "logging", "module_utils", "numa", "nvtx",
+               "tensor_fragment", "timer", "torch", "types", "zero_to_fp32", "zero_to_torch")
 
 __all__ = ["z3_leaf_module", "log_dist", "log_dist_once", "logger", "set_log_level_from_string", "is_initialized", *_HOME, *_SUBMODULES]
 

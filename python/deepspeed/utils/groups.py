@@ -42,19 +42,23 @@ def _world_group():
 
 # ---- data
 def _get_data_parallel_group():
+    """Ranks that train on different data."""
     return _or(_ask("get_data_parallel_group"), _world_group())
 
 
 def _get_data_parallel_world_size() -> int:
+    """Number of ranks that train on different data."""
     size = _ask("get_data_parallel_world_size")
     return size if size is not None else _world_size() // _get_model_parallel_world_size()
 
 
 def _get_data_parallel_rank() -> int:
+    """This process's rank among those."""
     return _or(_ask("get_data_parallel_rank"), _world_rank())
 
 
 def _get_data_parallel_group_ranks() -> list[int]:
+    """The world's ranks of the data-parallel group."""
     return dist.get_process_group_ranks(_get_data_parallel_group())
 
 
@@ -64,39 +68,48 @@ def _get_broadcast_src_rank() -> int:
 
 # ---- model (tensor)
 def _get_model_parallel_world_size() -> int:
+    """Number of ranks that share each layer."""
     return _or(_ask("get_model_parallel_world_size", "get_tensor_model_parallel_world_size"), 1)
 
 
 def _get_model_parallel_rank() -> int:
+    """This process's rank among those."""
     return _or(_ask("get_model_parallel_rank", "get_tensor_model_parallel_rank"), 0)
 
 
 def _get_model_parallel_group():
+    """Ranks that share each layer; None without an mpu."""
     return _ask("get_model_parallel_group", "get_tensor_model_parallel_group")
 
 
 # ---- sequence
 def _get_sequence_parallel_world_size() -> int:
+    """Number of ranks that share each sequence."""
     return _or(_ask("get_sequence_parallel_world_size"), 1)
 
 
 def _get_sequence_parallel_rank() -> int:
+    """This process's rank among those."""
     return _or(_ask("get_sequence_parallel_rank"), 0)
 
 
 def _get_sequence_parallel_group():
+    """Ranks that share each sequence; None without an mpu."""
     return _ask("get_sequence_parallel_group")
 
 
 def _get_sequence_data_parallel_world_size() -> int:
+    """Number of ranks over which gradients are averaged."""
     return _or(_ask("get_sequence_data_parallel_world_size"), _get_data_parallel_world_size())
 
 
 def _get_sequence_data_parallel_rank() -> int:
+    """This process's rank among those."""
     return _or(_ask("get_sequence_data_parallel_rank"), _get_data_parallel_rank())
 
 
 def _get_sequence_data_parallel_group():
+    """Ranks over which gradients are averaged."""
     return _or(_ask("get_sequence_data_parallel_group"), _get_data_parallel_group())
 
 
@@ -125,5 +138,6 @@ def __getattr__(name: str):
         def later(*_args, **_kwargs):
             raise NotImplementedError(f"groups.{name}: expert parallelism is not built yet")
 
+        later.__name__, later.__doc__ = name, "Expert parallelism: not built yet."
         return later
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -68,6 +68,7 @@ def log_dist(message: str, ranks: Sequence[int] | None = None, level: int = logg
 
 
 def log_dist_once(message: str, ranks: Sequence[int] | None = None, level: int = logging.INFO) -> None:
+    """log_dist() the first time this process meets the message."""
     if message not in _printed_once:
         _printed_once.add(message)
         log_dist(message, ranks, level)
@@ -112,6 +113,7 @@ def get_log_level_from_string(log_level_str: str) -> int:
 
 
 def set_log_level_from_string(log_level_str: str, custom_logger: logging.Logger | None = None) -> None:
+    """Sets the logger's level by name: debug, info, warning, error or critical."""
     (custom_logger or logger).setLevel(get_log_level_from_string(log_level_str))
 
 

@@ -85,10 +85,12 @@ def safe_set_full_fp32_param(param: Tensor, value: Tensor) -> None:
 
 
 def safe_set_full_grad(param: Tensor, value: Tensor) -> None:
+    """Every rank passes the full gradient that the next step is to use."""
     _write_full(param, "grad", value, "safe_set_full_grad")
 
 
 def safe_set_full_optimizer_state(param: Tensor, value: Tensor, optim_state_key: str) -> None:
+    """Every rank passes the full value of one optimizer state, for instance "exp_avg"."""
     from deepspeed.runtime import optimizer_states
     what = "safe_set_full_optimizer_state"
     engine, index = _must_have_engine(param, what)
@@ -115,28 +117,34 @@ def _write_local(param: Tensor, key: str, value: Tensor, what: str) -> None:
 
 
 def safe_get_local_fp32_param(param: Tensor) -> Tensor | None:
+    """This rank's piece of the fp32 value, 1-D."""
     return _read_local(param, "fp32")
 
 
 def safe_get_local_grad(param: Tensor) -> Tensor | None:
+    """This rank's piece of the gradient, 1-D."""
     return _read_local(param, "grad")
 
 
 def safe_get_local_optimizer_state(param: Tensor, optim_state_key: str) -> Tensor | None:
+    """This rank's piece of one optimizer state, 1-D."""
     from deepspeed.runtime import optimizer_states
     found = _engine_of(param)
     return None if found is None else optimizer_states.read_local(*found, optim_state_key)
 
 
 def safe_set_local_fp32_param(param: Tensor, value: Tensor) -> None:
+    """Stores this rank's piece of the fp32 value. All ranks call it."""
     _write_local(param, "fp32", value, "safe_set_local_fp32_param")
     _must_have_engine(param, "safe_set_local_fp32_param")[0]._core.refresh_parameters()
 
 
 def safe_set_local_grad(param: Tensor, value: Tensor) -> None:
+    """Stores this rank's piece of the gradient."""
     _write_local(param, "grad", value, "safe_set_local_grad")
 
 
 def safe_set_local_optimizer_state(param: Tensor, value: Tensor, optim_state_key: str) -> None:
+    """Stores this rank's piece of one optimizer state."""
     from deepspeed.runtime import optimizer_states
     optimizer_states.write_local(*_must_have_engine(param, "safe_set_local_optimizer_state"), optim_state_key, value)

@@ -9,6 +9,7 @@ from .logging import logger
 
 
 def z3_leaf_module(model: nn.Module) -> bool:
+    """Whether a module is marked: gathered with all it contains, and not module by module."""
     return getattr(model, "_z3_leaf", False)
 
 
@@ -18,10 +19,12 @@ def z3_leaf_parameter(model: nn.Parameter) -> bool:
 
 
 def get_z3_leaf_modules(model: nn.Module) -> list[nn.Module]:
+    """All marked modules of a model."""
     return [module for module in model.modules() if z3_leaf_module(module)]
 
 
 def set_z3_leaf_module(model: nn.Module, flag: bool) -> None:
+    """Marks one module, or takes its mark away."""
     model._z3_leaf = flag
 
 
@@ -58,6 +61,7 @@ def set_z3_leaf_modules(model: nn.Module, leaf_module_classes: Sequence, raise_i
 
 
 def unset_z3_leaf_modules(model: nn.Module, leaf_module_classes: Sequence, raise_if_not_found: bool = True) -> list[nn.Module]:
+    """Takes the mark from every module of the given classes; returns these modules."""
     return _do_set_z3_leaf_modules(model, leaf_module_classes, False, raise_if_not_found)
 
 

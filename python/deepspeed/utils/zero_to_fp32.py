@@ -46,6 +46,7 @@ def get_checkpoint_files(checkpoint_dir: str, glob_pattern: str) -> list[str]:
 
 
 def get_optim_files(checkpoint_dir: str) -> list[str]:
+    """The optimizer files of a checkpoint, in the order of their ranks."""
     return get_checkpoint_files(checkpoint_dir, "*_optim_states.pt")
 
 

@@ -1,11 +1,13 @@
 """Adam and AdamW over native kernels."""
-from deepspeed._lazy import not_built_class as _later
+from deepspeed._lazy import attach
 
 from .cpu_adam import DeepSpeedCPUAdam
 from .fused_adam import FusedAdam
 
-ZenFlowCPUAdam, ZenFlowSelectiveAdamW, ZenFlowSelectiveAdamW_stage3 = (
-    _later(f"deepspeed.ops.adam.{name}", "ZenFlow")
-    for name in ("ZenFlowCPUAdam", "ZenFlowSelectiveAdamW", "ZenFlowSelectiveAdamW_stage3"))
+__getattr__, __dir__ = attach(__name__, {
+    "ZenFlowCPUAdam": "deepspeed.ops.adam.zenflow_cpu_adam:ZenFlowCPUAdam",
+    "ZenFlowSelectiveAdamW": "deepspeed.ops.adam.zenflow_torch_adam:ZenFlowSelectiveAdamW",
+    "ZenFlowSelectiveAdamW_stage3": "deepspeed.ops.adam.zenflow_torch_adam:ZenFlowSelectiveAdamW_stage3",
+})
 
 __all__ = ["DeepSpeedCPUAdam", "FusedAdam", "ZenFlowCPUAdam", "ZenFlowSelectiveAdamW", "ZenFlowSelectiveAdamW_stage3"]

@@ -43,4 +43,5 @@ class FusedLamb(KernelOptimizer):
                          group["max_coeff"], group["min_coeff"]))
 
     def get_lamb_coeffs(self) -> list[float]:
+        """Trust ratios of the last step, one per parameter."""
         return list(self.lamb_coeffs)

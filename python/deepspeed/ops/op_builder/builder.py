@@ -17,9 +17,11 @@ class OpBuilder:
         self.name = name or self.NAME
 
     def absolute_name(self) -> str:
+        """The operator's dotted name."""
         return f"deepspeed.ops.{self.NAME}"
 
     def sources(self) -> list[str]:
+        """No source files: operators are part of the package."""
         return []
 
     def is_compatible(self, verbose: bool = False) -> bool:
@@ -27,11 +29,13 @@ class OpBuilder:
         return self.MODULE is not None
 
     def load(self, verbose: bool = False) -> ModuleType:
+        """The module with the operator's functions. Raises NotImplementedError for operators that do not exist here."""
         if self.MODULE is None:
             raise NotImplementedError(f"operator {self.NAME!r}: {self.INSTEAD or 'not built yet'}")
         return importlib.import_module(self.MODULE)
 
     def jit_load(self, verbose: bool = False) -> ModuleType:
+        """load(): nothing is compiled."""
         return self.load(verbose)
 
 

@@ -33,13 +33,16 @@ class CudaRNGStatesTracker:
         self.seeds_: set[int] = set()
 
     def reset(self) -> None:
+        """Forgets all states."""
         self.states_ = {}
         self.seeds_ = set()
 
     def get_states(self) -> dict[str, torch.Tensor]:
+        """A copy of {name: state}."""
         return dict(self.states_)
 
     def set_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Takes {name: state} as its own."""
         self.states_ = dict(states)
 
     def add(self, name: str, seed: int) -> None:
@@ -57,6 +60,7 @@ class CudaRNGStatesTracker:
 
     @contextlib.contextmanager
     def fork(self, name: str = _MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+        """A block of code under the state of that name, which goes on from there at the next fork."""
         if name not in self.states_:
             raise Exception(f"cuda rng state {name} is not added")
         accelerator = get_accelerator()
@@ -73,6 +77,7 @@ _CUDA_RNG_STATE_TRACKER = CudaRNGStatesTracker()
 
 
 def get_cuda_rng_tracker() -> CudaRNGStatesTracker:
+    """The tracker of random states; one per process."""
     return _CUDA_RNG_STATE_TRACKER
 
 
@@ -136,11 +141,13 @@ def non_reentrant_checkpoint(function: Callable, *args: Any) -> Any:
 
 
 def partition_activations_in_checkpoint(partition_activation: bool) -> None:
+    """Whether model-parallel ranks are to keep a part of each activation."""
     global PARTITION_ACTIVATIONS
     PARTITION_ACTIVATIONS = partition_activation
 
 
 def set_num_layers(nlayers: int) -> None:
+    """Number of checkpointed layers, for configurations that ask for it."""
     global num_layers
     num_layers = nlayers
 

@@ -1,12 +1,13 @@
 """What zero.Init patches while models are built, and how it is undone.
 
 Three things: every module class's __init__ (parameters are sharded when the outermost __init__ of an object returns), the
-function behind Module.apply (an initialiser must see whole parameters), and torch's tensor constructors. Nested contexts
+functions behind Module.apply and Transformers' initialisation (an initialiser must see whole parameters), and torch's tensor constructors. Nested contexts
 share the patches; the innermost context decides how a module is sharded.
 """
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, Callable
 
 import torch
@@ -82,6 +83,7 @@ def _patch() -> None:
     _set(nn.Module, "__init_subclass__", classmethod(_on_new_class))
     if _contexts[-1].override_module_apply:
         _set(nn.Module, "apply", _apply_with_whole_parameters(nn.Module.apply))
+        _patch_transformers()
     _patch_constructors()
 
 
@@ -130,6 +132,12 @@ def _unwrap_init(cls: type, construct: Callable, original: Callable) -> None:
         setattr(cls, "__init__", original)
 
 
+def _whole(*parts: nn.Module) -> Any:
+    """A context in which the sharded parameters of `parts` themselves are whole; what rank 0 writes into them stays."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
+    return GatheredParameters([p for part in parts for p in part.parameters(recurse=False) if is_zero_param(p)], modifier_rank=0)
+
+
 def _apply_with_whole_parameters(apply: Callable) -> Callable:
 
     @functools.wraps(apply)
@@ -139,12 +147,30 @@ def _apply_with_whole_parameters(apply: Callable) -> Callable:
 
         @functools.wraps(fn)
         def gathered(part: nn.Module) -> None:
-            from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
-            own = [p for p in part.parameters(recurse=False) if is_zero_param(p)]
-            with GatheredParameters(own, modifier_rank=0):
+            with _whole(part):
                 fn(part)
 
         gathered._ds_gathers = True
         return apply(module, gathered)
 
     return apply_whole
+
+
+def _patch_transformers() -> None:
+    """Transformers 4.52 to 4.57 initialises weights in a walk of its own instead of Module.apply, and would write into the empty tensors
+    of sharded parameters. Older versions use apply, newer ones gather the parameters themselves."""
+    models = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    own_gathering = hasattr(sys.modules.get("transformers.integrations.deepspeed"), "initialize_weights_zero3")
+    if models is None or own_gathering or not hasattr(models, "initialize_weights"):
+        return
+    initialize = models._initialize_weights
+
+    @functools.wraps(initialize)
+    def initialize_whole(model: nn.Module, part: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if not getattr(part, "_is_hf_initialized", False):
+            # Some models write into the layers of a block when they are given the block (GPT-2: c_proj.weight).
+            layers = [child for child in part.children() if next(child.children(), None) is None]
+            with _whole(part, *layers):
+                initialize(model, part, *args, **kwargs)
+
+    _set(models, "_initialize_weights", initialize_whole)

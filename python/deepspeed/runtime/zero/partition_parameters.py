@@ -205,6 +205,7 @@ def shutdown_init_context() -> None:
 
 
 def restore_init_context() -> None:
+    """Takes back shutdown_init_context()."""
     construction.resume()
 
 

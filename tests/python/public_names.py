@@ -1,0 +1,232 @@
+"""The names that programs import from DeepSpeed 0.19 and older, by module or "module:Class". Nothing here is imported by the package."""
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+_TABLE = """
+deepspeed: initialize add_config_arguments init_distributed init_inference tp_model_init default_inference_config replace_transformer_layer
+    revert_transformer_layer set_autotp_mode DeepSpeedEngine PipelineEngine DualPipeVEngine DeepSpeedHybridEngine InferenceEngine
+    DeepSpeedOptimizer DeepSpeedDataLoader DeepSpeedConfig DeepSpeedConfigError DeepSpeedInferenceConfig DeepSpeedTransformerLayer
+    DeepSpeedTransformerConfig PipelineModule OnDevice module_inject ops moe linear zero checkpointing comm dist get_accelerator log_dist
+    logger __version__ __git_hash__ __git_branch__ HAS_TRITON
+deepspeed.comm: init_distributed is_initialized is_available destroy_process_group new_group broadcast broadcast_object_list all_gather
+    all_gather_object all_gather_into_tensor allgather_fn all_gather_coalesced all_reduce all_reduce_coalesced inference_all_reduce reduce
+    reduce_scatter reduce_scatter_tensor reduce_scatter_fn all_to_all all_to_all_single send recv isend irecv P2POp batch_isend_irecv gather
+    scatter barrier monitored_barrier get_rank get_world_size get_local_rank get_global_rank get_world_group get_all_ranks_from_group
+    initialize_mesh_device has_all_gather_into_tensor has_reduce_scatter_tensor has_all_reduce_coalesced has_coalescing_manager ReduceOp
+    ProcessGroup configure log_summary reset_log has_comm_data get_comm_operation_count get_logged_comm_ops mpi_discovery
+    patch_aml_env_for_torch_nccl_backend patch_aws_sm_env_for_torch_nccl_backend in_aml in_aws_sm
+deepspeed.comm.comm: init_distributed log_summary in_aml in_aws_sm in_dlts mpi_discovery patch_aml_env_for_torch_nccl_backend
+    patch_aws_sm_env_for_torch_nccl_backend destroy_process_group
+deepspeed.runtime.engine:DeepSpeedEngine: forward backward scale step no_sync coalesce_grad_reduction is_gradient_accumulation_boundary
+    set_gradient_accumulation_boundary zero_grad train eval train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps
+    get_batch_info set_train_batch_size set_train_micro_batch_size get_global_grad_norm get_lr get_type get_mom loss_scale was_step_applied
+    deepspeed_io save_checkpoint load_checkpoint save_16bit_model save_fp16_model module_state_dict load_module_state_dict
+    _zero3_consolidated_16bit_state_dict offload_states reload_states empty_partition_cache destroy compile is_compiled
+    register_compile_pass get_wall_clock_timers set_data_post_process_func set_custom_curriculum_learning_schedule dump_state
+    zero_optimization zero_optimization_stage fp16_enabled bfloat16_enabled gradient_clipping steps_per_print wall_clock_breakdown
+    dynamic_loss_scale zero_offload_optimizer postscale_gradients
+deepspeed.zero: Init GatheredParameters register_external_parameter unregister_external_parameter TiledLinear TiledLinearReturnBias
+    unwrap_model_for_generation ZeroParamStatus ZeroParamType
+deepspeed.runtime.zero.stage_1_and_2: estimate_zero2_model_states_mem_needs estimate_zero2_model_states_mem_needs_all_live
+    estimate_zero2_model_states_mem_needs_all_cold DeepSpeedZeroOptimizer
+deepspeed.runtime.zero.stage3: estimate_zero3_model_states_mem_needs estimate_zero3_model_states_mem_needs_all_live
+    estimate_zero3_model_states_mem_needs_all_cold DeepSpeedZeroOptimizer_Stage3
+deepspeed.utils: safe_get_full_fp32_param safe_get_full_grad safe_get_full_optimizer_state safe_set_full_fp32_param safe_set_full_grad
+    safe_set_full_optimizer_state safe_update_full_grad_vectorized safe_get_local_fp32_param safe_get_local_grad
+    safe_get_local_optimizer_state safe_set_local_fp32_param safe_set_local_grad safe_set_local_optimizer_state set_z3_leaf_modules
+    unset_z3_leaf_modules get_z3_leaf_modules z3_leaf_module z3_leaf_parameter set_z3_leaf_module set_z3_leaf_modules_by_name
+    set_z3_leaf_modules_by_suffix RepeatingLoader OnDevice logger log_dist log_dist_once set_log_level_from_string get_numactl_cmd groups
+    instrument_w_nvtx recursive_getattr recursive_setattr is_initialized
+deepspeed.utils.groups: get_data_parallel_group get_data_parallel_world_size get_data_parallel_rank get_model_parallel_group
+    get_model_parallel_world_size get_model_parallel_rank get_tensor_model_parallel_group get_tensor_model_parallel_world_size
+    get_tensor_model_parallel_rank _get_data_parallel_group _get_model_parallel_group _get_expert_parallel_group
+    _get_expert_data_parallel_group _get_sequence_parallel_group _get_sequence_parallel_rank _get_sequence_parallel_world_size
+    _get_sequence_data_parallel_group
+deepspeed.checkpoint.utils: clone_tensors_for_torch_save
+deepspeed.utils.zero_to_fp32: get_fp32_state_dict_from_zero_checkpoint convert_zero_checkpoint_to_fp32_state_dict
+    convert_zero_checkpoint_to_state_dict load_state_dict_from_zero_checkpoint get_model_state_file get_optim_files
+deepspeed.pipe: LayerSpec TiedLayerSpec PipelineModule ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology
+deepspeed.runtime.pipe: PipelineModule LayerSpec TiedLayerSpec ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology
+    PipelineParallelGrid
+deepspeed.runtime.pipe.topology: ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology PipelineParallelGrid
+deepspeed.runtime.pipe.engine: PipelineEngine PipelineError
+deepspeed.runtime.pipe.schedule: PipeSchedule TrainSchedule InferenceSchedule DataParallelSchedule PipeInstruction ForwardPass BackwardPass
+    OptimizerStep LoadMicroBatch SendActivation RecvActivation SendGrad RecvGrad ReduceGrads ReduceTiedGrads BufferOpInstruction
+deepspeed.moe.layer: MoE
+deepspeed.moe.experts: Experts
+deepspeed.moe.sharded_moe: MOELayer TopKGate top1gating top2gating topkgating
+deepspeed.moe.mappings: drop_tokens gather_tokens
+deepspeed.moe.utils: has_moe_layers is_moe_param split_params_into_shared_and_expert_params split_params_grads_into_shared_and_expert_params
+    split_params_into_different_moe_groups_for_optimizer is_moe_param_group configure_moe_param_groups
+deepspeed.checkpointing: configure is_configured checkpoint non_reentrant_checkpoint reset set_num_layers
+    partition_activations_in_checkpoint get_cuda_rng_tracker model_parallel_cuda_manual_seed model_parallel_reconfigure_tp_seed
+deepspeed.ops.adam: DeepSpeedCPUAdam FusedAdam ZenFlowCPUAdam ZenFlowSelectiveAdamW ZenFlowSelectiveAdamW_stage3
+deepspeed.ops.adam.cpu_adam: DeepSpeedCPUAdam
+deepspeed.ops.adam.fused_adam: FusedAdam
+deepspeed.ops.lamb: FusedLamb
+deepspeed.ops.lamb.fused_lamb: FusedLamb
+deepspeed.ops.lion: DeepSpeedCPULion FusedLion
+deepspeed.ops.lion.cpu_lion: DeepSpeedCPULion
+deepspeed.ops.lion.fused_lion: FusedLion
+deepspeed.ops.adagrad: DeepSpeedCPUAdagrad
+deepspeed.ops.adagrad.cpu_adagrad: DeepSpeedCPUAdagrad
+deepspeed.runtime.zero.muon.muon_optimizer: MuonWithAuxAdam
+deepspeed.runtime.zero.muon.original_muon: MuonWithAuxAdam
+deepspeed.accelerator: get_accelerator set_accelerator is_current_accelerator_supported DeepSpeedAccelerator
+deepspeed.accelerator.abstract_accelerator: DeepSpeedAccelerator
+deepspeed.accelerator.cpu_accelerator: CPU_Accelerator
+deepspeed.accelerator.cuda_accelerator: CUDA_Accelerator
+deepspeed.accelerator.real_accelerator: get_accelerator set_accelerator
+deepspeed.ops.op_builder: AsyncIOBuilder GDSBuilder PinMemoryBuilder CPUAdamBuilder CPUAdagradBuilder CPULionBuilder FusedAdamBuilder
+    FusedLambBuilder FusedLionBuilder UtilsBuilder QuantizerBuilder InferenceBuilder TransformerBuilder StochasticTransformerBuilder
+    RandomLTDBuilder SpatialInferenceBuilder EvoformerAttnBuilder FPQuantizerBuilder RaggedOpsBuilder RaggedUtilsBuilder
+    InferenceCoreBuilder InferenceCutlassBuilder CCLCommBuilder ShareMemCommBuilder NotImplementedBuilder DeepCompileBuilder
+deepspeed.ops.op_builder.builder: OpBuilder
+deepspeed.ops.aio: AsyncIOBuilder
+deepspeed.io: FastFileWriter FastFileWriterConfig MockFileWriter PyFileWriter
+deepspeed.module_inject: replace_transformer_layer revert_transformer_layer ReplaceWithTensorSlicing LinearAllreduce LinearLayer
+    EmbeddingLayer Normalize set_autotp_mode DSPolicy HFBertLayerPolicy module_quantize replace_module
+deepspeed.module_inject.layers: LinearAllreduce LinearLayer LmHeadLinearAllreduce VocabParallelEmbedding VocabParallelLinear set_autotp_mode
+deepspeed.module_inject.auto_tp: AutoTP
+deepspeed.module_inject.tp_shard: get_shard_size get_shard_size_list set_num_kv_heads get_num_kv_heads set_n_embd set_num_attention_heads
+    set_tp_grain_size
+deepspeed.module_inject.fusedqkv_utils: require_tp_fused_qkvw
+deepspeed.module_inject.replace_module: replace_transformer_layer revert_transformer_layer ReplaceWithTensorSlicing
+deepspeed.linear: OptimizedLinear LoRAConfig QuantizationConfig QuantizedParameter QuantizedLinear Init init_lora LoRAOptimizedLinear
+deepspeed.linear.config: LoRAConfig QuantizationConfig
+deepspeed.linear.optimized_linear: OptimizedLinear LoRAOptimizedLinear
+deepspeed.linear.quantization: QuantizedParameter QuantizedLinear
+deepspeed.sequence.layer: DistributedAttention
+deepspeed.sequence.fpdt_layer: FPDT_Attention FPDT_FFN FPDT_InputConstruct FPDT_LogitsLoss
+deepspeed.sequence.cross_entropy: vocab_parallel_cross_entropy vocab_sequence_parallel_cross_entropy
+deepspeed.sequence.auto_sp: auto_wrap_model_for_sp
+deepspeed.runtime.sequence_parallel.ulysses_sp: UlyssesSPAttentionHF UlyssesSPDataLoaderAdapter sequence_tiled_compute SequenceTiledCompute
+    TiledMLP TiledFusedLogitsLoss
+deepspeed.runtime.sequence_parallel.parallel_state_sp: initialize_sequence_parallel get_sequence_parallel_group get_sequence_parallel_rank
+    get_sequence_parallel_world_size
+deepspeed.inference: InferenceEngine DeepSpeedInferenceConfig RaggedInferenceEngineConfig DeepSpeedTPConfig build_hf_engine
+    InferenceEngineV2 build_engine_from_ds_checkpoint
+deepspeed.inference.engine: InferenceEngine
+deepspeed.inference.config: DeepSpeedInferenceConfig
+deepspeed.inference.v2: build_hf_engine InferenceEngineV2 RaggedInferenceEngineConfig DeepSpeedTPConfig build_engine_from_ds_checkpoint
+deepspeed.inference.v2.engine_v2: InferenceEngineV2
+deepspeed.inference.v2.engine_factory: build_hf_engine
+deepspeed.inference.v2.config_v2: RaggedInferenceEngineConfig DeepSpeedTPConfig
+deepspeed.inference.v2.ragged: DSStateManagerConfig
+deepspeed.inference.v2.scheduling_utils: SchedulingResult SchedulingError
+deepspeed.runtime.hybrid_engine: DeepSpeedHybridEngine
+deepspeed.profiling.flops_profiler: FlopsProfiler get_model_profile
+deepspeed.profiling.flops_profiler.profiler: FlopsProfiler get_model_profile
+deepspeed.monitor.monitor: MonitorMaster TensorBoardMonitor WandbMonitor csvMonitor CometMonitor
+deepspeed.ops.transformer: DeepSpeedTransformerLayer DeepSpeedTransformerConfig DeepSpeedTransformerInference DeepSpeedInferenceConfig
+deepspeed.ops.transformer.inference: DeepSpeedTransformerInference DeepSpeedInferenceConfig
+deepspeed.ops.deepspeed4science: DS4Sci_EvoformerAttention
+deepspeed.ops.fp_quantizer: FP_Quantize
+deepspeed.ops.quantizer: ds_quantizer
+deepspeed.ops.sparse_attention: SparseSelfAttention SparsityConfig
+deepspeed.ops.random_ltd.dropping_utils: gpt_sample_tokens bert_sample_tokens GatherTokens ScatterTokens
+deepspeed.runtime.data_pipeline.data_sampling.data_analyzer: DataAnalyzer DistributedDataAnalyzer
+deepspeed.runtime.data_pipeline.data_sampling.data_sampler: DeepSpeedDataSampler
+deepspeed.runtime.data_pipeline.data_sampling.indexed_dataset: MMapIndexedDataset MMapIndexedDatasetBuilder
+deepspeed.runtime.data_pipeline.data_routing.helper: convert_to_random_ltd save_without_random_ltd
+deepspeed.runtime.data_pipeline.curriculum_scheduler: CurriculumScheduler
+deepspeed.runtime.domino.transformer: DominoTransformer DominoTransformerLayer
+deepspeed.compression: init_compression redundancy_clean compression_scheduler
+deepspeed.compression.compress: init_compression redundancy_clean student_initialization
+deepspeed.compression.helper: recursive_getattr recursive_setattr
+deepspeed.elasticity: compute_elastic_config
+deepspeed.runtime.fp16.onebit.adam: OnebitAdam
+deepspeed.runtime.fp16.onebit.lamb: OnebitLamb
+deepspeed.runtime.fp16.onebit.zoadam: ZeroOneAdam
+deepspeed.runtime.fp16.onebit: OnebitAdam OnebitLamb ZeroOneAdam
+deepspeed.autotuning: Autotuner
+deepspeed.autotuning.autotuner: Autotuner
+deepspeed.runtime.checkpoint_engine: CheckpointEngine TorchCheckpointEngine
+deepspeed.checkpoint: DeepSpeedCheckpoint
+deepspeed.checkpoint.deepspeed_checkpoint: DeepSpeedCheckpoint
+deepspeed.runtime.utils: see_memory_usage clip_grad_norm_ partition_uniform partition_balanced prefix_sum_inc PartitionedTensor call_to_str
+    get_ma_status CheckOverflow get_weight_norm get_global_norm required_torch_version bwc_tensor_model_parallel_rank
+    bwc_tensor_model_parallel_world_size is_model_parallel_parameter get_only_unique_item move_to_device set_random_seed noop_context
+    memory_status
+deepspeed.utils.timer: SynchronizedWallClockTimer ThroughputTimer NoopTimer
+deepspeed.utils.bwc: bwc_tensor_model_parallel_rank bwc_tensor_model_parallel_world_size bwc_tensor_model_parallel_group
+    bwc_pipeline_parallel_world_size bwc_pipeline_parallel_group
+deepspeed.utils.torch: required_torch_version
+deepspeed.runtime.constants: ROUTE_TRAIN ROUTE_EVAL ROUTE_PREDICT
+deepspeed.runtime.state_dict_factory: SDLoaderFactory
+deepspeed.runtime.sparse_tensor: SparseTensor
+deepspeed.runtime.compiler: is_compile_supported disable
+deepspeed.runtime.dataloader: RepeatingLoader DeepSpeedDataLoader
+deepspeed.runtime: DeepSpeedOptimizer ZeROOptimizer
+deepspeed.launcher.constants: PDSH_LAUNCHER OPENMPI_LAUNCHER
+deepspeed.launcher.runner: main DEEPSPEED_ENVIRONMENT_NAME
+deepspeed.comm.reduce_op: ReduceOp
+deepspeed.runtime.tensor_parallel: TpTrainingManager TPTrainingConfig
+deepspeed.runtime.superoffload.superoffload_stage3: SuperOffloadOptimizer_Stage3
+deepspeed.runtime.zenflow.zenflow_config: ZenFlowConfig
+deepspeed.runtime.swap_tensor.async_swapper: AsyncTensorSwapper
+deepspeed.runtime.zero.tiling: TiledLinear
+deepspeed.runtime.progressive_layer_drop: ProgressiveLayerDrop
+deepspeed.runtime.eigenvalue: Eigenvalue
+deepspeed.runtime.quantize: Quantizer
+deepspeed.model_implementations.transformers.ds_transformer: DeepSpeedTransformerInference
+deepspeed.ops: __compatible_ops__
+deepspeed.runtime.base_optimizer: DeepSpeedOptimizer ZeROOptimizer
+deepspeed.runtime.bf16_optimizer: BF16_Optimizer
+deepspeed.runtime.config: DeepSpeedConfig DeepSpeedConfigError
+deepspeed.runtime.engine: DeepSpeedEngine
+deepspeed.runtime.fp16.fused_optimizer: FP16_Optimizer
+deepspeed.runtime.fp16.unfused_optimizer: FP16_UnfusedOptimizer
+deepspeed.runtime.fp16.loss_scaler: DynamicLossScaler
+deepspeed.runtime.lr_schedules: VALID_LR_SCHEDULES WarmupLR
+deepspeed.runtime.swap_tensor.utils: MIN_SWAPPABLE_BYTES
+deepspeed.runtime.zero.config: DeepSpeedZeroConfig ZeroStageEnum
+deepspeed.runtime.zero.muon: MuonWithAuxAdam
+deepspeed.runtime.zero.offload_config: OffloadDeviceEnum OffloadStateTypeEnum DeepSpeedZeroOffloadParamConfig
+    DeepSpeedZeroOffloadOptimizerConfig
+deepspeed.runtime.zero.parameter_offload: DeepSpeedZeRoOffload
+deepspeed.runtime.zero.partition_parameters: GatheredParameters Init ZeroParamStatus _orig_torch_arange get_accelerator restore_init_context
+    shutdown_init_context zero_wrapper_for_fp_tensor_constructor
+deepspeed.runtime.zero.utils: ZeRORuntimeException
+deepspeed.utils.logging: logger print_configuration
+deepspeed.git_version_info: torch_info
+deepspeed.constants: TORCH_DISTRIBUTED_DEFAULT_PORT
+deepspeed.runtime.config_utils: DeepSpeedConfigModel
+deepspeed.comm.constants: NCCL_BACKEND
+deepspeed.launcher.launch: main
+deepspeed.env_report: main cli_main
+deepspeed.runtime.pipe.dualpipev: DualPipeVEngine
+deepspeed.accelerator.cpu_accelerator:CPU_Accelerator: device_name device set_device current_device current_device_name
+    device_count synchronize random set_rng_state get_rng_state manual_seed manual_seed_all initial_seed default_generator Stream stream
+    current_stream default_stream Event empty_cache memory_allocated max_memory_allocated reset_max_memory_allocated memory_cached
+    max_memory_cached reset_max_memory_cached memory_stats reset_peak_memory_stats memory_reserved max_memory_reserved total_memory
+    available_memory is_bf16_supported is_fp16_supported is_fp64_supported supported_dtypes is_available is_triton_supported range_push
+    range_pop lazy_call communication_backend_name create_graph capture_to_graph replay_graph BFloat16Tensor ByteTensor DoubleTensor
+    FloatTensor HalfTensor IntTensor LongTensor pin_memory unpin_memory is_pinned pin_empty pin_empty_like on_accelerator op_builder_dir
+    create_op_builder get_op_builder build_extension export_envs visible_devices_envs set_visible_devices_envs get_compile_backend
+    set_compile_backend is_synchronized_device use_host_timers resolves_data_dependency handles_memory_backpressure
+deepspeed.profiling.flops_profiler:FlopsProfiler: start_profile stop_profile reset_profile end_profile get_total_flops get_total_macs
+    get_total_duration get_total_params print_model_profile print_model_aggregated_profile
+deepspeed.inference:InferenceEngine: forward generate profile_model_time model_times destroy compile
+deepspeed.ops.op_builder:AsyncIOBuilder: NAME is_compatible load
+deepspeed.checkpointing:CudaRNGStatesTracker: add fork get_states set_states reset
+deepspeed.ops.adam:DeepSpeedCPUAdam: step_subgroup rollback_subgroup
+deepspeed.ops.lamb:FusedLamb: get_lamb_coeffs
+deepspeed.monitor.monitor:MonitorMaster: write_events
+"""
+
+
+def public_names() -> dict[str, list[str]]:
+    """{"module" or "module:Class": names}."""
+    lines = re.sub(r"\n {4}", " ", _TABLE).strip().splitlines()
+    return {place: names.split() for place, names in (line.split(": ") for line in lines)}
+
+
+def home(place: str) -> Any:
+    """The module or class that a key of public_names() means."""
+    module, _, attribute = place.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
