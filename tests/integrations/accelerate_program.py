@@ -8,13 +8,13 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "python")]
 
 import torch  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
+from accelerate import Accelerator, InitProcessGroupKwargs  # noqa: E402
 
 from tiny import build, llama, text_blocks  # noqa: E402
 
 
 def main() -> None:
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     model = build(llama())
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     batches = torch.utils.data.DataLoader(text_blocks(32), batch_size=2)

@@ -17,13 +17,15 @@ from tiny import auto_config, build, combinations, llama, needs, opt, same_every
 pytestmark = needs("transformers", "accelerate")
 
 
-def accelerator(stage: int, precision: str = "no", steps: int = 1, **options):
-    """cpu=True: without it Accelerate believes that there is one process on a machine without accelerators."""
-    from accelerate import Accelerator, DeepSpeedPlugin
+def accelerator(stage: int, precision: str | None = "no", steps: int = 1, given=None):
+    """Gloo by name: without it Accelerate believes that there is one process on a machine without accelerators, and cpu=True turns
+    DeepSpeed off."""
+    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state(reset_partial_state=True)
     plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=steps, gradient_clipping=1.0, zero3_save_16bit_model=True)
-    return Accelerator(cpu=True, mixed_precision=precision, deepspeed_plugin=options.pop("plugin", plugin), **options)
+    return Accelerator(mixed_precision=precision, deepspeed_plugin=plugin if given is None else given,
+                       kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 
 
 def loader(size: int = 2, count: int = 32):
@@ -142,24 +144,22 @@ def test_accumulation_equals_larger_batches(tmp_path):
 
 def body_two_models(path: str):
     """A student trained at stage 2 and a frozen teacher at stage 3 in one program: two plugins, two engines."""
-    from accelerate import Accelerator, DeepSpeedPlugin
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DeepSpeedEngineWrapper  # noqa: F401  (the name must exist for the version under test)
+    from accelerate import DeepSpeedPlugin
     from transformers import AutoModelForCausalLM
-    AcceleratorState._reset_state(reset_partial_state=True)
     base = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 1, "train_batch_size": "auto"}
     student_plugin = DeepSpeedPlugin(hf_ds_config={**base, "zero_optimization": {"stage": 2}})
     teacher_plugin = DeepSpeedPlugin(hf_ds_config={**base, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
-    acc = Accelerator(cpu=True, deepspeed_plugins={"student": student_plugin, "teacher": teacher_plugin})
+    acc = accelerator(2, precision=None, given={"student": student_plugin, "teacher": teacher_plugin})
+    student = build(opt(), seed=3)
+    # First: an accelerator's backward() is that of the first engine it prepared.
+    student, optimizer, batches = acc.prepare(student, torch.optim.AdamW(student.parameters(), lr=5e-3), loader())
+    assert student.zero_optimization_stage() == 2
     acc.state.select_deepspeed_plugin("teacher")
     teacher = AutoModelForCausalLM.from_pretrained(f"{path}/start")
     assert all(param.shape == (0,) for param in teacher.parameters())
     teacher = acc.prepare(teacher)
     assert teacher.zero_optimization_stage() == 3
     acc.state.select_deepspeed_plugin("student")
-    student = build(opt(), seed=3)
-    student, optimizer, batches = acc.prepare(student, torch.optim.AdamW(student.parameters(), lr=5e-3), loader())
-    assert student.zero_optimization_stage() == 2
     differences = []
     for batch in batches:
         with torch.no_grad():
@@ -203,7 +203,7 @@ def body_dummies(path: str):
     config["scheduler"] = {"type": "WarmupLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": 5e-3, "warmup_num_steps": 2}}
     config["optimizer"]["params"] = {"lr": "auto", "weight_decay": "auto"}
     Path(f"{path}/config{os.environ['RANK']}.json").write_text(json.dumps(config).replace("Infinity", "1e9"))
-    acc = accelerator(3, plugin=DeepSpeedPlugin(hf_ds_config=f"{path}/config{os.environ['RANK']}.json"), mixed_precision=None)
+    acc = accelerator(3, precision=None, given=DeepSpeedPlugin(hf_ds_config=f"{path}/config{os.environ['RANK']}.json"))
     model = AutoModelForCausalLM.from_pretrained(f"{path}/start")
     optimizer = DummyOptim(model.parameters(), lr=5e-3, weight_decay=0.1)
     model, optimizer, batches, scheduler = acc.prepare(model, optimizer, loader(), DummyScheduler(optimizer, warmup_num_steps=2))
@@ -241,7 +241,6 @@ deepspeed_config: {{zero_stage: {stage}, gradient_accumulation_steps: 2, gradien
                     zero3_save_16bit_model: true}}
 num_machines: 1
 num_processes: 2
-use_cpu: true
 """)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", str(free_port()), *options, str(PROGRAM)]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}

@@ -182,12 +182,14 @@ def test_generation_and_evaluation_under_stage_3(tmp_path):
 
 
 def body_checkpointing(path: str):
+    from transformers import AutoModelForCausalLM
     from trainer_runs import arguments, trainer
     for stage in (2, 3):
         losses = []
         for reentrant in (None, False, True):
             options = {} if reentrant is None else {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
-            run = trainer(build(llama()), arguments(path, auto_config(stage), **options))
+            args = arguments(path, auto_config(stage), **options)
+            run = trainer(AutoModelForCausalLM.from_pretrained(f"{path}/start"), args)
             run.train()
             losses.append(run.losses)
             run.accelerator.free_memory()
@@ -196,6 +198,7 @@ def body_checkpointing(path: str):
 
 @pytest.mark.whole
 def test_checkpointed_activations_change_nothing(tmp_path):
+    saved(llama(), tmp_path / "start")
     run_ranks(body_checkpointing, 2, {"path": str(tmp_path)})
 
 
@@ -204,13 +207,13 @@ def body_best_model(path: str):
     from trainer_runs import arguments, trainer
     for stage in (1, 3):
         config = auto_config(stage)
-        args = arguments(f"{path}/{stage}", config, save_strategy="steps", eval_strategy="steps", save_steps=2, eval_steps=2, learning_rate=0.3,
-                         load_best_model_at_end=True, save_total_limit=1)
+        args = arguments(f"{path}/{stage}", config, save_strategy="steps", eval_strategy="steps", save_steps=2, eval_steps=2,
+                         load_best_model_at_end=True, save_total_limit=1, metric_for_best_model="eval_loss", greater_is_better=True)
         run = trainer(build(llama()), args)
         run.train()
         losses = [row["eval_loss"] for row in run.state.log_history if "eval_loss" in row]
-        best = min(float(loss) for loss in losses)
-        assert float(losses[-1]) > best, "the run is made to get worse"
+        best = max(float(loss) for loss in losses)
+        assert float(losses[-1]) < best, "the first checkpoint is called the best one here, so that the last is not"
         assert run.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
         assert run.predict(text_blocks(4)).predictions.shape[-1] == 260
         run.accelerator.free_memory()
