@@ -125,7 +125,7 @@ def body_whole_parameters(path: str):
     torch.manual_seed(1 + torch.distributed.get_rank())  # ranks that initialise adapters differently must end with rank 0's
     model = get_peft_model(base, lora_config(modules_to_save=["lm_head"], init_lora_weights="gaussian"))
     trainable, total = model.get_nb_trainable_parameters()
-    assert (trainable, total) == (2 * 4 * (32 * 4 + 16) + 260 * 32, sum(value.numel() for value in before.values()) + trainable)
+    assert (trainable, total) == (2 * 4 * (32 + 32 + 32 + 16) + 260 * 32, sum(value.numel() for value in before.values()) + trainable)
     weights = full_weights(model)
     copy = weights["base_model.model.lm_head.modules_to_save.default.weight"]
     assert torch.equal(copy, before["lm_head.weight"])
