@@ -72,12 +72,8 @@ def lightning_losses(case: Case, folder: Path) -> list[float]:
 
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.losses = None, []
-
-        def configure_model(self) -> None:
-            if self.net is None:
-                self.net = model_of(case, folder)
-                self.net.train()
+            # Here and not in configure_model, which stage 3 calls inside zero.Init: Transformers does not know of it there.
+            self.net, self.losses = model_of(case, folder).train(), []
 
         def training_step(self, batch, index):
             loss = self.net(**batch).loss
