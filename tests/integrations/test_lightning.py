@@ -65,8 +65,9 @@ def trainer(package, strategy, path: str, steps: int, precision: str, **options)
 
 
 def loader(count: int, first: int = 0):
+    """Batches of 2 from this rank's `count` blocks."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return torch.utils.data.DataLoader(text_blocks(count, first=first)[rank::world], batch_size=2)
+    return torch.utils.data.DataLoader(text_blocks(count * world, first=first)[rank::world], batch_size=2)
 
 
 def one_per_node() -> None:
@@ -87,7 +88,7 @@ def body_fits(path: str, stage: int, precision: str, offload: bool, package_name
     cls = module_class(package, offload)
     whole = cls()
     run = trainer(package, make(), path, 6, precision, limit_val_batches=1)
-    run.fit(whole, loader(48), loader(4, first=60))
+    run.fit(whole, loader(48), loader(4, first=100))
     assert len(whole.losses) == 12 and whole.losses[-1] < whole.losses[0]
     half = cls()
     run = trainer(package, make(), path, 3, precision, limit_val_batches=0)
@@ -109,7 +110,7 @@ def check_test_and_conversion(package, make, cls, path: str, checkpoint: str, pr
     """test(ckpt_path) without training, which DeepSpeed 0.19.8 cannot do at stage 3, and the checkpoint as one file of fp32 weights."""
     from pytorch_lightning.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
     tested = cls()
-    trainer(package, make(), path, 3, precision).test(tested, loader(4, first=60), ckpt_path=checkpoint, verbose=False)
+    trainer(package, make(), path, 3, precision).test(tested, loader(4, first=100), ckpt_path=checkpoint, verbose=False)
     torch.distributed.barrier()
     if os.environ["RANK"] == "0":
         state = convert_zero_checkpoint_to_fp32_state_dict(checkpoint, f"{path}/one.pt")["state_dict"]
@@ -117,7 +118,7 @@ def check_test_and_conversion(package, make, cls, path: str, checkpoint: str, pr
         plain.configure_model()
         plain.load_state_dict(state)
         with torch.no_grad():
-            expected = [plain.loss(batch).item() for batch in loader(4, first=60)]
+            expected = [plain.loss(batch).item() for batch in loader(4, first=100)]
         assert tested.tested == pytest.approx(expected, rel=1e-5 if precision == "32-true" else 2e-2)
 
 
@@ -164,10 +165,10 @@ def body_fabric(path: str, stage: int, precision: str):
     from lightning_cpu import allow_cpu
     strategy_class = allow_cpu("lightning.fabric")
     one_per_node()
-    fabric = Fabric(accelerator="cpu", devices=1, num_nodes=int(os.environ["WORLD_SIZE"]), strategy=strategy_class(stage=stage), precision=precision)
-    fabric.launch()
     runs = []
     for turn in range(2):
+        fabric = Fabric(accelerator="cpu", devices=1, num_nodes=int(os.environ["WORLD_SIZE"]), strategy=strategy_class(stage=stage), precision=precision)
+        fabric.launch()
         with fabric.init_module(empty_init=None if stage == 3 else False):
             torch.manual_seed(3)
             model = torch.nn.Sequential(torch.nn.Embedding(260, 16), torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 260))
