@@ -15,7 +15,7 @@ from tiny import build, llama, text_blocks  # noqa: E402
 
 def main() -> None:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
-    model = build(llama())
+    model = build(llama(pad_token_id=None))  # with one, Transformers 4.57 cannot build under stage 3 without loading
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     batches = torch.utils.data.DataLoader(text_blocks(32), batch_size=2)
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)

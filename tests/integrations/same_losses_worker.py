@@ -84,7 +84,7 @@ def lightning_losses(case: Case, folder: Path) -> list[float]:
             return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=LR)
 
     module = Module()
-    strategy = allow_cpu("pytorch_lightning")(stage=case.stage)
+    strategy = allow_cpu("pytorch_lightning", index=0)(stage=case.stage)
     pytorch_lightning.Trainer(accelerator="cpu", devices=1, strategy=strategy, precision="32-true" if case.dtype == "fp32" else "bf16-mixed", max_steps=STEPS,
                               accumulate_grad_batches=ACCUMULATE, gradient_clip_val=1.0, default_root_dir=folder, logger=False,
                               enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(

@@ -14,14 +14,12 @@ import torch
 
 VOCABULARY = 260  # bytes, and a few special tokens
 LENGTH = 24
-PIP_NAMES = {"pytorch_lightning": "lightning pytorch_lightning"}
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
     """Skips where a package is missing, without importing it."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    install = " ".join(PIP_NAMES.get(name, name) for name in missing)
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (pip install {install})")
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (pip install {' '.join(missing)})")
 
 
 def combinations(names: str, default: list, whole: list) -> pytest.MarkDecorator:
