@@ -396,6 +396,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         return self._step_applied
 
     # ------------------------------------------------------------------ end
+    @property
+    def is_live(self) -> bool:
+        """False once the engine has let go of its module."""
+        return self._core is not None
+
     def live_core(self, asked: str) -> Any:
         """The core, for what was asked of this engine. RuntimeError once the engine has let go of its module."""
         if self._core is None:
