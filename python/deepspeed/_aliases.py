@@ -26,7 +26,6 @@ class Later:
 
 
 _PIPE, _MOE = Later("pipeline parallelism", True), Later("mixture of experts", True)
-_SP = Later("sequence parallelism")
 _WARMUP = "deepspeed.runtime.lr_schedules"
 
 TABLE: dict[str, str | dict[str, Any]] = {
@@ -57,8 +56,6 @@ TABLE: dict[str, str | dict[str, Any]] = {
                                         for name in ("ProcessTopology", "PipeDataParallelTopology",
                                                      "PipeModelDataParallelTopology", "PipelineParallelGrid")},
     "deepspeed.runtime.hybrid_engine": {"DeepSpeedHybridEngine": Later("the hybrid engine", True)},
-    "deepspeed.runtime.sequence_parallel": {},
-    "deepspeed.runtime.sequence_parallel.ulysses_sp": {"UlyssesSPAttentionHF": _SP, "UlyssesSPDataLoaderAdapter": _SP},
     "deepspeed.sequence": {},
     "deepspeed.sequence.layer": {"DistributedAttention": Later("sequence parallelism", True)},
     "deepspeed.module_inject": {},

@@ -269,7 +269,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _run_backward(self, loss: Tensor, divide_by: float, retain_graph: bool) -> None:
-        seed = self._core.backward_seed(loss, divide_by)
+        # Gradients are averaged over all ranks; those that share a sequence each have a part of its gradient, which is to be summed.
+        seed = self._core.backward_seed(loss, divide_by / self.sequence_parallel_size)
         self._engine_backward_depth += 1
         try:
             with self._phases.inner:
