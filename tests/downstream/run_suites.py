@@ -75,7 +75,7 @@ def run(suite: Suite, side: str, checkout: Path, plan: Plan) -> tuple[dict[str, 
     outcomes.unlink(missing_ok=True)
     # Options are single words, and files come last: one_process_each takes them apart when a test starts itself again as another rank.
     options = ["-pone_process_each", f"-p{suite.plugin}", f"--outcomes={outcomes}", f"--test-limit={TEST_LIMIT_S}", "-pno:cacheprovider", "-q",
-               "--color=no", "--tb=short"]
+               "--color=no", "--tb=short", f"--rootdir={checkout}"]
     chosen = [f"-k{suite.quick}"] if plan.quick else []
     command = [str(plan.python), "-m", "pytest", *options, *chosen, *[str(checkout / test) for test in suite.tests]]
     begin = time.monotonic()
