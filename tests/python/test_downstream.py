@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,17 @@ def test_without_the_reference_its_earlier_results_count(tmp_path, monkeypatch):
     (tmp_path / "checkout" / "tests" / "test_one.py").write_text("import no_such_module\n", encoding="utf-8")
     results, problems = run_suites.run_all([suite], plan)
     assert len(problems) == 1 and "pytest ended with 2 after 0 tests" in problems[0]
+
+
+def test_an_interrupted_run_ends_the_test_that_runs(tmp_path):
+    body = "import os, time\n\ndef test_waits():\n    open('pid', 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
+    (tmp_path / "test_wait.py").write_text(body, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-pone_process_each", f"--outcomes={tmp_path / 'outcomes'}", f"--rootdir={tmp_path}", "test_wait.py"]
+    variables = {**os.environ, "PYTHONPATH": str(FOLDER / "plugins")}
+    run = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    file = tmp_path / "pid"
+    while run.poll() is None and not (file.is_file() and file.read_text()):
+        time.sleep(0.05)
+    pid = int(file.read_text())
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 2 and not Path(f"/proc/{pid}").exists()

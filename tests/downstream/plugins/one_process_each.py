@@ -59,18 +59,22 @@ def _child(item, file: str) -> None:
 
 
 def _wait(pid: int, limit_s: float) -> str:
-    """Empty when the child ended by itself and well, otherwise what happened to it."""
+    """Empty when the child ended by itself and well, otherwise what happened to it. All that it started has ended, also on Ctrl-C."""
     end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            _end_group(pid)
-            code = os.waitstatus_to_exitcode(status)
-            return "" if code == 0 else (f"the test's process ended by signal {-code}" if code < 0 else f"the test's process ended with {code}")
-        time.sleep(0.02)
-    _end_group(pid)
-    os.waitpid(pid, 0)
-    return f"still running after {limit_s:.0f} s"
+    ended = False
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                ended = True
+                code = os.waitstatus_to_exitcode(status)
+                return "" if code == 0 else f"the test's process ended by signal {-code}" if code < 0 else f"the test's process ended with {code}"
+            time.sleep(0.02)
+        return f"still running after {limit_s:.0f} s"
+    finally:
+        _end_group(pid)
+        if not ended:
+            os.waitpid(pid, 0)
 
 
 def _lost_report(item, problem: str, seconds: float) -> pytest.TestReport:
