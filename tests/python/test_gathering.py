@@ -246,6 +246,7 @@ def test_state_dicts_have_no_small_parameters_either_before_the_first_backward(o
     assert all(weights[name].numel() > 0 for name in names)
     assert all(module.state_dict(keep_vars=True)[name].numel() > 0 for name in small)
     assert all(torch.equal(value, weights[name]) for name, value in engine._zero3_consolidated_16bit_state_dict().items() if name in weights)
+    module.load_state_dict(module.state_dict())
     engine.save_checkpoint(tmp_path)
     engine.load_checkpoint(tmp_path)
     loss = engine(*batch(0))

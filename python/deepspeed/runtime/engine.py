@@ -37,7 +37,7 @@ from deepspeed.runtime.utils import see_memory_usage
 from deepspeed.runtime.zero.parameter import dissolve, is_sharded
 from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
-from deepspeed.runtime.zero.small_parameters import hide_from_state_dicts
+from deepspeed.runtime.zero.small_parameters import HiddenSmallParameters
 from deepspeed.utils import groups as group_roles
 from deepspeed.utils.logging import log_dist
 
@@ -177,7 +177,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         wrapper_class = resolve_class(config.optimizer_class_path)
         self._wrapper = wrapper_class(self, self._stepper)
         if config.shards_parameters:
-            self._hidden_small = hide_from_state_dicts(self.module)
+            self._hidden_small = HiddenSmallParameters(self.module)
         # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
         if config.optimizer_class_path:
             self.optimizer = self._wrapper
@@ -289,14 +289,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
 
     def _finish_backward(self) -> None:
         self._outputs.forget()
-        self._show_small_parameters()
+        if self._hidden_small is not None:
+            self._hidden_small.show()
         with self._phases.reduce:
             self._core.finish_backward()
-
-    def _show_small_parameters(self) -> None:
-        if self._hidden_small is not None:
-            self._hidden_small.remove()
-            self._hidden_small = None
 
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
@@ -428,7 +424,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
             return
         core, self._core = self._core, None
         self._ended = reason
-        self._show_small_parameters()
+        if self._hidden_small is not None:
+            self._hidden_small.end()
         if self._running_save is not None:
             self._running_save.finish()
         if self.parameter_offload is not None:
