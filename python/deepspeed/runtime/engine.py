@@ -37,6 +37,7 @@ from deepspeed.runtime.utils import see_memory_usage
 from deepspeed.runtime.zero.parameter import is_sharded
 from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
+from deepspeed.runtime.zero.small_parameters import HiddenSmallParameters
 from deepspeed.utils import groups as group_roles
 from deepspeed.utils.logging import log_dist
 
@@ -63,6 +64,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         self.training_dataloader: Any = None
         self.parameter_offload: DeepSpeedZeRoOffload | None = None
         self._core: Any = None
+        self._hidden_small: Any = None
         self._stepper: FragmentStepper | None = None
         self._wrapper: ZeROOptimizer | None = None
         self._ended = "it was never built"
@@ -179,6 +181,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         self._stepper = FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
         wrapper_class = resolve_class(config.optimizer_class_path)
         self._wrapper = wrapper_class(self, self._stepper)
+        if config.shards_parameters:
+            self._hidden_small = HiddenSmallParameters(self.module)
         # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
         if config.optimizer_class_path:
             self.optimizer = self._wrapper
@@ -276,7 +280,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _run_backward(self, loss: Tensor, divide_by: float, retain_graph: bool) -> None:
-        seed = self._core.backward_seed(loss, divide_by)
+        # Gradients are averaged over all ranks; those that share a sequence each have a part of its gradient, which is to be summed.
+        seed = self._core.backward_seed(loss, divide_by / self.sequence_parallel_size)
         self._engine_backward_depth += 1
         try:
             with self._phases.inner:
@@ -291,6 +296,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
 
     def _finish_backward(self) -> None:
         self._outputs.forget()
+        if self._hidden_small is not None:
+            self._hidden_small.show()
         with self._phases.reduce:
             self._core.finish_backward()
 
@@ -403,6 +410,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         return self._step_applied
 
     # ------------------------------------------------------------------ end
+    @property
+    def is_live(self) -> bool:
+        """False once the engine has let go of its module."""
+        return self._core is not None
+
     def live_core(self, asked: str) -> Any:
         """The core, for what was asked of this engine. RuntimeError once the engine has let go of its module."""
         if self._core is None:
@@ -419,6 +431,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
             return
         core, self._core = self._core, None
         self._ended = reason
+        if self._hidden_small is not None:
+            self._hidden_small.end()
         if self._running_save is not None:
             self._running_save.finish()
         if self.parameter_offload is not None:

@@ -1,0 +1,1 @@
+"""Ulysses: the ranks of a group share every sequence; for attention they exchange sequence shards for whole sequences of some heads."""
