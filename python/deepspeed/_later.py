@@ -56,7 +56,6 @@ module injection
 
 sequence parallelism
   sequence:
-  runtime.sequence_parallel.ulysses_sp: SequenceTiledCompute TiledMLP TiledFusedLogitsLoss sequence_tiled_compute
   sequence.layer: DistributedAttention* single_all_to_all
   sequence.fpdt_layer: FPDT_Attention* FPDT_FFN* FPDT_InputConstruct* FPDT_LogitsLoss*
   sequence.cross_entropy: vocab_parallel_cross_entropy vocab_sequence_parallel_cross_entropy

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepspeed import comm
+from deepspeed._lazy import not_built, not_built_class
 from deepspeed.runtime.sequence_parallel.parallel_state_sp import SequenceParallelUnit, initialize_sequence_parallel
+
+_TILED = "computing long sequences in tiles"
+SequenceTiledCompute = not_built_class(f"{__name__}.SequenceTiledCompute", _TILED)
+TiledMLP = not_built_class(f"{__name__}.TiledMLP", _TILED)
+TiledFusedLogitsLoss = not_built_class(f"{__name__}.TiledFusedLogitsLoss", _TILED)
+sequence_tiled_compute = not_built(f"{__name__}.sequence_tiled_compute", _TILED)
 
 _IGNORED_LABEL = -100
 # Masks of a whole sequence: eager attention adds a dense one, flex attention needs one that is built for all tokens.
