@@ -179,9 +179,12 @@ class Engine:
     def write_local(self, index: int, key: str, value: Tensor) -> None: ...
     def fragment_of(self, index: int) -> tuple[int, int]:
         """(offset in the flattened parameter, length) of this rank's optimizer piece."""
+    def begin_load(self) -> None:
+        """Before masters or states are written one by one: until end_load() no step runs."""
     def reset_optimizer(self, states_follow: bool = False) -> None:
         """States and step count of the native optimizer as before its first step, to load others: until end_load() no step runs."""
-    def end_load(self) -> None: ...
+    def end_load(self, states: bool = True) -> None:
+        """states: optimizer states were loaded, too; a load of weights alone does not mend states that are not whole."""
     def get_step(self) -> int: ...
     def set_step(self, step: int) -> None:
         """Step count of the native optimizer (bias correction)."""

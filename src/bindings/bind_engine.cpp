@@ -196,8 +196,9 @@ void register_facts(py::class_<Engine>& engine) {
       .def("file_tier_facts", &file_use)
       .def("description", &Engine::description)
       .def("get_step", &Engine::optimizer_steps)
+      .def("begin_load", &Engine::begin_load)
       .def("reset_optimizer", &Engine::reset_optimizer, py::arg("states_follow") = false)
-      .def("end_load", &Engine::end_load)
+      .def("end_load", &Engine::end_load, py::arg("states") = true)
       .def("set_step", &Engine::set_optimizer_steps, py::arg("step"));
 }
 

@@ -20,16 +20,16 @@ inline constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
 /// The size of blocks for a file of `bytes` bytes: a power of two from 64 KiB to kChunkBytes. Who reads parts of a file
 /// reads whole blocks: large ones cost ranks of another number a share of their reads, small ones room in the manifest.
-/// Files below 16 GiB have at most 2^14 blocks.
+/// Files below 16 GiB have at most 2^14 blocks; from 8 GiB on blocks have the largest size.
 [[nodiscard]] constexpr int64_t block_bytes_for(int64_t bytes) {
   int64_t block = kChunkBytes / 16;
   while (block < kChunkBytes && bytes / block >= int64_t{1} << 14) block *= 2;
   return block;
 }
 
-/// Sizes that manifests may name: powers of two that any disk reads directly.
+/// Sizes that manifests may name: powers of two that any disk reads directly, and that readers have room for.
 [[nodiscard]] constexpr bool is_block_size(int64_t bytes) {
-  return bytes >= 4096 && bytes <= 16 * kChunkBytes && (bytes & (bytes - 1)) == 0;
+  return bytes >= 4096 && bytes <= kChunkBytes && (bytes & (bytes - 1)) == 0;
 }
 
 struct FileChecksums {

@@ -21,7 +21,7 @@ namespace {
 using config::Json;
 
 constexpr char kFormat[] = "deepscale.checkpoint";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // 1: one size of blocks for all files, checksums in lists
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64, DType::kInt8,
                              DType::kUInt8,   DType::kInt16,    DType::kInt32,   DType::kInt64,   DType::kBool};
 
@@ -97,7 +97,7 @@ ManifestFile read_file_entry(const Json& json, const Json& manifest, const Reade
   file.checksums.block_bytes = inner.count(block, "\"block_bytes\"");
   inner.check(is_block_size(file.checksums.block_bytes),
               "has checksums of blocks of {} bytes, expected a power of two from 4096 to {}",
-              file.checksums.block_bytes, 16 * kChunkBytes);
+              file.checksums.block_bytes, kChunkBytes);
   file.checksums.blocks = read_checksums(inner.member(json, "xxh3"), inner);
   inner.check(static_cast<int64_t>(file.checksums.blocks.size()) == file.checksums.count(),
               "{} bytes have {} checksums, expected {}", file.checksums.bytes, file.checksums.blocks.size(),
@@ -244,8 +244,8 @@ Manifest parse_manifest(std::string_view text, const std::string& file, bool is_
   Json json = parse_text(text, reader);
   reader.check(json.is_object() && json.value("format", Json()) == kFormat, "is not of the format {}", kFormat);
   const Json& version = reader.member(json, "version");
-  reader.check(version == kVersion, "has version {}, this program reads version {}", version.dump().substr(0, 40),
-               kVersion);
+  reader.check(version == 1 || version == kVersion, "has version {}, this program reads versions 1 and {}",
+               version.dump().substr(0, 40), kVersion);
   const std::string checksum = reader.text(json, "checksum");
   json.erase("checksum");
   reader.check(checksum == checksum_text(checksum_of(json.dump())), "is damaged: its checksum is another one");

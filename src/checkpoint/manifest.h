@@ -1,7 +1,7 @@
 // The manifest of a checkpoint: which files belong to it, with checksums by block, and which slice of which tensor
 // stands where in them. manifest.json is written last, so a folder that has one was written to its end:
 //
-//   {"format": "deepscale.checkpoint", "version": 1, "layout": "native", "tag": "global_step10",
+//   {"format": "deepscale.checkpoint", "version": 2, "layout": "native", "tag": "global_step10",
 //    "files":   [{"name": "rank_0000.safetensors", "bytes": 123456, "block_bytes": 65536, "xxh3":
 //    "0123456789abcdef..."}, ...], "tensors": [{"name": "fp32/layer.weight", "dtype": "float32", "shape": [4, 4],
 //                 "slices": [[file, first byte in the file, first element of the flattened tensor, elements], ...]}],

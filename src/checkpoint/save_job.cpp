@@ -1,5 +1,7 @@
 #include "checkpoint/save_job.h"
 
+#include <mutex>
+
 #include "base/error.h"
 #include "base/shape.h"
 #include "base/thread_team.h"
@@ -54,14 +56,23 @@ void SaveJob::reporting(const Work& work) {
 /// The files' bytes, from the tensors or from the image.
 void SaveJob::write_files(int threads) {
   FileChecksums tensors;
+  std::mutex mutex;
+  std::exception_ptr first;
   // Beside tensors, archives are small: they are on the disk before the tensors are.
   run_team(slices_.empty() ? 1 : 2, [&](int64_t worker) {
-    if (worker == 0 && !slices_.empty()) {
-      tensors = write_tensors(threads);
-    } else {
-      write_archives(slices_.empty() ? threads : 1);
+    try {
+      if (worker == 0 && !slices_.empty()) {
+        tensors = write_tensors(threads);
+      } else {
+        write_archives(slices_.empty() ? threads : 1);
+      }
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!first) first = std::current_exception();
+      cancelled_ = true;  // the other one stops; what it says then follows from this
     }
   });
+  if (first) std::rethrow_exception(first);
   if (!slices_.empty()) written_.push_back({plan_.tensor_file, std::move(tensors)});
 }
 

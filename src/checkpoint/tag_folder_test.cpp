@@ -5,9 +5,11 @@
 #include <cstring>
 #include <fstream>
 #include <numeric>
+#include <thread>
 
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/save_job.h"
 #include "checkpoint/shard_writer.h"
 #include "checkpoint/verified_file.h"
 #include "platform/files.h"
@@ -294,6 +296,52 @@ TEST_F(TagFolderTest, AFileIsTheSameByHoweverManyThreadsItIsWritten) {
   std::vector<float> found(values.size());
   file.read(*file.find("a"), found.data());
   EXPECT_EQ(found, values);
+}
+
+TEST_F(TagFolderTest, PartsAreReadAndDamageIsFoundWhateverTheSizeOfBlocks) {
+  std::vector<char> values(3'000'001);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<char>(i * 7 % 251);
+  make_directories(root_);
+  std::ofstream(root_ + "/x", std::ios::binary).write(values.data(), static_cast<std::streamsize>(values.size()));
+  for (int64_t block = 4096; block <= kChunkBytes; block *= 4) {
+    ManifestFile file{"x", {.bytes = static_cast<int64_t>(values.size()), .block_bytes = block, .blocks = {}}};
+    file.checksums.blocks.resize(static_cast<size_t>(file.checksums.count()));
+    set_checksums(file.checksums, 0, values.data(), file.checksums.bytes);
+    EXPECT_TRUE(verify_file(root_, file, 2).empty()) << block;
+    std::vector<char> first(10), middle(1'500'000), last(5);
+    read_verified(root_, file,
+                  {{2'999'996, 5, last.data()}, {1'000'001, 1'500'000, middle.data()}, {4090, 10, first.data()}}, 3);
+    EXPECT_EQ(0, std::memcmp(first.data(), values.data() + 4090, first.size())) << block;
+    EXPECT_EQ(0, std::memcmp(middle.data(), values.data() + 1'000'001, middle.size())) << block;
+    EXPECT_EQ(0, std::memcmp(last.data(), values.data() + 2'999'996, last.size())) << block;
+    file.checksums.blocks[static_cast<size_t>(2'000'000 / block)] ^= 1;
+    EXPECT_EQ(damaged_blocks(root_, file, 0, file.checksums.count()), std::vector<int64_t>{2'000'000 / block});
+    EXPECT_THROW(read_verified(root_, file, {{1'999'999, 2, first.data()}}), CheckpointError) << block;
+    EXPECT_NO_THROW(read_verified(root_, file, {{0, 10, first.data()}})) << block;
+  }
+}
+
+TEST_F(TagFolderTest, AnArchiveThatFailsEndsTheWritingOfTensors) {
+  (void)begin_save(root_, "t");
+  make_directories(saving_folder(root_, "t") + "/archive.pt");  // a folder where the file should be
+  std::atomic<int> asked = 0;
+  std::vector<float> values(1'000'000);
+  std::vector<SavedSlice> slices;
+  for (int i = 0; i < 64; ++i) {
+    slices.push_back({"t" + std::to_string(i), DType::kFloat32, {1'000'000}, 0, 1'000'000, [&] {
+                        ++asked;
+                        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                        return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data());
+                      }});
+  }
+  SaveJob job({.save_dir = root_, .tag = "t", .tensor_file = "x.safetensors"}, std::move(slices), {{"archive.pt", {}}});
+  try {
+    job.write_part();
+    FAIL() << "the archive was written";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("archive.pt"), std::string::npos) << error.what();
+  }
+  EXPECT_LT(asked, 64);
 }
 
 TEST_F(TagFolderTest, AnErrorOfOneThreadEndsTheWritingOfAll) {

@@ -33,7 +33,7 @@ struct BlockRun {
 };
 
 int64_t longest_run(const FileChecksums& sums) {
-  return std::max<int64_t>(1, kChunkBytes / sums.block_bytes);
+  return kChunkBytes / sums.block_bytes;
 }
 
 /// blocks: ascending.
@@ -61,8 +61,7 @@ class BlockReader {
         threads_(std::clamp<int64_t>(static_cast<int64_t>(runs_.size()) / kAhead, 1,
                                      std::clamp<int64_t>(threads, 1, kMostReaders))),
         places_(std::clamp<int64_t>(static_cast<int64_t>(runs_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
-        place_bytes_(longest_run(sums_) * sums_.block_bytes),
-        memory_(threads_ * places_ * place_bytes_),
+        memory_(threads_ * places_ * kChunkBytes),
         queue_({.depth = 32, .block_bytes = kChunkBytes}),
         file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
 
@@ -70,7 +69,7 @@ class BlockReader {
   void run(const BlockVisit& visit) {
     run_team(threads_, [&](int64_t thread) {
       try {
-        work(memory_.data() + thread * places_ * place_bytes_, visit);
+        work(memory_.data() + thread * places_ * kChunkBytes, visit);
       } catch (...) {
         failed_ = true;
         throw;
@@ -92,7 +91,7 @@ class BlockReader {
       while (static_cast<int64_t>(readings.size()) < places_) {
         const size_t next = next_++;
         if (next >= runs_.size()) break;
-        char* const place = memory + turn++ % places_ * place_bytes_;
+        char* const place = memory + turn++ % places_ * kChunkBytes;
         readings.push_back({runs_[next], place, start(runs_[next], place)});
       }
       if (readings.empty()) return;
@@ -114,7 +113,7 @@ class BlockReader {
 
   const FileChecksums& sums_;
   const std::vector<BlockRun> runs_;
-  int64_t threads_, places_, place_bytes_;
+  int64_t threads_, places_;
   PrivateMemory memory_;
   AsyncFileQueue queue_;
   AsyncFile file_;

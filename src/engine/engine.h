@@ -97,11 +97,14 @@ class Engine {
   [[nodiscard]] int64_t skipped_steps() const { return skipped_steps_; }
   [[nodiscard]] int64_t optimizer_steps() const { return optimizer_steps_; }
   void set_optimizer_steps(int64_t steps) { optimizer_steps_ = steps; }
-  /// The native optimizer as before its first step, to load states. Until end_load() the engine is not whole.
+  /// Before masters or states are written one by one. Until end_load() the engine is not whole: step() refuses.
+  void begin_load();
+  /// The native optimizer as before its first step, to load states; begins a load.
   /// states_follow: every state of every parameter is written before that, so that zeros need not be (a pass over
   /// memory or files).
   void reset_optimizer(bool states_follow = false);
-  void end_load();
+  /// states: optimizer states were loaded, too. A load of weights alone does not mend states that are not whole.
+  void end_load(bool states = true);
   struct Memory {
     int64_t parameters = 0, gradients = 0, master = 0, optimizer = 0, buckets = 0;
   };

@@ -9,6 +9,11 @@
 #include "zero/flat_ops.h"
 
 namespace deepscale {
+namespace {
+
+constexpr char kLoadOfWeights[] = "loading of weights was cut off";
+
+}  // namespace
 
 Engine::PieceRange Engine::fragment_of(int index) const {
   const Place& place = places_.at(index);
@@ -77,6 +82,10 @@ void Engine::write_local(int index, const std::string& key, const at::Tensor& va
   }
 }
 
+void Engine::begin_load() {
+  if (cut_off_.empty()) cut_off_ = kLoadOfWeights;
+}
+
 void Engine::reset_optimizer(bool states_follow) {
   const c10::NoGradGuard no_grad;
   cut_off_ = "loading of states was cut off";
@@ -84,8 +93,8 @@ void Engine::reset_optimizer(bool states_follow) {
   optimizer_steps_ = 0;
 }
 
-void Engine::end_load() {
-  cut_off_.clear();
+void Engine::end_load(bool states) {
+  if (states || cut_off_ == kLoadOfWeights) cut_off_.clear();
 }
 
 void Engine::write_full(int index, const std::string& key, const at::Tensor& value) {

@@ -308,6 +308,23 @@ class ModuleEngine::Impl::Loader {
 
   void restore_optimizer() {
     const bool from_masters = owner_.config->zero.load_from_fp32_weights && states_->has_masters();
+    std::exception_ptr problem;
+    try {
+      read_optimizer(from_masters);
+    } catch (const Error&) {
+      problem = std::current_exception();
+    }
+    owner_.agree(problem, fmt::format("load_checkpoint({}), of which this engine now holds parts", folder_));
+    if (from_masters) {
+      owner_.engine->refresh_parameters();
+    } else {
+      owner_.engine->refresh_from_parameters();
+    }
+    owner_.engine->end_load();
+  }
+
+  /// This rank's fragments, and what is no tensor.
+  void read_optimizer(bool from_masters) {
     owner_.engine->reset_optimizer();  // files may lack states: those of an engine that had not stepped
     for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
       for (const int p : owner_.optimizer.groups[g].members) {
@@ -329,12 +346,6 @@ class ModuleEngine::Impl::Loader {
     owner_.restore_settings(states_->param_groups(),
                             [this](const PyValue& value, const char* what) { return states_->number(value, what); });
     owner_.restore_scaler(states_->state_of_rank(owner_.world.rank()));
-    if (from_masters) {
-      owner_.engine->refresh_parameters();
-    } else {
-      owner_.engine->refresh_from_parameters();
-    }
-    owner_.engine->end_load();
   }
 
   Impl& owner_;

@@ -34,14 +34,17 @@ class ModuleEngine::Impl::NativeLoader {
     });
     owner_.agree(problem_, what);
     owner_.engine->zero_grad();
-    if (wants_optimizer_ && saved_optimizer() != nullptr) owner_.engine->reset_optimizer();
-    attempt([&] { store_trained(); });
+    owner_.engine->begin_load();
+    attempt([&] {
+      if (wants_optimizer_ && saved_optimizer() != nullptr) owner_.engine->reset_optimizer();
+      store_trained();
+    });
     store_untrained();
     owner_.agree(problem_, what + ", of which this engine now holds parts");
     if (wants_optimizer_ && saved_optimizer() != nullptr) attempt([&] { restore_optimizer(); });
     owner_.agree(problem_, what + ", of which this engine now holds parts");
     if (!owner_.optimizer.groups.empty()) owner_.engine->refresh_parameters();
-    if (wants_optimizer_) owner_.engine->end_load();
+    owner_.engine->end_load(wants_optimizer_);
     if (wants_optimizer_ && tensors_->random()) restore_random_state(*tensors_->random());
     return owner_.restore_run(folder_, common(), options_);
   }

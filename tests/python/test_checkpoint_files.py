@@ -281,7 +281,19 @@ def test_places_that_do_not_come_out_even_are_not_guessed(tmp_path):
     assert bytes_of.place_of(path, loaded["a"]) is None
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_containers_that_hold_each_other_are_walked_once(tmp_path):
+    """A list that holds a list twice, sixty times: two kilobytes, and more than a lifetime for who visits every path."""
+    nested: list = [1.0]
+    for _ in range(60):
+        nested = [nested, nested]
+    path = str(write(tmp_path, {"a": torch.ones(4), "note": nested}))
+    loaded, bytes_of = load_file(path), VerifiedBytes(str(tmp_path / "t"))
+    loaded["note"].append(loaded)
+    bytes_of.add(path, loaded)
+    assert bytes_of.place_of(path, loaded["a"]) is not None
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_masters_and_states_are_read_without_their_mapping(stage, tmp_path, monkeypatch):
     import deepspeed
     single_rank(monkeypatch)

@@ -323,3 +323,57 @@ def test_other_stages_and_worlds_read_it_by_slices(before, after, tmp_path):
     for body, (stage, world) in ((body_save, before), (body_load, before), (body_load, after)):
         run_ranks(body, world, {"folder": str(tmp_path), "stage": stage}, timeout_s=300)
         (tmp_path / "latest").write_text("global_step2")
+
+
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_a_checkpoint_from_before_the_first_step_clears_states(layout, place, tmp_path, monkeypatch):
+    """Its states are zeros or not there at all; what the engine had before must not stay."""
+    single_rank(monkeypatch)
+    cfg = settings(2, place, tmp_path / "nvme", format=layout)
+    engine = built(cfg)
+    engine.save_checkpoint(tmp_path / "saved")
+    expected = steps(engine, 3)
+    engine.load_checkpoint(tmp_path / "saved")
+    assert steps(engine, 3) == expected
+
+
+@pytest.mark.parametrize("layout", ["native", "deepspeed"])
+def test_states_that_another_configuration_lacks_do_not_stay(layout, tmp_path, monkeypatch):
+    """Every state is written by a load, so old values are not cleared first; these have been trained on, and must not show."""
+    single_rank(monkeypatch)
+    engine, other = built(settings(1, format=layout)), built(settings(3, format=layout))
+    steps(engine, 2)
+    steps(other, 5)
+    engine.save_checkpoint(tmp_path)
+    other.load_checkpoint(tmp_path)
+    assert steps(other, 3) == train(engine, 3)
+
+
+def flip_in(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_an_engine_that_holds_parts_of_a_checkpoint_does_not_step(optimizer, tmp_path, monkeypatch):
+    from deepspeed._C import CheckpointError
+    single_rank(monkeypatch)
+    engine = built(settings(1))
+    train(engine, 1)
+    engine.save_checkpoint(tmp_path, tag="good")
+    expected = train(engine, 2, first=1)
+    engine.save_checkpoint(tmp_path, tag="bad")
+    tensors = tmp_path / "bad" / "rank_00000.safetensors"
+    flip_in(tensors, tensors.stat().st_size - 40)
+    with pytest.raises(CheckpointError, match="is damaged between byte.*load another checkpoint before going on"):
+        engine.load_checkpoint(tmp_path, tag="bad", load_optimizer_states=optimizer)
+    with pytest.raises(RuntimeError, match="was cut off: some states are changed and others are not"):
+        steps(engine, 1)
+    engine.load_checkpoint(tmp_path, tag="good", load_optimizer_states=False)
+    if optimizer:  # weights alone do not mend states
+        with pytest.raises(RuntimeError, match="was cut off"):
+            steps(engine, 1)
+    engine.load_checkpoint(tmp_path, tag="good")
+    assert train(engine, 2, first=1) == expected

@@ -39,14 +39,15 @@ class VerifiedBytes:
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
-    if isinstance(value, Tensor):
-        yield value.untyped_storage()
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _storages(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _storages(item)
+    """Each container once: lists that hold a list twice, sixty levels deep, are a small file and more than a lifetime's work."""
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item.untyped_storage()
+        elif isinstance(item, (dict, list, tuple, set, frozenset)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, dict) else item)
 
 
 def _address_of_first_byte(path: str, loaded: Any) -> int | None:

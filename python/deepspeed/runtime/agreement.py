@@ -41,7 +41,7 @@ class Together:
 
     A rank that fails goes on, because the others are in the same collectives; agree() then raises on all ranks: there its own
     error, on the others `error_class` with a message that names it. one_class: `error_class` there as well, for callers that go on from
-    it together."""
+    it together, and the consequence in every message."""
 
     def __init__(self, engine: Any, what: str, error_class: type[Exception] = RuntimeError, consequence: str = "",
                  one_class: bool = False) -> None:
@@ -62,6 +62,8 @@ class Together:
         rank = _reduced(engine, [failed], "max", self._what)[0] if engine.communicator.size > 1 else failed
         if self._problem is not None and self._one_class and not isinstance(self._problem, self._error_class):
             raise self._error_class(f"{self._what}: {type(self._problem).__name__}: {self._problem}{self._consequence}") from self._problem
+        if self._problem is not None and self._one_class and self._consequence and not str(self._problem).endswith(self._consequence):
+            raise type(self._problem)(f"{self._problem}.{self._consequence}") from self._problem
         if self._problem is not None:
             raise self._problem
         if rank >= 0:

@@ -15,7 +15,7 @@ import torch
 
 from deepspeed import _C
 from deepspeed._C import CheckpointError
-from deepspeed.checkpoint.safe_load import verify_before_loading
+from deepspeed.checkpoint.safe_load import has_manifest, verify_before_loading
 from deepspeed.git_version_info import version
 from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
@@ -195,7 +195,8 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
         together = Together(engine, f"load_checkpoint({directory})", CheckpointError, " Nothing was changed.", one_class=True)
         with together.attempt():
             if engine.local_rank == 0:  # once per machine
-                # What an engine that trains reads most, masters and states, goes past the page cache.
+                # Masters and states, most of what an engine that trains reads, are read past the page cache afterwards. Reading twice
+                # with direct access is faster than filling the cache once, and nothing of the engine changes before all is checked.
                 verify_before_loading(directory, through_cache=engine._stepper is None)
         together.agree()
     return CheckpointLoader(engine, directory)
@@ -203,7 +204,7 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
 
 def _layout(directory: str) -> str:
     """"damaged" where a manifest cannot be read, "" where there is none: then it is another program's."""
-    if not os.path.exists(os.path.join(directory, "manifest.json")):
+    if not has_manifest(directory):
         return ""
     try:
         return _C.layout_of(directory)

@@ -146,7 +146,10 @@ class CheckpointLoader:
             if engine._stepper is None:
                 return
             names = [[(e.name, e.shape) for e in group] for group in optimizer_groups(engine)]
-            self.files = StateFiles([first["optimizer"]], names, [self.model_paths[0]], engine._file_numbers.trained)
+            verified = self._verified()
+            if verified is not None:
+                verified.add(self.model_paths[0], first)
+            self.files = StateFiles([first["optimizer"]], names, [self.model_paths[0]], engine._file_numbers.trained, verified)
             return
         paths = _by_rank(os.path.join(self.directory, f"*zero_pp_rank_*_mp_rank_00{OPTIM_FILE_SUFFIX}"))
         if not paths:

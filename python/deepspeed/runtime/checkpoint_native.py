@@ -21,7 +21,7 @@ from deepspeed.runtime import fragment_state
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_load import CheckpointLoader, modules_with_extra_state, set_extra_state
-from deepspeed.runtime.checkpoint_restore import check_state_is_there, reset_optimizer, restore_groups
+from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, check_state_is_there, reset_optimizer, restore_groups
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
 from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import stored_name
@@ -258,12 +258,13 @@ class NativeLoader(CheckpointLoader):
     @torch.no_grad()
     def _store(self, optimizer: bool, module: bool) -> None:
         engine = self.engine
-        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError,
-                            " The engine holds parts of it: load another checkpoint before going on.", one_class=True)
+        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, PARTS_ARE_LOADED, one_class=True)
         trained = {e.index: e for group in optimizer_groups(engine) for e in group}
-        if engine._stepper is not None and optimizer:
-            reset_optimizer(engine, self._has_all_states(trained))
+        if engine._stepper is not None:
+            engine._core.begin_load()
         with together.attempt():
+            if engine._stepper is not None and optimizer:
+                reset_optimizer(engine, self._has_all_states(trained))
             self._read_fragments(trained, optimizer, module)
         if module:
             self._store_whole(trained, together)
@@ -283,8 +284,7 @@ class NativeLoader(CheckpointLoader):
             engine._core.refresh_parameters()
         else:
             engine._core.refresh_from_parameters()
-        if optimizer:
-            engine._core.end_load()
+        engine._core.end_load(optimizer)
 
     def _read_fragments(self, trained: dict[int, Any], optimizer: bool, module: bool) -> None:
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""

@@ -1,7 +1,8 @@
 """Puts checkpoint files back into an engine. Fragments (parameter, offset, length) are the only idea: a rank asks for the values
 of its own fragments, whatever stage and number of ranks wrote the files.
 
-Everything is checked before the first value is stored, so a bad checkpoint leaves the engine as it was.
+Everything but the bytes of masters and states is checked before the first value is stored, so a bad checkpoint leaves the engine as it was.
+When those bytes turn out to be damaged, the error says so and the engine refuses to step until a load succeeds.
 """
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_layout import PartitionedGroup, PerParameterGroup
 from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import file_keys, stored_name
+
+PARTS_ARE_LOADED = " The engine holds parts of it: load another checkpoint before going on."
 
 Names = Sequence[Sequence[tuple[str, Iterable[int]]]]
 
@@ -244,16 +247,20 @@ def _wanted_keys(engine: Any, group: int, stored: dict) -> dict[str, str]:
 def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_from_fp32_weights: bool) -> None:
     """Masters, states, step, hyper-parameters and loss scale. Collective (the model's parameters follow their masters)."""
     from deepspeed.runtime.checkpoint_state import optimizer_groups
-    check_files(engine, files, load_optimizer_states)
     core, use_masters = engine._core, load_from_fp32_weights and files.has_masters
     entries = [entry for group in optimizer_groups(engine) for entry in group]
-    sources = {entry.index: _sources(engine, files, entry, use_masters, load_optimizer_states) for entry in entries}
-    if load_optimizer_states:
-        every = set(core.state_keys()) if engine._stepper.native else None
-        reset_optimizer(engine, every is not None and all(found is None or every <= set(found) for found in sources.values()))
-    together = Together(engine, f"loading {os.path.dirname(files.paths[0]) or files.paths[0]}", CheckpointError,
-                        " The engine holds parts of it: load another checkpoint before going on.", one_class=True)
+    where = f"loading {os.path.dirname(files.paths[0]) or files.paths[0]}"
+    together = Together(engine, where, CheckpointError)
     with together.attempt():
+        check_files(engine, files, load_optimizer_states)
+        sources = {entry.index: _sources(engine, files, entry, use_masters, load_optimizer_states) for entry in entries}
+    together.agree()
+    together = Together(engine, where, CheckpointError, PARTS_ARE_LOADED, one_class=True)
+    core.begin_load()
+    with together.attempt():
+        if load_optimizer_states:
+            every = set(core.state_keys()) if engine._stepper.native else None
+            reset_optimizer(engine, every is not None and all(found is None or every <= set(found) for found in sources.values()))
         batch = FragmentBatch(engine, files.read_into)
         for entry in entries:
             length = core.fragment_of(entry.index)[1]
@@ -272,8 +279,7 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
         core.refresh_parameters()
     else:
         core.refresh_from_parameters()
-    if load_optimizer_states:
-        core.end_load()
+    core.end_load(load_optimizer_states)
 
 
 @torch.no_grad()
