@@ -6,8 +6,9 @@ FOLDER is put before PYTHONPATH and holds DeepSpeed (`pip install --no-deps --ta
 installed). Ours is what `import deepspeed` finds without it. Prints a table and fails where a loss differs by more than its dtype's rounding:
 
 - fp32: 1e-5 relative. Both sum the same numbers in other orders: 1e-7 a step, made larger by AdamW's division while its moments are young.
-- bf16: 2e-2 relative. Numbers have 8 bits (2^-8 = 4e-3), DeepSpeed accumulates micro-batches in bf16 at some stages and in fp32 at others,
-  and a weight that rounds to its other neighbour changes the losses of all later steps.
+- bf16: 2e-3 relative, half of the 2^-8 to which a number is rounded. A loss is the mean over 46 tokens, where roundings largely cancel; but
+  DeepSpeed accumulates micro-batches in bf16 at some stages and in fp32 at others, and a weight that rounds to its other neighbour changes
+  the losses of all later steps.
 
 Cases whose packages are missing are left out and named. Exit status 0 only when every other case ran and agrees.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
 PACKAGES = {"trainer": ("transformers", "accelerate"), "accelerate": ("transformers", "accelerate"), "lightning": ("transformers", "pytorch_lightning")}
 
 
