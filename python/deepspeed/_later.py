@@ -55,12 +55,7 @@ module injection
   model_implementations: = ops.transformer.inference[DeepSpeedTransformerInference,DeepSpeedInferenceConfig]
 
 sequence parallelism
-  runtime.sequence_parallel:
   sequence:
-  runtime.sequence_parallel.ulysses_sp: UlyssesSPAttentionHF* UlyssesSPAttentionHF.register_with_transformers UlyssesSPDataLoaderAdapter
-    SequenceTiledCompute TiledMLP TiledFusedLogitsLoss sequence_tiled_compute
-  runtime.sequence_parallel.parallel_state_sp: initialize_sequence_parallel get_sequence_parallel_group get_sequence_parallel_rank
-    get_sequence_parallel_world_size get_sequence_data_parallel_group
   sequence.layer: DistributedAttention* single_all_to_all
   sequence.fpdt_layer: FPDT_Attention* FPDT_FFN* FPDT_InputConstruct* FPDT_LogitsLoss*
   sequence.cross_entropy: vocab_parallel_cross_entropy vocab_sequence_parallel_cross_entropy

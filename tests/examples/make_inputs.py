@@ -27,7 +27,7 @@ def sentences(count: int, seed: int) -> Iterator[str]:
         yield " ".join(source.choice(words) for words in (SUBJECTS, VERBS, OBJECTS, PLACES)).capitalize() + "."
 
 
-def _byte_pairs(specials: list[str]) -> Any:
+def byte_pairs(specials: list[str]) -> Any:
     """A byte-level BPE tokenizer over the grammar, 500 entries at most."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     made = Tokenizer(models.BPE())
@@ -44,7 +44,7 @@ def make_opt(folder: Path) -> None:
     shape = OPTConfig(vocab_size=512, hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
                       max_position_embeddings=512, init_std=0.1)
     OPTForCausalLM(shape).save_pretrained(folder)
-    model = json.loads(_byte_pairs(["</s>", "<pad>", "<unk>"]).to_str())["model"]
+    model = json.loads(byte_pairs(["</s>", "<pad>", "<unk>"]).to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
@@ -59,14 +59,14 @@ def make_llama(folder: Path) -> None:
     model = LlamaForCausalLM(shape).half()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=_byte_pairs(["<unk>", "<s>", "</s>"]), bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+    PreTrainedTokenizerFast(tokenizer_object=byte_pairs(["<unk>", "<s>", "</s>"]), bos_token="<s>", eos_token="</s>", unk_token="<unk>",
                             model_input_names=["input_ids", "attention_mask"]).save_pretrained(folder)
 
 
 def make_roberta_tokenizer(folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast, RobertaConfig
     specials = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    PreTrainedTokenizerFast(tokenizer_object=_byte_pairs(list(specials.values())), cls_token="<s>", sep_token="</s>",
+    PreTrainedTokenizerFast(tokenizer_object=byte_pairs(list(specials.values())), cls_token="<s>", sep_token="</s>",
                             **specials).save_pretrained(folder)
     RobertaConfig(vocab_size=500).save_pretrained(folder)
 

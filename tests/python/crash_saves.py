@@ -74,7 +74,7 @@ def check(engine: Any, client: dict) -> int:
     """The step that was loaded; AssertionError where any value is of another one."""
     step = engine.global_steps
     first = Counting()
-    must(client == {"step": step}, f"step {step} has the client state {client}")
+    must(client["step"] == step, f"step {step} has the client state {client}")
     for name, param in engine.module.named_parameters():
         base = getattr(first, name).detach()
         if not param.requires_grad:

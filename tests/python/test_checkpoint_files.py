@@ -317,9 +317,8 @@ def body_damaged_after_verification(folder: str) -> None:
             file.seek(member.header_offset + 400)
             file.write(bytes([byte ^ 1]))
     checkpoint_folder.verify_before_loading = lambda *_, **__: None
-    with pytest.raises(_C.CheckpointError, match="damaged between byte|rank 1 failed") as caught:
+    with pytest.raises(_C.CheckpointError, match="damaged between byte|rank . failed.*load another checkpoint"):
         engine.load_checkpoint(folder, tag="t")
-    assert "load another checkpoint" in str(caught.value)
 
 
 def test_damage_that_came_after_verification_is_found_on_all_ranks(tmp_path):

@@ -217,12 +217,21 @@ def test_the_optimizer_of_a_destroyed_engine_says_so(stage):
     train(engine, 1)
     saved = optimizer.state_dict()
     engine.destroy()
-    calls = [optimizer.step, optimizer.zero_grad, optimizer.state_dict, lambda: optimizer.load_state_dict(saved), lambda: optimizer.state,
+    calls = [optimizer.step, optimizer.zero_grad, optimizer.state_dict, lambda: optimizer.load_state_dict(saved),
              lambda: optimizer.loss_scale, lambda: optimizer.fp32_partitioned_groups_flat]
     for call in calls:
         with pytest.raises(RuntimeError, match="engine was destroyed"):
             call()
     assert len(optimizer.param_groups) == 1 and repr(optimizer)
+
+
+def test_the_optimizer_of_a_destroyed_engine_has_no_state_left():
+    """Lightning moves an optimizer's states to the CPU in its tear-down, when another engine already has the module."""
+    engine, optimizer, _, _ = initialize(config=config(2))
+    train(engine, 1)
+    assert optimizer.state
+    initialize(model=engine.module, config=config(0))
+    assert optimizer.state == {}
 
 
 def test_an_engine_whose_module_went_to_another_engine_says_so():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import run_ranks, single_rank
-from models import config, full_weights, make_model
+from models import batch, config, full_weights, make_model
 
 
 class Chain(torch.nn.Module):
@@ -230,3 +230,27 @@ def test_a_unit_that_fails_leaves_no_other_one_gathered(failing, method, tmp_pat
     with outer:  # neither nested nor out of order
         other = weights[1 - failing]
         assert bool((other == 3).all()) == (method != "gather")
+
+
+@pytest.mark.parametrize("own_backward", (False, True))
+def test_state_dicts_have_no_small_parameters_either_before_the_first_backward(own_backward, tmp_path):
+    """Lightning Fabric's tests tell by it that a model was not trained yet."""
+    import deepspeed
+    engine = deepspeed.initialize(model=make_model(), config=config(3))[0]
+    module, names = engine.module, [name for name, _ in engine.module.named_parameters()]
+    small = [name for name, param in module.named_parameters() if param.ds_persist]
+    assert small and len(small) < len(names)
+    assert all(module.state_dict()[name].numel() == 0 for name in names)
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        weights = {name: value.clone() for name, value in module.state_dict().items()}
+    assert all(weights[name].numel() > 0 for name in names)
+    assert all(module.state_dict(keep_vars=True)[name].numel() > 0 for name in small)
+    assert all(torch.equal(value, weights[name]) for name, value in engine._zero3_consolidated_16bit_state_dict().items() if name in weights)
+    module.load_state_dict(module.state_dict())
+    engine.save_checkpoint(tmp_path)
+    engine.load_checkpoint(tmp_path)
+    loss = engine(*batch(0))
+    assert all(module.state_dict()[name].numel() == 0 for name in names)
+    loss.backward() if own_backward else engine.backward(loss)
+    assert all((module.state_dict()[name].numel() > 0) == (name in small) for name in names)
+    assert all(torch.equal(module.state_dict()[name], weights[name]) for name in small)

@@ -185,6 +185,16 @@ def test_tensors_are_cloned_for_saving():
     assert copy["b"][1][0].data_ptr() != item["b"][1][0].data_ptr()
 
 
+def test_tied_weights_are_cloned_once():
+    from deepspeed.checkpoint.utils import clone_tensors_for_torch_save
+    model = nn.ModuleDict({"embedding": nn.Embedding(4, 2), "head": nn.Linear(2, 4, bias=False), "other": nn.Linear(2, 4, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    copy = clone_tensors_for_torch_save(model.state_dict())
+    assert copy["head.weight"].data_ptr() == copy["embedding.weight"].data_ptr() != copy["other.weight"].data_ptr()
+    assert copy["head.weight"].data_ptr() != model["head"].weight.data_ptr() and torch.equal(copy["head.weight"], model["head"].weight)
+    assert [tuple(value.shape) for value in clone_tensors_for_torch_save([torch.empty(0), torch.empty(0, 3)])] == [(0,), (0, 3)]
+
+
 def test_tensors_move_in_nested_structures():
     from deepspeed.runtime.utils import move_to_device, set_random_seed
     moved = move_to_device({"a": [torch.ones(1)], "b": (2, torch.ones(1))}, "meta")

@@ -58,3 +58,5 @@ MODEL_FILE_SUFFIX = "_model_states.pt"
 MODEL_STATE_KEYS = ("module", BUFFER_NAMES, "optimizer", PARAM_SHAPES, FROZEN_PARAM_SHAPES, SHARED_PARAMS, FROZEN_PARAM_FRAGMENTS,
                     "lr_scheduler", "data_sampler", "random_ltd", "skipped_steps", "global_steps", "global_samples", "dp_world_size",
                     "mp_world_size", CHECKPOINT_PARALLEL_DIMS, "ds_config", DS_VERSION)
+# Of these, what load_checkpoint() returns beside the client's own: who wrote the checkpoint, and with which settings.
+TOLD_TO_CLIENTS = ("ds_config", DS_VERSION)

@@ -105,10 +105,10 @@ class ZeROOptimizer(DeepSpeedOptimizer):
 
     @property
     def state(self) -> dict:
-        """State by parameter: this rank's pieces."""
+        """State by parameter: this rank's pieces. Empty once the engine was destroyed: frameworks walk over it in their tear-down."""
         if not self._stepper.native:
             return self.optimizer.state
-        return local_states(self._engine)
+        return local_states(self._engine) if self._engine.is_live else {}
 
     @state.setter
     def state(self, value: dict) -> None:

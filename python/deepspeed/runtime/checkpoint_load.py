@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, MODEL_FILE_SUFFIX, MODEL_STATE_KEYS,
-                                            OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES, SHARED_PARAMS)
+                                            OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES, SHARED_PARAMS, TOLD_TO_CLIENTS)
 from deepspeed.checkpoint.safe_load import has_manifest, load_file
 from deepspeed.checkpoint.verified_bytes import VerifiedBytes
 from deepspeed.runtime.agreement import Together
@@ -276,7 +276,7 @@ class CheckpointLoader:
         engine.loaded_checkpoint_dp_world_size = first["dp_world_size"]
         engine.loaded_checkpoint_mp_world_size = first.get("mp_world_size", 1)
         rank = min(engine.communicator.rank, len(self.model_paths) - 1)
-        client = {key: value for key, value in self.models[rank].items() if key not in MODEL_STATE_KEYS}
+        client = {key: value for key, value in self.models[rank].items() if key not in MODEL_STATE_KEYS or key in TOLD_TO_CLIENTS}
         return self.model_paths[rank], client
 
     def _load_scheduler(self, saved: dict | None) -> None:

@@ -34,11 +34,16 @@ from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
 from deepspeed.runtime.section_params import construct, given
 from deepspeed.runtime.utils import see_memory_usage
-from deepspeed.runtime.zero.parameter import dissolve, is_sharded
+from deepspeed.runtime.zero.parameter import is_sharded
 from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
+from deepspeed.runtime.zero.small_parameters import HiddenSmallParameters
 from deepspeed.utils import groups as group_roles
 from deepspeed.utils.logging import log_dist
+
+
+NO_OPTIMIZER = ("must provide optimizer during init in order to use {}: pass optimizer= to deepspeed.initialize(), or add a section `optimizer` with "
+                "`type` and `params` to the configuration")
 
 
 class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineReports, nn.Module):
@@ -59,6 +64,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         self.training_dataloader: Any = None
         self.parameter_offload: DeepSpeedZeRoOffload | None = None
         self._core: Any = None
+        self._hidden_small: Any = None
         self._stepper: FragmentStepper | None = None
         self._wrapper: ZeROOptimizer | None = None
         self._ended = "it was never built"
@@ -133,6 +139,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
             assert isinstance(self.client_optimizer, torch.optim.Optimizer), (
                 f"Client Optimizer (type = {type(self.client_optimizer)}) is not instantiated but Client LR Scheduler is instantiated: "
                 "pass the scheduler's optimizer too, or a function from an optimizer to a scheduler")
+        engine_build.check_section_types(self._config, self.client_optimizer, self.client_lr_scheduler)
         self.has_moe_layers = False
         experts = [name for name, param in self.module.named_parameters() if is_moe_param(param)]
         if experts and self.communicator.size > 1:
@@ -146,7 +153,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         engine_build.detach_earlier_engines(self.module)
         on_host = config.offload_device("param") in ("cpu", "nvme")
         if not config.shards_parameters:
-            dissolve(self.module.parameters())  # sharded by zero.Init, or by an engine that is gone
+            engine_build.make_whole(self.module, config)
         if not dont_change_device:
             precision.move_module(self.module, torch.device("cpu") if on_host else self.device, is_sharded)
         precision.cast_module(self.module, config, is_sharded)
@@ -174,6 +181,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         self._stepper = FragmentStepper(self._core, self.basic_optimizer, native, self.core_params)
         wrapper_class = resolve_class(config.optimizer_class_path)
         self._wrapper = wrapper_class(self, self._stepper)
+        if config.shards_parameters:
+            self._hidden_small = HiddenSmallParameters(self.module)
         # Plain fp32 training shows the torch optimizer itself, with the core behind its step().
         if config.optimizer_class_path:
             self.optimizer = self._wrapper
@@ -185,8 +194,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         if client is not None:
             self.lr_scheduler = client(self.basic_optimizer) if callable(client) and not hasattr(client, "step") else client
             if not hasattr(self.lr_scheduler, "step"):
+                dummy = ". Accelerate's DummyScheduler stands for the configuration's section `scheduler`: add it, or pass a real scheduler" \
+                    if type(client).__name__ == "DummyScheduler" else ""
                 raise ValueError("lr_scheduler must be a scheduler with a step() method, or a function from an optimizer to one; "
-                                 f"found {self.lr_scheduler!r} from {client!r}")
+                                 f"found {self.lr_scheduler!r} from {client!r}{dummy}")
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
             self.lr_scheduler = construct("scheduler", scheduler_class(config.scheduler_name), self.basic_optimizer,
                                           given(config.scheduler_params))
@@ -256,7 +267,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
         """Backward of a scalar loss, divided by the accumulation steps and multiplied by the loss scale. Returns loss / steps."""
         self.live_core("backward")
-        assert self._stepper is not None, "must provide optimizer during init in order to use backward"
+        assert self._stepper is not None, NO_OPTIMIZER.format("backward")
         assert isinstance(loss, Tensor) and loss.numel() == 1, (
             "loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use tensor.backward(grad)")
         divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
@@ -269,7 +280,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         return loss.detach() / divide_by if divide_by != 1 else loss.detach()
 
     def _run_backward(self, loss: Tensor, divide_by: float, retain_graph: bool) -> None:
-        seed = self._core.backward_seed(loss, divide_by)
+        # Gradients are averaged over all ranks; those that share a sequence each have a part of its gradient, which is to be summed.
+        seed = self._core.backward_seed(loss, divide_by / self.sequence_parallel_size)
         self._engine_backward_depth += 1
         try:
             with self._phases.inner:
@@ -284,13 +296,15 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
 
     def _finish_backward(self) -> None:
         self._outputs.forget()
+        if self._hidden_small is not None:
+            self._hidden_small.show()
         with self._phases.reduce:
             self._core.finish_backward()
 
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
         self.live_core("scale")
-        assert self._stepper is not None, "must provide optimizer during init in order to use scale"
+        assert self._stepper is not None, NO_OPTIMIZER.format("scale")
         assert isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad, (
             "loss must be a scalar tensor with grad_fn. For non-scalar tensors, use tensor.backward(grad)")
         self._manual_backward_expected = True
@@ -342,7 +356,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         """Counts a micro-step; at a boundary: clip, update, schedule."""
         self.live_core("step")
         assert not self.inside_no_sync_ctxt, "It is illegal to call Engine.step() inside no_sync context manager"
-        assert self._stepper is not None, "must provide optimizer during init in order to use step"
+        assert self._stepper is not None, NO_OPTIMIZER.format("step")
         see_memory_usage("Engine before step", force=self._config.memory_breakdown)
         profiled = self._profiles()
         self._in_step, self._step_applied = True, False
@@ -396,6 +410,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         return self._step_applied
 
     # ------------------------------------------------------------------ end
+    @property
+    def is_live(self) -> bool:
+        """False once the engine has let go of its module."""
+        return self._core is not None
+
     def live_core(self, asked: str) -> Any:
         """The core, for what was asked of this engine. RuntimeError once the engine has let go of its module."""
         if self._core is None:
@@ -412,6 +431,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
             return
         core, self._core = self._core, None
         self._ended = reason
+        if self._hidden_small is not None:
+            self._hidden_small.end()
         if self._running_save is not None:
             self._running_save.finish()
         if self.parameter_offload is not None:

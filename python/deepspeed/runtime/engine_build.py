@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from deepspeed import _C
-from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.runtime.config import ConfigValidationError, DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.runtime.native_recipe import native_recipe
 from deepspeed.runtime.optimizer_config import group_index
 from deepspeed.runtime.precision import cast_parameters, training_dtype
@@ -47,6 +47,27 @@ def _persistent(named: list[tuple[str, nn.Parameter]], config: DeepSpeedConfig) 
             chosen.add(id(param))
             left -= numel if small else 0
     return chosen
+
+
+def check_section_types(config: DeepSpeedConfig, optimizer: Any, scheduler: Any) -> None:
+    """A section without `type` would be nothing, and training without it a surprise."""
+    for section, client in (("optimizer", optimizer), ("scheduler", scheduler)):
+        written = config._param_dict.get(section)
+        if client is None and isinstance(written, dict) and written.get("params") and written.get("type") in (None, "auto"):
+            raise ConfigValidationError(f"{section}.type is {written.get('type')!r}, but {section}.params are given: name the {section} in {section}.type, "
+                                        f"remove the section, or pass {'optimizer' if section == 'optimizer' else 'lr_scheduler'}= to initialize()")
+
+
+def make_whole(module: nn.Module, config: DeepSpeedConfig) -> None:
+    """Parameters that zero.Init, or an engine that is gone, sharded: all of them on every rank. Collective."""
+    sharded = [(name, param) for name, param in module.named_parameters() if is_sharded(param)]
+    if not sharded:
+        return
+    log_dist(f"{len(sharded)} parameters are sharded ({sharded[0][0]} is the first), as deepspeed.zero.Init and stage 3 do it, but "
+             f"zero_optimization.stage is {config.zero_config.stage}, which keeps whole parameters: every rank now holds all of them. Set "
+             "zero_optimization.stage to 3 in the configuration of initialize(), or build the model outside zero.Init (Transformers enters it while "
+             "an HfDeepSpeedConfig with stage 3 is alive)", ranks=[0], level=logging.WARNING)
+    dissolve(param for _, param in sharded)
 
 
 def shard_model(module: nn.Module, config: DeepSpeedConfig, groups: Any, communicator: Any, process_group: Any) -> None:

@@ -15,7 +15,7 @@ from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES, CHECKPOINT_PARALLEL_DIMS, CHECKPOINT_PP_DEGREE,
                                             CHECKPOINT_TP_DEGREE, DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
-                                            SHARED_PARAMS, ZERO_FILE_PREFIX)
+                                            SHARED_PARAMS, TOLD_TO_CLIENTS, ZERO_FILE_PREFIX)
 from deepspeed.runtime import pretrained
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
@@ -317,6 +317,7 @@ def _checked_client_state(client_state: dict | None) -> dict:
     client_state = {} if client_state is None else client_state
     if not isinstance(client_state, dict):
         raise ValueError(f"client_state must be a dictionary, got {type(client_state).__name__}: {client_state!r:.80}")
+    client_state = {key: value for key, value in client_state.items() if key not in TOLD_TO_CLIENTS}  # from a loaded one: written anew
     reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
     if reserved:
         raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterable
 import torch
 import torch.nn as nn
 
+from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.section_params import check_values, construct, given, unknown_key
 from deepspeed.runtime.zero.utils import ZeRORuntimeException, is_zero_supported_optimizer
@@ -133,8 +134,7 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(f"the function given as optimizer returned {type(optimizer).__name__}; expected a torch.optim.Optimizer")
     else:
-        raise AssertionError(f"Client Optimizer is of unexpected type {type(client)}: pass a torch.optim.Optimizer, or a function "
-                             "from parameters to one")
+        raise AssertionError(f"Client Optimizer is of unexpected type {type(client)}: {_remedy(client, config)}")
     _refuse_closures(optimizer)
     offloaded = config.offload_device("optimizer") != "none"
     from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -149,6 +149,18 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
             "shards. Add \"zero_allow_untested_optimizer\": true to the configuration to use it")
         log_dist("**** You are using ZeRO with an untested optimizer, proceed with caution *****", ranks=[0], level=logging.WARNING)
     return optimizer
+
+
+def _remedy(client: Any, config: DeepSpeedConfig) -> str:
+    """What to pass instead of an object that is no optimizer."""
+    if isinstance(client, DeepSpeedOptimizer):
+        return ("it is what an earlier deepspeed.initialize() returned, and belongs to that engine's stage and model: pass a new torch.optim.Optimizer "
+                "over this model's parameters, or leave it out and let the configuration's section `optimizer` make one")
+    if type(client).__name__ == "DummyOptim":
+        section = "leave it out here, since the configuration has that section" if config.optimizer_name is not None else \
+            "add `optimizer` with `type` and `params` to the configuration, or pass a real optimizer"
+        return f"Accelerate's DummyOptim stands for the configuration's section `optimizer` and is resolved by Accelerator.prepare(): {section}"
+    return "pass a torch.optim.Optimizer, or a function from parameters to one"
 
 
 class FileNumbers:

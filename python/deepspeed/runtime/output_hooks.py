@@ -43,7 +43,7 @@ class OutputWatcher:
         if not outputs:
             return
         forward = _Forward([])
-        if len(outputs) > 1 and self._steps() > 1:
+        if len(outputs) > 1 and self._divisor() != 1:
             # Kept here, not by the hooks: a hook that holds its own node is a cycle, which keeps the graph until the collector runs.
             forward.nodes = [t.grad_fn for t in outputs]
             self._forwards.append(forward)
@@ -59,9 +59,11 @@ class OutputWatcher:
             forward.nodes = []
         self._forwards.clear()
 
-    def _steps(self) -> int:
-        config = self._engine()._config
-        return config.gradient_accumulation_steps if config.managed_gradient_accumulation else 1
+    def _divisor(self) -> float:
+        """Accumulation steps, by the ranks that share a sequence, whose gradients are to be summed and not averaged."""
+        engine = self._engine()
+        config = engine._config
+        return (config.gradient_accumulation_steps if config.managed_gradient_accumulation else 1) / engine.sequence_parallel_size
 
     def on_gradient(self, grad: Tensor, forward: _Forward, index: int) -> Tensor | None:
         engine = self._engine()
@@ -70,12 +72,12 @@ class OutputWatcher:
         if not self._active:
             self._begin(engine)
             forward.divided.clear()
-        steps = self._steps()
-        if steps == 1 or index in forward.divided:
+        divisor = self._divisor()
+        if divisor == 1 or index in forward.divided:
             return None
         if forward.nodes:
             forward.divided.update(_reachable(forward.nodes, index))
-        return grad / steps
+        return grad / divisor
 
     def _begin(self, engine: Any) -> None:
         self._active = True

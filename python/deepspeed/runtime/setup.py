@@ -42,6 +42,8 @@ def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: 
     from deepspeed.runtime.zero.partition_parameters import restore_init_context, shutdown_init_context
     assert model is not None, "deepspeed.initialize requires a model"
     assert isinstance(model, torch.nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}"
+    if isinstance(model, DeepSpeedEngine):
+        raise ValueError(f"model is an engine already (ZeRO stage {model.zero_optimization_stage()}): pass its engine.module to make another engine of it")
     source = pick_config(args, config, config_params)
     if mesh_param is not None:
         raise NotImplementedError("initialize(mesh_param=...): sequence parallelism is not built yet")

@@ -1,0 +1,110 @@
+"""Trains the cases of same_losses.py in this process, with whatever `import deepspeed` finds: same_losses_worker.py FOLDER
+
+Reads cases.json there and appends a line of JSON per case to losses.jsonl.
+"""
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE)]
+
+import torch  # noqa: E402
+
+from same_losses import Case  # noqa: E402
+from tiny import auto_config, llama, lora_config, opt, saved, text_blocks  # noqa: E402
+
+STEPS, ACCUMULATE, LR = 5, 2, 5e-3
+
+
+def model_of(case: Case, folder: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder / case.model)
+    if case.lora:
+        from peft import get_peft_model
+        torch.manual_seed(1)
+        model = get_peft_model(model, lora_config())
+    return model
+
+
+def trainer_losses(case: Case, folder: Path) -> list[float]:
+    from trainer_runs import arguments, trainer
+    config = auto_config(case.stage)
+    config["optimizer"]["params"]["torch_adam"] = True  # DeepSpeed would compile its own
+    args = arguments(folder / "out", config, max_steps=STEPS, gradient_accumulation_steps=ACCUMULATE, learning_rate=LR, bf16=case.dtype == "bf16")
+    run = trainer(model_of(case, folder), args)
+    run.train()
+    run.accelerator.free_memory()
+    return run.losses
+
+
+def accelerate_losses(case: Case, folder: Path) -> list[float]:
+    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="no" if case.dtype == "fp32" else "bf16", kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
+                              deepspeed_plugin=DeepSpeedPlugin(zero_stage=case.stage, gradient_accumulation_steps=ACCUMULATE, gradient_clipping=1.0))
+    model = model_of(case, folder)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    loader = torch.utils.data.DataLoader(text_blocks(2 * STEPS * ACCUMULATE), batch_size=2)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model.train()
+    losses = []
+    for batch in loader:
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    accelerator.free_memory()
+    return losses
+
+
+def lightning_losses(case: Case, folder: Path) -> list[float]:
+    import pytorch_lightning
+    from lightning_cpu import allow_cpu
+
+    class Module(pytorch_lightning.LightningModule):
+
+        def __init__(self) -> None:
+            super().__init__()
+            # Here and not in configure_model, which stage 3 calls inside zero.Init: Transformers does not know of it there.
+            self.net, self.losses = model_of(case, folder).train(), []
+
+        def training_step(self, batch, index):
+            loss = self.net(**batch).loss
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=LR)
+
+    module = Module()
+    strategy = allow_cpu("pytorch_lightning", index=0)(stage=case.stage)
+    pytorch_lightning.Trainer(accelerator="cpu", devices=1, strategy=strategy, precision="32-true" if case.dtype == "fp32" else "bf16-mixed", max_steps=STEPS,
+                              accumulate_grad_batches=ACCUMULATE, gradient_clip_val=1.0, default_root_dir=folder, logger=False,
+                              enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(
+                                  module, torch.utils.data.DataLoader(text_blocks(2 * STEPS * ACCUMULATE), batch_size=2))
+    return module.losses
+
+
+def main(folder: Path) -> None:
+    for name, config in (("llama", llama()), ("opt", opt())):
+        saved(config, folder / name)
+    runs = {"trainer": trainer_losses, "accelerate": accelerate_losses, "lightning": lightning_losses}
+    for values in json.loads((folder / "cases.json").read_text()):
+        case = Case(*values)
+        try:
+            row = {"case": case.name, "losses": runs[case.trainer](case, folder)}
+        except Exception:
+            row = {"case": case.name, "error": traceback.format_exc()}
+        with open(folder / "losses.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
