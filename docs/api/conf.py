@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import deepspeed
 
@@ -13,8 +12,7 @@ project_copyright = author
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns: list[str] = []
 if tags.has("cpp"):  # noqa: F821  (Sphinx defines it)
-    extensions.append("breathe")
-    breathe_projects = {"deepscale": str(Path(deepspeed.__file__).parent)}  # replaced by -D breathe_projects.deepscale
+    extensions.append("breathe")  # docs.sh says where Doxygen's files are
     breathe_default_project = "deepscale"
 else:
     exclude_patterns.append("cpp.rst")

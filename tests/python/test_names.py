@@ -7,10 +7,12 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from public_names import home, public_names
 
+from deepspeed._aliases import TABLE
 from deepspeed._later import Later
 from deepspeed._later import modules as later_modules
 
@@ -42,6 +44,15 @@ def test_features_of_later_say_so_when_used(module):
         for use in [found, *(getattr(found, method) for method in entry.methods)]:
             with pytest.raises(NotImplementedError, match=rf"{re.escape(name)}.*not built yet"):
                 use(1, some=2)
+
+
+def test_no_old_path_hides_a_module_that_exists():
+    """The finder of the table comes first: who builds a feature takes its lines out of _later.py."""
+    import deepspeed
+    package = Path(deepspeed.__file__).parent.parent
+    paths = [package.joinpath(*module.split(".")) for module in TABLE]
+    hidden = [str(path) for path in paths if path.with_suffix(".py").exists() or (path / "__init__.py").exists()]
+    assert not hidden and len(paths) > 80, hidden
 
 
 def test_second_paths_of_later_features_are_the_same_objects():
