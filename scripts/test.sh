@@ -18,10 +18,11 @@ build() {
 
 cpp_tests() { limited 1500 ctest --preset release; }
 
+# Two files of tests at a time: most wait for disks and for each other's ranks more than they compute.
 python_tests() {
   local status=0
   PYTHONPATH="$BUILD/python" PATH="$BUILD/bin:$VENV/bin:$PATH" DEEPSCALE_PYTHON="$VENV/bin/python" \
-    limited 2400 "$VENV/bin/python" -m pytest -q -rs tests/python tests/integrations "$@" || status=$?
+    limited 2400 "$VENV/bin/python" -m pytest -q -rs -n 2 --dist loadfile tests/python tests/integrations "$@" || status=$?
   if [ $status -eq 5 ]; then
     say "   pytest found no tests"
     status=0
