@@ -43,6 +43,14 @@ def test_a_comparison_is_good_when_ours_pass_what_the_reference_passes():
     assert good and "| alone | 0 | 1 | 0 | - |" in text and "fails: a" in text
 
 
+def runs(pid: int) -> bool:
+    """Whether the process is there and has not ended: its parent is gone, and nobody may have collected it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 TESTS = """
 import os, pytest, sys, time
 
@@ -90,7 +98,11 @@ def test_every_test_runs_alone_and_its_end_is_recorded(tmp_path):
         "test_hangs": "failed", "test_starts_itself_again": "passed"}
     assert "as it should" in found["test_fails"][1] and "no such thing here" in found["test_is_skipped"][1]
     assert found["test_dies"][1] == "the test's process ended with 7" and found["test_hangs"][1] == "still running after 15 s"
-    assert not Path(f"/proc/{(tmp_path / 'child').read_text()}/cmdline").exists()
+    pid = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 60  # killed, and gone in a moment; a process that lives on would sleep for ten minutes
+    while runs(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not runs(pid)
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
