@@ -334,7 +334,13 @@ TEST_F(TagFolderTest, AnArchiveThatFailsEndsTheWritingOfTensors) {
                         return std::shared_ptr<const void>(std::shared_ptr<void>(), values.data());
                       }});
   }
-  SaveJob job({.save_dir = root_, .tag = "t", .tensor_file = "x.safetensors"}, std::move(slices), {{"archive.pt", {}}});
+  SavePlan plan;
+  plan.save_dir = root_;
+  plan.tag = "t";
+  plan.tensor_file = "x.safetensors";
+  std::vector<SavedArchive> archives(1);
+  archives[0].name = "archive.pt";
+  SaveJob job(std::move(plan), std::move(slices), std::move(archives));
   try {
     job.write_part();
     FAIL() << "the archive was written";
