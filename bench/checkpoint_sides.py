@@ -5,6 +5,7 @@ Every function is a command of harness.serve(); ranks get the same command at th
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -166,20 +167,21 @@ def save(folder: str, tag: str, synced: bool) -> dict:
     return {"seconds": seconds, "sync_s": sync_s}
 
 
-def load(folder: str, tag: str) -> dict:
-    """What it takes from files that are not in memory: time, bytes of the disk, private memory."""
+def load(folder: str, tag: str, watched: bool = False) -> dict:
+    """What it takes from files that are not in memory: time, bytes of the disk; watched: private memory, which takes time itself."""
     if world()[0] == 0:
         forget(os.path.join(folder, tag))
     together()
     read, entries = counted("read_bytes"), set(os.listdir(folder))
-    with Peak() as peak:
+    peak = Peak()
+    with peak if watched else contextlib.nullcontext():
         begin = time.perf_counter()
         path, _ = state["engine"].load_checkpoint(folder, tag=tag)
         seconds = time.perf_counter() - begin
     if path is None:
         raise RuntimeError(f"{folder}/{tag} was not loaded")
-    return {"seconds": seconds, "read": counted("read_bytes") - read, "before": peak.before, "peak": peak.peak,
-            "after": peak._measure(), "new_files": sorted(set(os.listdir(folder)) - entries), "written": counted("write_bytes")}
+    memory = {"before": peak.before, "peak": peak.peak, "after": peak._measure()} if watched else {}
+    return {"seconds": seconds, "read": counted("read_bytes") - read, "new_files": sorted(set(os.listdir(folder)) - entries), **memory}
 
 
 def own_tensors() -> list:
