@@ -308,7 +308,7 @@ def test_masters_and_states_are_read_without_their_mapping(stage, tmp_path, monk
     monkeypatch.setattr(VerifiedBytes, "read", counting)
     other.load_checkpoint(tmp_path)
     trained = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in other.module.parameters() if p.requires_grad)
-    assert sum(counted) == 3 * trained
+    assert sum(counted) == (2 if stage == 0 else 3) * trained  # stage 0: weights of the model file are the masters
     assert train(other, 2, first=2) == train(engine, 2, first=2)
 
 
