@@ -197,7 +197,7 @@ def test_extra_state_and_parameters_without_elements_come_back(layout, tensor, s
         engine.step()
     engine.save_checkpoint(tmp_path, client_state={"mine": 1})
     other = built()
-    assert other.load_checkpoint(tmp_path)[1] == {"mine": 1}
+    assert other.load_checkpoint(tmp_path)[1]["mine"] == 1
     assert other.module.calls == 3
 
 

@@ -328,7 +328,7 @@ def test_a_load_that_was_cut_off_is_not_trained_on(layout, tmp_path, monkeypatch
         if layout == "native":
             broken.setattr(checkpoint_native.NativeLoader, "_read_fragments", fails)
         else:
-            broken.setattr(checkpoint_restore, "_restore_states", fails)
+            broken.setattr(checkpoint_restore.StateFiles, "read_into", fails)
         with pytest.raises((OSError, RuntimeError), match="the disk is gone"):
             engine.load_checkpoint(tmp_path / "saved", tag="good")
     with pytest.raises(RuntimeError, match="loading of states was cut off.*Load a checkpoint"):

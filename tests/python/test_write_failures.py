@@ -110,7 +110,7 @@ def body_failing(folder: str, layout: str, stage: int, beside: bool, seed: int) 
             of_all_ranks(None)
         else:
             good.append(step)
-            assert engine.load_checkpoint(folder)[1] == {"step": step} and check(engine, {"step": step}) == step
+            assert engine.load_checkpoint(folder)[1]["step"] == step and check(engine, {"step": step}) == step
     assert failures > ROUNDS // 3
 
 
@@ -172,7 +172,7 @@ def body_full(folder: str, layout: str, beside: bool) -> None:
     of_all_ranks(None)
     step = advance(engine)
     assert step == 3 and save(engine, folder) is None  # there is room again
-    assert engine.load_checkpoint(folder)[1] == {"step": 3} and check(engine, {"step": 3}) == 3
+    assert engine.load_checkpoint(folder)[1]["step"] == 3 and check(engine, {"step": 3}) == 3
 
 
 @pytest.mark.parametrize("layout", ["native", "deepspeed"])
