@@ -10,6 +10,7 @@ import copy
 import gc
 import os
 import weakref
+from functools import partial
 from typing import Any, Callable, Iterator
 
 import torch
@@ -120,14 +121,19 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
             accelerator.set_device(index)
         self.device = torch.device(accelerator.device_name(index))
         self.dist_backend = accelerator.communication_backend_name()
-        self.mp_world_size = group_roles._get_model_parallel_world_size()
-        self.data_parallel_group = group_roles._get_data_parallel_group()
-        self.seq_data_parallel_group = group_roles._get_sequence_data_parallel_group()
-        self.seq_parallel_group = group_roles._get_sequence_parallel_group()
-        self.sequence_parallel_size = group_roles._get_sequence_parallel_world_size()
+        self._set_group_roles()
         self._process_group = self.seq_data_parallel_group if self.mpu is not None else None
         self.communicator = data_communicator(self._process_group)
         self.dp_world_size = self.seq_dp_world_size = self.communicator.size
+
+    def _set_group_roles(self) -> None:
+        """From this engine's own mpu: `groups` answers for the mpu that was given last, which may be another engine's."""
+        ask = partial(group_roles.ask, self.mpu)
+        self.mp_world_size = ask("get_model_parallel_world_size", "get_tensor_model_parallel_world_size") or 1
+        self.data_parallel_group = ask("get_data_parallel_group") or group_roles._world_group()
+        self.seq_data_parallel_group = ask("get_sequence_data_parallel_group") or self.data_parallel_group
+        self.seq_parallel_group = ask("get_sequence_parallel_group")
+        self.sequence_parallel_size = ask("get_sequence_parallel_world_size") or 1
 
     def _adopt_module(self, model: nn.Module) -> None:
         # Both: registered as a submodule, and found without nn.Module's attribute search.

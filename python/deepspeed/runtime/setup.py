@@ -46,7 +46,8 @@ def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: 
         raise ValueError(f"model is an engine already (ZeRO stage {model.zero_optimization_stage()}): pass its engine.module to make another engine of it")
     source = pick_config(args, config, config_params)
     if mesh_param is not None:
-        raise NotImplementedError("initialize(mesh_param=...): sequence parallelism is not built yet")
+        raise NotImplementedError(f"initialize(mesh_param={mesh_param!r}): meshes are not built. For sequence parallelism use mpu= from "
+                                  "UlyssesSPAttentionHF.register_with_transformers(...) instead")
     shutdown_init_context()
     try:
         ensure_distributed(args, dist_init_required, distributed_port)

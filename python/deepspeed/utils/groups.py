@@ -15,13 +15,17 @@ def set_mpu(unit: Any) -> None:
     mpu = unit
 
 
-def _ask(*names: str) -> Any:
-    """The first of the mpu's methods that exists, called; None without one."""
+def ask(unit: Any, *names: str) -> Any:
+    """The first of these methods that `unit` (an mpu or None) has, called; None without one."""
     for name in names:
-        method = getattr(mpu, name, None)
+        method = getattr(unit, name, None)
         if method is not None:
             return method()
     return None
+
+
+def _ask(*names: str) -> Any:
+    return ask(mpu, *names)
 
 
 def _world_size() -> int:

@@ -21,6 +21,13 @@ class SequenceParallelUnit:
     def __init__(self, group: Any, size: int) -> None:
         self._group, self._size = group, size
 
+    def is_alive(self) -> bool:
+        """Whether its group still exists: destroy_process_group() ends it, and a new world has other groups."""
+        try:
+            return bool(dist.get_process_group_ranks(self._group))
+        except (KeyError, RuntimeError, ValueError):
+            return False
+
     def get_sequence_parallel_group(self) -> Any:
         return self._group
 
@@ -51,11 +58,12 @@ class SequenceParallelUnit:
 
 def initialize_sequence_parallel(sequence_parallel_size: int) -> SequenceParallelUnit:
     """Makes the groups, or returns those that exist. Collective."""
+    known = groups.mpu
     size, world = sequence_parallel_size, dist.get_world_size() if dist.is_initialized() else 1
     if size < 2 or world % size != 0:
         raise ValueError(f"sequence_parallel_size must be at least 2 and divide the number of ranks, {world}, got {size}")
-    if isinstance(groups.mpu, SequenceParallelUnit) and groups.mpu.get_sequence_parallel_world_size() == size:
-        return groups.mpu
+    if isinstance(known, SequenceParallelUnit) and known.get_sequence_parallel_world_size() == size and known.is_alive():
+        return known
     made = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
     unit = SequenceParallelUnit(made[dist.get_rank() // size], size)
     groups.set_mpu(unit)

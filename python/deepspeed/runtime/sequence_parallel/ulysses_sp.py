@@ -6,6 +6,7 @@ token by token and needs only the tokens' positions, which travel in position_id
 """
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from typing import Any, Callable, Iterator
 
@@ -55,13 +56,16 @@ class UlyssesSPAttentionHF(torch.nn.Module):
     """An attention function of Transformers over sequences that the ranks of `process_group` share.
 
     attn: the function that computes attention over whole sequences. The sizes are the model's. disable_in_eval: modules in evaluation
-    mode get sequences that are not shared.
+    mode get sequences that are not shared. core_attn_implementation: attn's name in Transformers, which says whether it reads
+    positions (the flash attentions) or knows plain causal attention only.
     """
 
     def __init__(self, attn: Callable, batch_size: int, attn_head_count: int, attn_head_size: int, kv_head_count: int, num_hidden_layers: int,
                  process_group: Any, seq_length_is_variable: bool = False, local_seq_length: int | None = None,
-                 global_seq_length: int | None = None, disable_in_eval: bool = False) -> None:
+                 global_seq_length: int | None = None, disable_in_eval: bool = False, core_attn_implementation: str | None = None) -> None:
         super().__init__()
+        self.core_attn_implementation = core_attn_implementation or getattr(attn, "__name__", type(attn).__name__)
+        self._found_plain: tuple[weakref.ref, int] | None = None
         self.attn, self.process_group, self.disable_in_eval = attn, process_group, disable_in_eval
         self.world_size = size = dist.get_world_size(process_group)
         self.attn_head_count, self.kv_head_count, self.attn_head_size = attn_head_count, kv_head_count, attn_head_size
@@ -77,7 +81,11 @@ class UlyssesSPAttentionHF(torch.nn.Module):
         if self.disable_in_eval and not module.training:
             return self.attn(module, query, key, value, attention_mask, *args, **kwargs)
         self._check(query)
-        kwargs["position_ids"] = self._all_positions(kwargs.get("position_ids"))
+        own = kwargs.get("position_ids")
+        kwargs["position_ids"] = positions = self._all_positions(own)
+        length = query.shape[2] * self.world_size
+        self._check_pattern(module, kwargs, length)
+        self._check_positions(own, positions, query.shape[0], length)
         query, key, value = (_Exchange.apply(heads, self.process_group, 1, 2) for heads in (query, self._enough(key), self._enough(value)))
         # A mask would be of this rank's tokens only; causal attention over all of them follows from their positions.
         output, weights = self._with_local_groups(module, query, key, value, args, kwargs)
@@ -87,6 +95,38 @@ class UlyssesSPAttentionHF(torch.nn.Module):
         if self.local_seq_length is not None and query.shape[2] != self.local_seq_length:
             raise ValueError(f"sequence parallelism was set up for {self.local_seq_length} tokens on each rank, found {query.shape[2]}: "
                              "set seq_length_is_variable=True")
+
+    def _reads_positions(self) -> bool:
+        return "flash" in self.core_attn_implementation
+
+    def _check_pattern(self, module: torch.nn.Module, kwargs: dict, length: int) -> None:
+        """No mask is passed on: other functions than the flash attentions then attend to all earlier tokens, padding included."""
+        if self._reads_positions():
+            return
+        name, window, causal = self.core_attn_implementation, kwargs.get("sliding_window"), kwargs.get("is_causal")
+        if window is not None and window < length:
+            raise ValueError(f"sequence parallelism with '{name}' cannot limit attention to sliding_window = {window} of {length} tokens: no rank has "
+                             "the mask of a whole sequence. Use a flash attention (attn_implementation and core_attn_implementation), or set "
+                             "sliding_window to None in the model's configuration")
+        if not (getattr(module, "is_causal", True) if causal is None else causal):
+            raise ValueError(f"sequence parallelism with '{name}' computes causal attention only, found is_causal = False in {type(module).__name__}: "
+                             "use a flash attention (attn_implementation and core_attn_implementation), with sequences that have no padding")
+
+    def _check_positions(self, own: Tensor, positions: Tensor, rows: int, length: int) -> None:
+        """positions: of all ranks' tokens, so that all ranks refuse alike."""
+        if self._reads_positions() and rows == 1:  # restarts separate the sequences of a packed row
+            return
+        version = None if own.is_inference() else own._version
+        # Reading them waits for the device: once for all layers, which get the same tensor.
+        if self._found_plain is not None and version is not None and self._found_plain[0]() is own and self._found_plain[1] == version:
+            return
+        counted = torch.arange(length, device=positions.device)
+        if positions.dim() != 2 or positions.shape[1] != length or not bool((positions == counted).all()):
+            raise ValueError(f"sequence parallelism with '{self.core_attn_implementation}' and {rows} sequences at once needs position_ids that count "
+                             f"0 to {length - 1} over the ranks in every row, found {_excerpt(positions, counted)}: packed sequences, left padding and pieces "
+                             "with positions of their own would get wrong attention. Use a flash attention (attn_implementation and "
+                             "core_attn_implementation) with one sequence or packed row at a time")
+        self._found_plain = None if version is None else (weakref.ref(own), version)
 
     def _all_positions(self, positions: Tensor | None) -> Tensor:
         if positions is None:
@@ -134,9 +174,18 @@ class UlyssesSPAttentionHF(torch.nn.Module):
                    kv_head_count=getattr(config, "num_key_value_heads", None) or heads, num_hidden_layers=config.num_hidden_layers,
                    process_group=unit.get_sequence_parallel_group(), seq_length_is_variable=seq_length_is_variable,
                    local_seq_length=None if seq_length is None else seq_length // sequence_parallel_size, global_seq_length=seq_length,
-                   disable_in_eval=disable_in_eval)
+                   disable_in_eval=disable_in_eval, core_attn_implementation=core_attn_implementation)
         ALL_ATTENTION_FUNCTIONS[core_attn_implementation] = made
         return unit
+
+
+def _excerpt(positions: Tensor, counted: Tensor) -> str:
+    """The first row that is not `counted`."""
+    if positions.dim() != 2 or positions.shape[1] != len(counted):
+        return f"the shape {tuple(positions.shape)}"
+    number = int((positions != counted).any(dim=1).nonzero()[0])
+    row, first = positions[number], int((positions[number] != counted).nonzero()[0])
+    return f"{int(row[first])} at token {first} of row {number}"
 
 
 def _config_of(model: Any, implementation: str) -> Any:
@@ -161,13 +210,15 @@ class UlyssesSPDataLoaderAdapter:
     """Batches whose sequences are shared: of every batch of every rank of the group, each rank gets its piece.
 
     Of P batches that the ranks' loaders give come P batches that all ranks compute together, one after another. Tensors are cut along
-    dimension 1. labels become shift_labels, the token that follows each one; a token's successor may be on the next rank.
+    dimension 1 and moved to `device`. labels become shift_labels, the token that follows each one; a token's successor may be on the
+    next rank. Every rank's loader must give the same number of batches.
     """
 
     def __init__(self, dl: Any, sp_rank: int, sp_group: Any, sp_world_size: int, device: Any) -> None:
         self.dl, self.sp_rank, self.sp_group, self.sp_world_size, self.device = dl, sp_rank, sp_group, sp_world_size, device
         self._loaded: Iterator = iter(dl)
         self._ready: deque[dict] = deque()
+        self._count = 0  # batches of this epoch that the loader gave
 
     def __len__(self) -> int:
         return len(self.dl) * self.sp_world_size
@@ -181,25 +232,55 @@ class UlyssesSPDataLoaderAdapter:
         return self._ready.popleft()
 
     def _refill(self) -> None:
+        batch = self._load()
+        gathered: list[Any] = [None] * self.sp_world_size
+        # None is the mark of an ended loader. It travels too: a rank that kept it to itself would leave the others waiting.
+        dist.all_gather_object(gathered, (self._count, batch), group=self.sp_group)
+        ended = [batch is None for _, batch in gathered]
+        if any(ended):
+            counts = [count for count, _ in gathered]
+            self._loaded, self._count = iter(self.dl), 0  # for the next epoch
+            if not all(ended):
+                raise ValueError(self._uneven(ended, counts))
+            raise StopIteration
+        self._ready.extend(self._my_piece(one) for _, one in gathered)
+
+    def _load(self) -> dict | None:
         try:
             batch = dict(next(self._loaded))
         except StopIteration:
-            self._loaded = iter(self.dl)  # for the next epoch
-            raise
+            return None
+        self._count += 1
         if "position_ids" not in batch:  # as Transformers counts where a batch does not say it
             length = batch["input_ids"].shape[1]
             batch["position_ids"] = torch.arange(length).expand(batch["input_ids"].shape[0], length)
-        on_host = {key: value.cpu().contiguous() if isinstance(value, Tensor) else value for key, value in batch.items()}
-        gathered: list[Any] = [None] * self.sp_world_size
-        dist.all_gather_object(gathered, on_host, group=self.sp_group)
-        self._ready.extend(self._my_piece(one) for one in gathered)
+        return {key: value.cpu().contiguous() if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+    def _uneven(self, ended: list[bool], counts: list[int]) -> str:
+        ranks = dist.get_process_group_ranks(self.sp_group)
+        early = ", ".join(f"rank {rank} after {count}" for rank, count, over in zip(ranks, counts, ended) if over)
+        others = ", ".join(f"rank {rank} gave {count}" for rank, count, over in zip(ranks, counts, ended) if not over)
+        return (f"ranks that share sequences need loaders with the same number of batches, but those ended: {early}; and {others} and may have more. "
+                "Give every rank's loader as many batches, for instance by a DistributedSampler with drop_last=True")
 
     def _my_piece(self, batch: dict) -> dict:
         length, parts = batch["input_ids"].shape[1], self.sp_world_size
         if length % parts != 0:
             raise ValueError(f"sequence parallelism over {parts} ranks needs batches whose length {parts} divides, found {length}: pad to a "
                              f"multiple of {parts}")
+        _check_padding(batch)
         if "labels" in batch:
             batch["shift_labels"] = F.pad(batch.pop("labels"), (0, 1), value=_IGNORED_LABEL)[:, 1:]
         mine = slice(length // parts * self.sp_rank, length // parts * (self.sp_rank + 1))
-        return {key: value[:, mine].contiguous() if isinstance(value, Tensor) else value for key, value in batch.items()}
+        return {key: value[:, mine].contiguous().to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _check_padding(batch: dict) -> None:
+    """No mask reaches attention. Padding on the right needs none, as causal attention does not look ahead; on the left only positions tell of it."""
+    mask, positions = batch.get("attention_mask"), batch["position_ids"]
+    if mask is None or mask.dim() != 2 or not bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return
+    if bool((positions == torch.arange(positions.shape[-1])).all()):
+        raise ValueError("sequence parallelism computes attention without attention_mask, found one with zeros before ones (padding on the left) and "
+                         f"position_ids that count it, 0 to {positions.shape[-1] - 1}: pad on the right (padding_side='right'), or use a flash attention "
+                         "and add position_ids that start at 0 where a sequence starts")
