@@ -47,12 +47,13 @@ def table(rows: list[list[str]]) -> str:
 
 
 def summary(results: dict[str, tuple[dict[str, Outcome], dict[str, Outcome] | None]]) -> tuple[str, bool]:
-    """The tables and lists for {suite: (ours, the reference's or None)}, and whether nothing is worse than the reference."""
+    """The tables and lists for {suite: (ours, the reference's or None)}, and whether all was compared and nothing is worse than the reference."""
     rows = [["suite", "DeepScale: passed", "failed", "skipped", "DeepSpeed: passed", "failed", "skipped", "only DeepScale passes",
              "only DeepSpeed passes"]]
     parts, good = [], True
     for suite, (ours, theirs) in results.items():
         if theirs is None:
+            good = False
             rows.append([suite, *counts(ours), "-", "-", "-", "-", "-"])
             continue
         lost, won = worse(ours, theirs), worse(theirs, ours)

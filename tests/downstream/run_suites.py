@@ -41,6 +41,11 @@ class Plan:
         return {**os.environ, **changed}
 
 
+    def results(self, suite: Suite, side: str, ending: str) -> Path:
+        """Where a run's results are. A choice of the tests is never taken for all of them."""
+        return self.folder / f"{suite.name}-{side}{'-quick' if self.quick else ''}{ending}"
+
+
 def prepare(suite: Suite, side: str, checkout: Path, plan: Plan) -> Path:
     """The run's folder: models under the hub's names, and the checkout's folders that tests name by relative paths."""
     place = plan.folder / "runs" / f"{suite.name}-{side}"
@@ -71,8 +76,9 @@ def execute(command: list[str], place: Path, variables: dict[str, str], log: Pat
 def run(suite: Suite, side: str, checkout: Path, plan: Plan) -> tuple[dict[str, Outcome], str]:
     """The outcomes, and what kept the tests from running; empty when they ran."""
     place = prepare(suite, side, checkout, plan)
-    outcomes, log = plan.folder / f"{suite.name}-{side}.jsonl", plan.folder / f"{suite.name}-{side}.log"
-    outcomes.unlink(missing_ok=True)
+    outcomes, log, complete = (plan.results(suite, side, ending) for ending in (".jsonl", ".log", ".complete"))
+    for old in (complete, outcomes):
+        old.unlink(missing_ok=True)
     # Options are single words, and files come last: one_process_each takes them apart when a test starts itself again as another rank.
     options = ["-pone_process_each", f"-p{suite.plugin}", f"--outcomes={outcomes}", f"--test-limit={TEST_LIMIT_S}", "-pno:cacheprovider", "-q",
                "--color=no", "--tb=short", f"--rootdir={checkout}"]
@@ -85,7 +91,18 @@ def run(suite: Suite, side: str, checkout: Path, plan: Plan) -> tuple[dict[str, 
     shutil.rmtree(place, ignore_errors=True)
     if status not in RAN or not read:
         return read, f"{suite.name} with {side}: pytest ended with {status} after {len(read)} tests; log: {log}"
+    complete.touch()
     return read, ""
+
+
+def earlier(suite: Suite, side: str, plan: Plan) -> tuple[dict[str, Outcome] | None, str]:
+    """The outcomes of an earlier run of the same choice of tests that came to its end; otherwise None, and what to do."""
+    outcomes = plan.results(suite, side, ".jsonl")
+    if not plan.results(suite, side, ".complete").is_file():
+        found = "an incomplete run's" if outcomes.is_file() else "no"
+        again = " and with --quick" if plan.quick else " and without --quick"
+        return None, f"{suite.name}: compared with nothing: {found} results of {side} in {outcomes}; run once without --ours-only{again}"
+    return read_outcomes(outcomes), ""
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -105,7 +122,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def run_all(chosen: list[Suite], plan: Plan) -> tuple[dict[str, tuple[dict, dict | None]], list[str]]:
-    """{suite: (our outcomes, the reference's)} and what went wrong. Without the reference, its outcomes of an earlier run are taken."""
+    """{suite: (our outcomes, the reference's)} and what went wrong. Without the reference, its outcomes of an earlier run are taken; that
+    there are none is a problem too."""
     results, problems = {}, []
     for suite in chosen:
         try:
@@ -116,11 +134,9 @@ def run_all(chosen: list[Suite], plan: Plan) -> tuple[dict[str, tuple[dict, dict
         ours, problem = run(suite, OURS, checkout, plan)
         if THEIRS in plan.paths:
             theirs, other = run(suite, THEIRS, checkout, plan)
-            problems += [other] if other else []
         else:
-            earlier = read_outcomes(plan.folder / f"{suite.name}-{THEIRS}.jsonl")
-            theirs = {test: outcome for test, outcome in earlier.items() if not plan.quick or test in ours} or None
-        problems += [problem] if problem else []
+            theirs, other = earlier(suite, THEIRS, plan)
+        problems += [one for one in (problem, other) if one]
         results[suite.name] = (ours, theirs)
     return results, problems
 
@@ -130,7 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the integrations' own tests with DeepScale and with DeepSpeed.", prog="tests/downstream/run.sh")
     parser.add_argument("folder", nargs="?", default=str(ROOT / "build" / "downstream"), help="environments, inputs, logs and results")
     parser.add_argument("--only", default="", metavar="NAME", help=f"suites whose name contains this: {names}")
-    parser.add_argument("--ours-only", action="store_true", help="without DeepSpeed; its results of an earlier run in the same folder are used")
+    parser.add_argument("--ours-only", action="store_true", help="without DeepSpeed; its results of an earlier, complete run in the same folder are used")
     parser.add_argument("--quick", action="store_true", help="a choice of tests, a few minutes")
     args = parser.parse_args()
     chosen = [suite for suite in SUITES if args.only in suite.name]

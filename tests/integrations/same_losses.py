@@ -19,7 +19,6 @@ import importlib.util
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "python"))
+
+from common import free_port  # noqa: E402
+
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
 PACKAGES = {"trainer": ("transformers", "accelerate"), "accelerate": ("transformers", "accelerate"), "lightning": ("transformers", "pytorch_lightning")}
 
@@ -71,10 +74,7 @@ def losses_of(cases: list[Case], first_path: str | None, timeout_s: float) -> di
 
 
 def environment(first_path: str | None) -> dict[str, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    made = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    made = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
             "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     if first_path is not None:
         made["PYTHONPATH"] = os.pathsep.join([first_path, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,6 +1,7 @@
 """tests/downstream/run.sh: how it compares two runs, what it says about what is missing, and that its plugin isolates tests."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -40,7 +41,7 @@ def test_a_comparison_is_good_when_ours_pass_what_the_reference_passes():
     text, good = compare.summary({"suite": (outcomes(a="passed", b="passed"), outcomes(a="passed", b="skipped"))})
     assert good and "| suite | 2 | 0 | 0 | 1 | 0 | 1 | 1 | 0 |" in text
     text, good = compare.summary({"alone": (outcomes(a="failed"), None)})
-    assert good and "| alone | 0 | 1 | 0 | - |" in text and "fails: a" in text
+    assert not good and "| alone | 0 | 1 | 0 | - |" in text and "fails: a" in text, "compared with nothing"
 
 
 def runs(pid: int) -> bool:
@@ -89,7 +90,7 @@ def test_every_test_runs_alone_and_its_end_is_recorded(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
     file = tmp_path / "outcomes.jsonl"
     variables = {**os.environ, "PYTHONPATH": str(FOLDER / "plugins"), "CHILD_FILE": str(tmp_path / "child")}
-    run = subprocess.run([sys.executable, "-m", "pytest", "-pone_process_each", f"--outcomes={file}", "--test-limit=15", "-pno:cacheprovider",
+    run = subprocess.run([sys.executable, "-m", "pytest", "-pone_process_each", f"--outcomes={file}", "--test-limit=60", "-pno:cacheprovider",
                           f"--rootdir={tmp_path}", str(tmp_path / "test_some.py")], env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.stdout + run.stderr
     found = {name.partition("::")[2]: (one.outcome, one.reason) for name, one in compare.read_outcomes(file).items()}
@@ -97,7 +98,7 @@ def test_every_test_runs_alone_and_its_end_is_recorded(tmp_path):
         "test_passes": "passed", "test_is_alone": "passed", "test_is_skipped": "skipped", "test_fails": "failed", "test_dies": "failed",
         "test_hangs": "failed", "test_starts_itself_again": "passed"}
     assert "as it should" in found["test_fails"][1] and "no such thing here" in found["test_is_skipped"][1]
-    assert found["test_dies"][1] == "the test's process ended with 7" and found["test_hangs"][1] == "still running after 15 s"
+    assert found["test_dies"][1] == "the test's process ended with 7" and found["test_hangs"][1] == "still running after 60 s"
     pid = int((tmp_path / "child").read_text())
     end = time.monotonic() + 60  # killed, and gone in a moment; a process that lives on would sleep for ten minutes
     while runs(pid) and time.monotonic() < end:
@@ -127,23 +128,67 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
         environment.checkout(suite, tmp_path / "other")
 
 
-def test_without_the_reference_its_earlier_results_count(tmp_path, monkeypatch):
-    """Also: a run of pytest that did not come to its tests is a problem, not a success."""
+TWO_TESTS = "def test_a(): ...\n\ndef test_b():\n    raise ValueError('b')\n"
+
+
+@pytest.fixture
+def one_suite(tmp_path, monkeypatch) -> tuple[suites.Suite, run_suites.Plan]:
+    """A checkout with one passing and one failing test, and a plan with one interpreter for both sides."""
     (tmp_path / "checkout" / "tests").mkdir(parents=True)
-    (tmp_path / "checkout" / "tests" / "test_one.py").write_text("def test_a(): ...\n\ndef test_b():\n    raise ValueError('b')\n", encoding="utf-8")
+    (tmp_path / "checkout" / "tests" / "test_one.py").write_text(TWO_TESTS, encoding="utf-8")
     (tmp_path / "inputs").mkdir()
-    suite = suites.Suite("one", "checkout", "pytest", "", "", "no:cacheprovider", ("tests",), "test_a")
     monkeypatch.setenv("DEEPSCALE_DOWNSTREAM", str(tmp_path))
-    plan = run_suites.Plan(tmp_path, Path(sys.executable), {run_suites.OURS: tmp_path}, tmp_path / "inputs", False)
+    suite = suites.Suite("one", "checkout", "pytest", "", "", "no:cacheprovider", ("tests",), "test_a")
+    paths = {run_suites.OURS: tmp_path, run_suites.THEIRS: tmp_path}
+    return suite, run_suites.Plan(tmp_path, Path(sys.executable), paths, tmp_path / "inputs", False)
+
+
+def without_reference(plan: run_suites.Plan) -> run_suites.Plan:
+    return dataclasses.replace(plan, paths={run_suites.OURS: plan.folder})
+
+
+def test_without_the_reference_its_earlier_results_count(one_suite, monkeypatch, capsys):
+    """Also: nothing to compare with, and a run of pytest that did not come to its tests, are problems and no success."""
+    suite, both = one_suite
+    plan = without_reference(both)
     results, problems = run_suites.run_all([suite], plan)
-    assert not problems and results["one"][1] is None and {one.outcome for one in results["one"][0].values()} == {"passed", "failed"}
-    lines = [json.dumps({"id": f"tests/test_one.py::test_{name}", "outcome": "passed", "reason": "", "seconds": 1}) for name in "ab"]
-    (tmp_path / "one-deepspeed.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert results["one"][1] is None and {one.outcome for one in results["one"][0].values()} == {"passed", "failed"}
+    assert len(problems) == 1 and "one: compared with nothing: no results of deepspeed in" in problems[0]
+    monkeypatch.setattr(run_suites, "SUITES", (suite,))
+    monkeypatch.setattr(run_suites, "make_plan", lambda args: plan)
+    monkeypatch.setattr(sys, "argv", ["run.sh", "--ours-only"])
+    assert run_suites.main() == 1 and "run once without --ours-only and without --quick" in capsys.readouterr().err
+    tests = both.folder / "checkout" / "tests" / "test_one.py"
+    tests.write_text(TWO_TESTS.replace("raise ValueError('b')", "..."), encoding="utf-8")
+    assert run_suites.run(suite, run_suites.THEIRS, both.folder / "checkout", both)[1] == ""
+    assert run_suites.main() == 0
+    tests.write_text(TWO_TESTS, encoding="utf-8")
     results, problems = run_suites.run_all([suite], plan)
-    assert [one.test for one in compare.worse(*results["one"])] == ["tests/test_one.py::test_b"]
-    (tmp_path / "checkout" / "tests" / "test_one.py").write_text("import no_such_module\n", encoding="utf-8")
+    assert not problems and [one.test for one in compare.worse(*results["one"])] == ["tests/test_one.py::test_b"]
+    assert run_suites.main() == 1
+    tests.write_text("import no_such_module\n", encoding="utf-8")
     results, problems = run_suites.run_all([suite], plan)
     assert len(problems) == 1 and "pytest ended with 2 after 0 tests" in problems[0]
+
+
+def test_a_choice_or_an_interrupted_run_of_the_reference_is_not_a_whole_one(one_suite, monkeypatch):
+    suite, both = one_suite
+    quick = dataclasses.replace(both, quick=True)
+    assert run_suites.run_all([suite], quick)[1] == []
+    assert run_suites.run_all([suite], without_reference(quick))[1] == []
+    assert "no results of deepspeed" in run_suites.run_all([suite], without_reference(both))[1][0]
+    assert run_suites.run_all([suite], both)[1] == [] == run_suites.run_all([suite], without_reference(both))[1]
+
+    def interrupted(command: list[str], *others) -> int:
+        file = next(word for word in command if word.startswith("--outcomes=")).partition("=")[2]
+        Path(file).write_text(json.dumps({"id": "a", "outcome": "passed", "reason": "", "seconds": 1}) + "\n", encoding="utf-8")
+        raise SystemExit(130)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run_suites, "execute", interrupted)
+        run_suites.run(suite, run_suites.THEIRS, both.folder / "checkout", both)
+    results, problems = run_suites.run_all([suite], without_reference(both))
+    assert results["one"][1] is None and "an incomplete run's results of deepspeed" in problems[0]
 
 
 def test_an_interrupted_run_ends_the_test_that_runs(tmp_path):

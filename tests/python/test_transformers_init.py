@@ -2,10 +2,13 @@
 another order then."""
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from common import ranks
+from common import TIMEOUT_S, ranks, single_rank
 
 pytest.importorskip("transformers", reason="needs transformers (pip install transformers)")
 
@@ -44,3 +47,30 @@ def test_from_config_initialises_as_without_sharding():
                     torch.testing.assert_close(measure(param.detach()), measure(plain[name][key]), rtol=0.2, atol=2e-3,
                                                msg=lambda text: f"{name}, {key}: {text}")
     assert PreTrainedModel._initialize_weights is before, "outside of zero.Init nothing is patched"
+
+
+IMPORTED_INSIDE = """
+import sys
+import deepspeed
+from transformers import AutoConfig, AutoModelForCausalLM
+
+config = AutoConfig.for_model("gpt2", vocab_size=512, n_embd=32, n_layer=1, n_head=4, n_positions=16, bos_token_id=1, eos_token_id=2)
+assert "transformers.modeling_utils" not in sys.modules
+with deepspeed.zero.Init():
+    with deepspeed.zero.Init():
+        model = AutoModelForCausalLM.from_config(config)
+from transformers import PreTrainedModel
+assert not hasattr(PreTrainedModel._initialize_weights, "__wrapped__"), "outside of zero.Init nothing is patched"
+weight = model.get_input_embeddings().weight
+assert weight.numel() == 0
+with deepspeed.zero.GatheredParameters(weight):
+    print("std", weight.std().item())
+"""
+
+
+def test_transformers_imported_inside_zero_init(monkeypatch):
+    """AutoModel imports Transformers' modules when the first model is made, here after zero.Init has begun."""
+    single_rank(monkeypatch)
+    run = subprocess.run([sys.executable, "-c", IMPORTED_INSIDE], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout.split("std ")[1]) == pytest.approx(0.02, rel=0.1)

@@ -185,14 +185,23 @@ def test_tensors_are_cloned_for_saving():
     assert copy["b"][1][0].data_ptr() != item["b"][1][0].data_ptr()
 
 
-def test_tied_weights_are_cloned_once():
+def test_tied_weights_are_cloned_apart(tmp_path):
+    """safetensors refuses tensors that share memory."""
     from deepspeed.checkpoint.utils import clone_tensors_for_torch_save
-    model = nn.ModuleDict({"embedding": nn.Embedding(4, 2), "head": nn.Linear(2, 4, bias=False), "other": nn.Linear(2, 4, bias=False)})
+    model = nn.ModuleDict({"embedding": nn.Embedding(4, 2), "head": nn.Linear(2, 4, bias=False)})
     model["head"].weight = model["embedding"].weight
     copy = clone_tensors_for_torch_save(model.state_dict())
-    assert copy["head.weight"].data_ptr() == copy["embedding.weight"].data_ptr() != copy["other.weight"].data_ptr()
-    assert copy["head.weight"].data_ptr() != model["head"].weight.data_ptr() and torch.equal(copy["head.weight"], model["head"].weight)
+    assert len({copy["head.weight"].data_ptr(), copy["embedding.weight"].data_ptr(), model["head"].weight.data_ptr()}) == 3
+    assert torch.equal(copy["head.weight"], model["head"].weight) and torch.equal(copy["embedding.weight"], model["head"].weight)
+    number = torch.tensor([1 + 2j])
+    both = clone_tensors_for_torch_save({"plain": number, "conjugate": number.conj()})
+    assert both["plain"].item() == 1 + 2j and both["conjugate"].item() == 1 - 2j
     assert [tuple(value.shape) for value in clone_tensors_for_torch_save([torch.empty(0), torch.empty(0, 3)])] == [(0,), (0, 3)]
+    functional = torch.func.vmap(lambda row: clone_tensors_for_torch_save(row))(torch.ones(2, 3))  # its rows have no storage
+    assert torch.equal(functional, torch.ones(2, 3))
+    save_file = pytest.importorskip("safetensors.torch", reason="needs safetensors (pip install safetensors)").save_file
+    save_file(copy, tmp_path / "weights.safetensors")
+    assert (tmp_path / "weights.safetensors").stat().st_size > 2 * 32
 
 
 def test_tensors_move_in_nested_structures():

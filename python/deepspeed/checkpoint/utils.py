@@ -22,21 +22,13 @@ def get_layer_ckpt_name_for_rank(base_folder: str, layer_id: str, tp_rank: int) 
 
 
 def clone_tensors_for_torch_save(item: Any, device: Any = torch.device("cpu")) -> Any:
-    """The same nested structure with every tensor copied: torch.save writes whole storages, and a view into a flat buffer
-    would drag the buffer along. What was one tensor under two names (tied weights) still is, so that files hold it once."""
-    return _clone(item, torch.device(device), {})
-
-
-def _clone(item: Any, device: torch.device, copies: dict) -> Any:
+    """The same nested structure with every tensor copied to `device`: torch.save writes whole storages, and a view into a flat buffer
+    would drag the buffer along. Tied weights become separate copies: safetensors refuses tensors that share memory."""
     if torch.is_tensor(item):
-        # The identity of values: state_dict() makes another object for every name.
-        known = item.layout == torch.strided and item.data_ptr() != 0
-        key = (item.data_ptr(), item.device, item.dtype, item.shape, item.stride()) if known else id(item)
-        if key not in copies:
-            copies[key] = item.detach().clone() if device == item.device else item.detach().to(device)
-        return copies[key]
+        there = item.device == torch.device(device)
+        return item.detach().clone() if there else item.detach().to(device)
     if isinstance(item, (list, tuple)):
-        return type(item)(_clone(value, device, copies) for value in item)
+        return type(item)(clone_tensors_for_torch_save(value, device) for value in item)
     if isinstance(item, dict):
-        return type(item)({key: _clone(value, device, copies) for key, value in item.items()})
+        return type(item)({key: clone_tensors_for_torch_save(value, device) for key, value in item.items()})
     return item

@@ -100,6 +100,8 @@ def _unpatch() -> None:
 def _on_new_class(cls, **kwargs: Any) -> None:
     super(nn.Module, cls).__init_subclass__(**kwargs)
     _wrap_init(cls)
+    if _contexts[0].override_module_apply:
+        _patch_transformers()  # a program's first model imports Transformers' modules inside the context
 
 
 def _wrap_init(cls: type) -> None:
@@ -157,20 +159,28 @@ def _apply_with_whole_parameters(apply: Callable) -> Callable:
 
 
 def _patch_transformers() -> None:
-    """Transformers 4.52 to 4.57 initialises weights in a walk of its own instead of Module.apply, and would write into the empty tensors
-    of sharded parameters. Older versions use apply, newer ones gather the parameters themselves."""
+    """Transformers since 4.52 initialises weights in a walk of its own instead of Module.apply, and would write into the empty tensors
+    of sharded parameters. Older versions use apply; the newest gather the parameters themselves where they know of stage 3."""
     models = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
-    own_gathering = hasattr(sys.modules.get("transformers.integrations.deepspeed"), "initialize_weights_zero3")
-    if models is None or own_gathering or not hasattr(models, "initialize_weights"):
+    if models is None or not hasattr(models, "initialize_weights") or hasattr(models._initialize_weights, "_ds_initializes_whole"):
         return
     initialize = models._initialize_weights
 
     @functools.wraps(initialize)
     def initialize_whole(model: nn.Module, part: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if not getattr(part, "_is_hf_initialized", False):
+        if _transformers_gathers():
+            initialize(model, part, *args, **kwargs)
+        elif not getattr(part, "_is_hf_initialized", False):
             # Some models write into the layers of a block when they are given the block (GPT-2: c_proj.weight).
             layers = [child for child in part.children() if next(child.children(), None) is None]
             with _whole(part, *layers):
                 initialize(model, part, *args, **kwargs)
 
+    initialize_whole._ds_initializes_whole = True
     _set(models, "_initialize_weights", initialize_whole)
+
+
+def _transformers_gathers() -> bool:
+    """Whether Transformers calls its initialisers with whole parameters, on rank 0 alone: while an HfDeepSpeedConfig has stage 3."""
+    integration = sys.modules.get("transformers.integrations.deepspeed")
+    return hasattr(integration, "initialize_weights_zero3") and integration.is_deepspeed_zero3_enabled()
