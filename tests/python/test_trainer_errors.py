@@ -16,9 +16,10 @@ def world_of_one(monkeypatch):
 
 
 @pytest.fixture
-def warnings_of():
-    """Texts of our logger's warnings."""
-    from deepspeed.utils import logger
+def warnings_of(monkeypatch):
+    """Texts of our logger's warnings, also of those that other tests have seen, which are logged once."""
+    from deepspeed.utils import logger, logging as deepspeed_logging
+    monkeypatch.setattr(deepspeed_logging, "_printed_once", set())
     texts: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: texts.append(record.getMessage())
