@@ -23,7 +23,7 @@ MEASURED = (
     ("`memory.py`, largest peak", (f"^({NUMBER})$", f"DeepSpeed ({NUMBER}) to ({NUMBER})")),
     ("`startup.py --quick` (busy machine), seconds: import over `import torch` / launcher over two bare Pythons",
      (f"^({NUMBER}) / ({NUMBER})", f"DeepSpeed ({NUMBER}) / ({NUMBER})")),
-    ("`checkpoint.py`, DeepSpeed's layout, 1 / 2 ranks", ("1", fr"save {NUMBER} x / ({NUMBER}) x our time, its load {NUMBER} x / \*\*({NUMBER}) x")),
+    ("`checkpoint.py`, DeepSpeed's layout, 1 / 2 ranks", ("1", fr"save {NUMBER} x / ({NUMBER}) x our time, its load {NUMBER} x / ({NUMBER}) x")),
 )
 
 
