@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from make_inputs import byte_pairs, sentences  # noqa: E402
+from make_inputs import byte_pairs, main, sentences  # noqa: E402
 
 METRIC = '''"""Accuracy and F1 of two classes, in place of the hub's "glue" metric."""
 import datasets
@@ -151,18 +151,5 @@ PARTS = {
 }
 
 
-def main() -> int:
-    import torch
-    if len(sys.argv) != 2:
-        print(f"usage: {sys.argv[0]} FOLDER", file=sys.stderr)
-        return 2
-    torch.manual_seed(0)
-    for name, make in PARTS.items():
-        folder = Path(sys.argv[1]) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        make(folder)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PARTS))

@@ -12,7 +12,7 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 SUBJECTS = ("the old miller", "a young sailor", "the queen", "my neighbour", "a tired engineer", "the baker", "his sister", "a grey cat")
 VERBS = ("opened", "painted", "sold", "described", "lost", "repaired", "remembered", "carried")
@@ -97,13 +97,14 @@ PARTS = {"facebook/opt-125m": make_opt, "meta-llama/Llama-2-7b-hf": make_llama, 
          "wikitext": make_wikitext, "Dahoas/rm-static": make_dialogues}
 
 
-def main() -> int:
+def main(parts: dict[str, Callable[[Path], None]]) -> int:
+    """Makes every part in a folder of its name, below the one that the command line names."""
     import torch
     if len(sys.argv) != 2:
         print(f"usage: {sys.argv[0]} FOLDER", file=sys.stderr)
         return 2
     torch.manual_seed(0)
-    for name, make in PARTS.items():
+    for name, make in parts.items():
         folder = Path(sys.argv[1]) / name
         folder.mkdir(parents=True, exist_ok=True)
         make(folder)
@@ -111,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PARTS))

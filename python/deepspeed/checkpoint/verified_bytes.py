@@ -17,21 +17,21 @@ class VerifiedBytes:
 
     def __init__(self, directory: str) -> None:
         self._tensors = _C.CheckpointTensors(directory)
-        self._first: dict[str, int] = {}  # of a file's path: the address at which its first byte is mapped
+        self._mapped: dict[str, tuple[int, int]] = {}  # of a file's path: the address at which its first byte is mapped, and its size
 
     def add(self, path: str, loaded: Any) -> None:
         """A file and what load_file() made of it. Its tensors are found later while `loaded` lives."""
         first = _address_of_first_byte(path, loaded)
         if first is not None:
-            self._first[path] = first
+            self._mapped[path] = (first, os.path.getsize(path))
 
     def place_of(self, path: str, tensor: Tensor) -> int | None:
         """The byte of the file at which a contiguous tensor begins; None when it is not known to stand there."""
-        first = self._first.get(path)
-        if first is None or not tensor.is_contiguous():
+        if path not in self._mapped or not tensor.is_contiguous():
             return None
+        first, size = self._mapped[path]
         begin = tensor.data_ptr() - first
-        return begin if 0 <= begin <= os.path.getsize(path) - tensor.nbytes else None
+        return begin if 0 <= begin <= size - tensor.nbytes else None
 
     def read(self, requests: list[tuple[str, int, Tensor]]) -> None:
         """(path, first byte, contiguous CPU tensor to fill), all of them at once. CheckpointError names what is damaged."""

@@ -21,7 +21,7 @@ from deepspeed.runtime import fragment_state
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_load import CheckpointLoader, modules_with_extra_state, set_extra_state
-from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, check_state_is_there, reset_optimizer, restore_groups
+from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, check_state_is_there, put_scalars, reset_optimizer, restore_groups
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
 from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import stored_name
@@ -342,12 +342,10 @@ class NativeLoader(CheckpointLoader):
         """Step counters and the like of a torch optimizer, as many objects as parameters."""
         if not optimizer or self.optimizer is None or self.engine._stepper.native:
             return
-        fragment = fragment_state.fragment_of(self.engine, index)
         scalars = self.optimizer["scalars"].get(entry.name, {})
         if self.optimizer["step"] is not None and self.optimizer["has_states"]:  # saved by the same optimizer, computed by the core
             scalars = {"step": torch.tensor(float(self.optimizer["step"])), **scalars}
-        for key, value in scalars.items():
-            self.engine.basic_optimizer.state[fragment.master][key] = value.clone() if isinstance(value, Tensor) else value
+        put_scalars(self.engine, index, scalars)
 
     def _store_whole(self, trained: dict[int, Any], together: Together) -> None:
         """Weights without master here, and buffers: whole values, stored by calls in which all ranks take part."""

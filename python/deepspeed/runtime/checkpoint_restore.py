@@ -267,7 +267,8 @@ def restore(engine: Any, files: StateFiles, load_optimizer_states: bool, load_fr
             for key, source in (sources[entry.index] or {}).items():
                 batch.add(entry.index, key, (source,), length, torch.float32)
             if length > 0 and load_optimizer_states and not engine._stepper.native:
-                _put_scalars(engine, entry.index, files.state_of(entry.name))
+                stored = files.state_of(entry.name)
+                put_scalars(engine, entry.index, {key: value for key, value in stored.items() if not is_state(value)})
         batch.flush()
     together.agree()
     if load_optimizer_states:
@@ -305,15 +306,14 @@ def _sources(engine: Any, files: StateFiles, entry: Any, masters: bool, states: 
     return {here: source for here, source in found.items() if source is not None}
 
 
-def _put_scalars(engine: Any, index: int, stored: dict) -> None:
+def put_scalars(engine: Any, index: int, scalars: dict) -> None:
     """Step counters and the like of a torch optimizer, as many objects as parameters."""
     from deepspeed.runtime.fragment_state import fragment_of
     fragment = fragment_of(engine, index)
     if fragment is None:
         return
-    for key, value in stored.items():
-        if not is_state(value):
-            engine.basic_optimizer.state[fragment.master][key] = value.clone() if isinstance(value, Tensor) else value
+    for key, value in scalars.items():
+        engine.basic_optimizer.state[fragment.master][key] = value.clone() if isinstance(value, Tensor) else value
 
 
 def restore_groups(engine: Any, saved_groups: list[dict]) -> None:
