@@ -1,18 +1,21 @@
 #include "checkpoint/shard_writer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/error.h"
 #include "base/shape.h"
 #include "base/thread_team.h"
 #include "checkpoint/safetensors.h"
+#include "kernels/cpu/spans.h"
 
 namespace deepscale {
 namespace {
 
 constexpr int64_t kPage = 4096, kLine = 64;
 constexpr int64_t kPiece = int64_t{4} << 20;  // of a part, copied by one thread
+constexpr int64_t kRun = int64_t{16} << 20;   // of a stream, like
 constexpr int64_t kMostThreads = 64;
 
 constexpr int64_t round_up(int64_t bytes, int64_t unit) {
@@ -58,8 +61,7 @@ void ShardStream::copy(int64_t offset, int64_t bytes, char* destination) {
       data_ = items_[item].data();
       loaded_ = item;
     }
-    std::memcpy(destination, static_cast<const char*>(data_.get()) + (offset - begins_[item]),
-                static_cast<size_t>(part));
+    kernels::copy_bytes(static_cast<const char*>(data_.get()) + (offset - begins_[item]), destination, part);
     destination += part;
     offset += part;
   }
@@ -115,12 +117,12 @@ void ShardImage::take(const std::vector<ShardItem>& items, const std::map<std::s
 
 void ShardImage::take_stream(const ShardStream& stream, int threads) {
   // What is loaded on demand is loaded once.
-  const int64_t pieces = stream.in_memory() ? std::clamp<int64_t>(threads, 1, kMostThreads) : 1;
-  const int64_t each = round_up((bytes_ + pieces - 1) / pieces, kPage);
-  run_team(pieces, [&](int64_t piece) {
-    const int64_t begin = std::min(bytes_, piece * each), end = std::min(bytes_, begin + each);
+  std::atomic<int64_t> next = 0;
+  run_team(stream.in_memory() ? std::clamp<int64_t>(threads, 1, kMostThreads) : 1, [&](int64_t) {
     ShardStream source(stream);
-    if (begin < end) source.copy(begin, end - begin, memory_->data() + begin);
+    for (int64_t begin = next++ * kRun; begin < bytes_; begin = next++ * kRun) {
+      source.copy(begin, std::min(kRun, bytes_ - begin), memory_->data() + begin);
+    }
   });
 }
 
@@ -151,7 +153,7 @@ void ShardImage::take_parts(char* place, const std::vector<BytePart*>& parts, in
   std::atomic<size_t> next = 0;
   run_team(std::clamp<int64_t>(threads, 1, kMostThreads), [&](int64_t) {
     for (size_t i = next++; i < copies.size(); i = next++) {
-      std::memcpy(copies[i].to, copies[i].from, static_cast<size_t>(copies[i].bytes));
+      kernels::copy_bytes(copies[i].from, copies[i].to, copies[i].bytes);
     }
   });
 }

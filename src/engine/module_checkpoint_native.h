@@ -45,6 +45,10 @@ class NativeTensors {
   /// Elements [offset, offset + length) of a flattened tensor, in its dtype. Throws CheckpointError for damage.
   [[nodiscard]] at::Tensor read(const ManifestTensor& tensor, int64_t offset, int64_t length) const;
   [[nodiscard]] at::Tensor read_whole(const ManifestTensor& tensor) const;
+  /// Several at once, to where they are wanted; threads: that check and copy. Throws as read().
+  void read_all(const std::vector<CheckpointTensors::Request>& requests, int threads) const {
+    tensors_.read(requests, threads);
+  }
   /// Of this rank, when as many ranks saved; else nothing.
   [[nodiscard]] const std::optional<at::Tensor>& random() const { return random_; }
 

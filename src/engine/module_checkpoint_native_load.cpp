@@ -1,16 +1,19 @@
 // Reading native checkpoints: every rank reads the slices that its own pieces need, whatever stage and number of ranks
 // wrote them. What is no tensor, names and shapes are checked on all ranks before any value is stored.
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <future>
 #include <set>
 
 #include "base/error.h"
 #include "checkpoint/tag_folder.h"
 #include "comm/host_values.h"
 #include "engine/checkpoint_names.h"
+#include "engine/fragment_batch.h"
 #include "engine/module_checkpoint.h"
 #include "engine/module_checkpoint_native.h"
 #include "platform/files.h"
@@ -35,15 +38,18 @@ class ModuleEngine::Impl::NativeLoader {
     owner_.agree(problem_, what);
     owner_.engine->zero_grad();
     owner_.engine->begin_load();
+    const std::string parts = what + ", of which this engine now holds parts";
+    const bool states = saves_states(), one_pass = in_one_pass();
     attempt([&] {
-      if (wants_optimizer_ && saved_optimizer() != nullptr) owner_.engine->reset_optimizer();
-      store_trained();
+      if (wants_optimizer_ && saved_optimizer() != nullptr)
+        owner_.engine->reset_optimizer(states && all_states_follow());
+      read_fragments(/*masters=*/true, states && one_pass);
     });
     store_untrained();
-    owner_.agree(problem_, what + ", of which this engine now holds parts");
+    owner_.agree(problem_, parts);
+    follow(states && !one_pass);
     if (wants_optimizer_ && saved_optimizer() != nullptr) attempt([&] { restore_optimizer(); });
-    owner_.agree(problem_, what + ", of which this engine now holds parts");
-    if (!owner_.optimizer.groups.empty()) owner_.engine->refresh_parameters();
+    owner_.agree(problem_, parts);
     owner_.engine->end_load(wants_optimizer_);
     if (wants_optimizer_ && tensors_->random()) restore_random_state(*tensors_->random());
     return owner_.restore_run(folder_, common(), options_);
@@ -118,27 +124,57 @@ class ModuleEngine::Impl::NativeLoader {
     }
   }
 
-  /// This rank's fragments of masters and states.
-  void store_trained() const {
-    const bool states = wants_optimizer_ && saved_optimizer() != nullptr &&
-                        saved_optimizer()->at("has_states").as_int("has_states") != 0;
+  /// Whether there are states to be read.
+  [[nodiscard]] bool saves_states() const {
+    return wants_optimizer_ && saved_optimizer() != nullptr &&
+           saved_optimizer()->at("has_states").as_int("has_states") != 0;
+  }
+
+  /// Masters and states of a parameter one after the other: in files they are neighbours, and what follows masters on a
+  /// GPU takes no time of this processor. Else masters come first, and weights follow while states are read.
+  [[nodiscard]] bool in_one_pass() const { return owner_.engine->file_use().optimizer || !owner_.device().is_cpu(); }
+
+  /// Null when a checkpoint or optimizer has none.
+  [[nodiscard]] const ManifestTensor* state_of(size_t group, int param, const std::string& key) const {
+    const std::string name = state_name_in_files(owner_.optimizer, static_cast<int>(group), key);
+    return name.empty() ? nullptr : tensors_->find(name + "/" + owner_.params.params[param].name);
+  }
+
+  /// Whether every state of the engine is read from the checkpoint.
+  [[nodiscard]] bool all_states_follow() const {
     for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
       for (const int p : owner_.optimizer.groups[g].members) {
-        const std::string& param = owner_.params.params[p].name;
-        if (owner_.engine->fragment_of(p).length == 0) continue;
-        store(p, "fp32", tensors_->weight(param));
         for (const std::string& key : owner_.engine->state_keys()) {
-          const std::string name = state_name_in_files(owner_.optimizer, static_cast<int>(g), key);
-          if (states && !name.empty()) store(p, key, tensors_->find(name + "/" + param));
+          if (state_of(g, p, key) == nullptr) return false;
         }
       }
     }
+    return true;
   }
 
-  void store(int param, const std::string& key, const ManifestTensor* stored) const {
-    if (stored == nullptr) return;  // LoadOptions::strict is false
-    const auto range = owner_.engine->fragment_of(param);
-    owner_.engine->write_local(param, key, tensors_->read(*stored, range.offset, range.length).to(at::kFloat));
+  /// This rank's fragments.
+  void read_fragments(bool masters, bool states) const {
+    FragmentBatch batch(*owner_.engine, *tensors_, at::get_num_threads());
+    const auto add = [&](int param, const std::string& key, const ManifestTensor* stored) {
+      if (stored != nullptr) batch.add(param, key, *stored);  // null: LoadOptions::strict is false
+    };
+    for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
+      for (const int p : owner_.optimizer.groups[g].members) {
+        if (masters) add(p, "fp32", tensors_->weight(owner_.params.params[p].name));
+        if (!states) continue;
+        for (const std::string& key : owner_.engine->state_keys()) add(p, key, state_of(g, p, key));
+      }
+    }
+    batch.flush();
+  }
+
+  /// Weights from the masters that were read. Beside that, states are read where they still are to be.
+  void follow(bool states) {
+    if (owner_.optimizer.groups.empty()) return;
+    if (!states) return owner_.engine->refresh_parameters();
+    std::future<void> weights = std::async(std::launch::async, [this] { owner_.engine->refresh_parameters(); });
+    attempt([&] { read_fragments(/*masters=*/false, /*states=*/true); });
+    weights.get();
   }
 
   /// Weights without a master copy here, and buffers. Collective: all ranks hold the same names in the same order.

@@ -112,6 +112,42 @@ TEST_F(NativeCheckpoint, TheNewestIntactOneIsLoadedWhenTheLatestIsDamaged) {
   }
 }
 
+/// Weights follow from masters, by a collective, while states are read: nobody is left waiting when these are damaged.
+TEST_F(NativeCheckpoint, DamageAmongTheStatesOfOneRankIsEverybodys) {
+  using Wide = torch::nn::LinearImpl;  // its masters and states lie in different blocks of checksums
+  for (const std::string level : {"1", "3"}) {
+    SCOPED_TRACE(level);
+    const std::string folder = folder_ + "/" + level;
+    const auto train = [](ModuleEngine& engine) {
+      engine.backward(engine.forward<Wide>(pattern({4, 300}, 7)).pow(2).mean());
+      engine.step();
+    };
+    const auto make = [&](const Communicator& world) {
+      return initialize(std::make_shared<Wide>(300, 400), config_text(level, native()), {.communicator = world});
+    };
+    at::Tensor weight;
+    on_ranks(2, [&](const Communicator& world) {
+      const auto engine = make(world);
+      train(*engine);
+      engine->save_checkpoint(folder, {.tag = "good"});
+      engine->save_checkpoint(folder, {.tag = "bad"});
+      const at::Tensor held = engine->full_parameter("weight");
+      if (world.rank() == 0) weight = held;
+    });
+    flip(folder + "/bad/rank_00001.safetensors");
+    on_ranks(2, [&](const Communicator& world) {
+      const auto engine = make(world);
+      EXPECT_THROW((void)engine->load_checkpoint(folder, {.tag = "bad"}), CheckpointError);
+      EXPECT_THROW(train(*engine), Error);
+    });
+    on_ranks(2, [&](const Communicator& world) {
+      const auto engine = make(world);
+      ASSERT_TRUE(engine->load_checkpoint(folder, {.tag = "good"}).has_value());
+      EXPECT_TRUE(at::equal(engine->full_parameter("weight"), weight));
+    });
+  }
+}
+
 TEST_F(NativeCheckpoint, WritingBesideTrainingKeepsTheStateOfTheCall) {
   std::map<std::string, at::Tensor> weights;
   on_ranks(2, [&](const Communicator& world) {

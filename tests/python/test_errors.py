@@ -1,9 +1,11 @@
 """Bad input: each has a clear error, and nothing hangs or is lost."""
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +37,15 @@ def test_configurations_that_cannot_be_used_name_the_key(bad, match):
     for kind in (DeepSpeedConfigError, ValueError, AssertionError):
         with pytest.raises(kind, match=match):
             initialize(config=config(2, **bad))
+
+
+def test_no_check_goes_with_python_O():
+    """Assert statements are not there under `python -O`: what users give is checked by exceptions, of DeepSpeed's class where it asserts."""
+    import deepspeed
+    found = []
+    for path in sorted(Path(deepspeed.__file__).parent.rglob("*.py")):
+        found += [f"{path}:{node.lineno}" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+    assert not found, found
 
 
 def test_no_batch_size_at_all():

@@ -279,6 +279,69 @@ def test_a_model_of_another_shape_is_refused(tmp_path, monkeypatch):
         built(settings(2), torch.nn.Sequential(torch.nn.Linear(4, 4))).load_checkpoint(tmp_path)
 
 
+def flip_in(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def large(stage: int) -> Any:
+    """An engine whose masters and states lie in different blocks of checksums."""
+    return built(settings(stage), make_model(width=128, hidden=400))
+
+
+def tensor_places(path: Path) -> dict[str, list[int]]:
+    """Name -> [begin, end) in a safetensors file."""
+    data = path.read_bytes()
+    behind = 8 + int.from_bytes(data[:8], "little")
+    return {name: [behind + place for place in entry["data_offsets"]] for name, entry in json.loads(data[8:behind]).items() if name != "__metadata__"}
+
+
+def test_what_is_read_together_stands_together(tmp_path, monkeypatch):
+    """Masters, then each state, so that masters are read in one run."""
+    single_rank(monkeypatch)
+    engine = large(2)
+    steps(engine, 1)
+    engine.save_checkpoint(tmp_path, tag="t")
+    places = tensor_places(tmp_path / "t" / "rank_00000.safetensors")
+    kinds = [name.split("/")[0] for name in sorted(places, key=places.get)]
+    assert list(dict.fromkeys(kinds)) == ["fp32", "exp_avg", "exp_avg_sq", "module"]
+    assert kinds == sorted(kinds, key=["fp32", "exp_avg", "exp_avg_sq", "module"].index)
+
+
+def body_save_large(folder: str, stage: int) -> None:
+    engine = large(stage)
+    steps(engine, 2)
+    engine.save_checkpoint(folder, tag="good")
+    engine.save_checkpoint(folder, tag="bad")
+
+
+def body_load_damaged_states(folder: str, stage: int) -> None:
+    """Weights follow from masters, by a collective, while states are read: one rank's failure among these leaves nobody waiting."""
+    from deepspeed._C import CheckpointError
+    engine = large(stage)
+    with pytest.raises(CheckpointError, match="is damaged between byte" if int(os.environ["RANK"]) == 1 else "rank 1 failed, this rank did not"):
+        engine.load_checkpoint(folder, tag="bad")
+    with pytest.raises(RuntimeError, match="was cut off"):
+        steps(engine, 1)
+    engine.load_checkpoint(folder, tag="good")
+    expected = full_weights(engine.module)
+    other = large(0)
+    other.load_checkpoint(folder, tag="good")
+    assert all(torch.equal(value, expected[name]) for name, value in full_weights(other.module).items())
+    assert steps(engine, 2) == steps(other, 2)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_damage_among_the_states_of_one_rank_is_everybodys(stage, tmp_path):
+    arguments = {"folder": str(tmp_path), "stage": stage}
+    run_ranks(body_save_large, 2, arguments, timeout_s=300)
+    damaged = tmp_path / "bad" / "rank_00001.safetensors"
+    states = [place for name, place in tensor_places(damaged).items() if name.startswith("exp_avg_sq/")]
+    flip_in(damaged, min(begin for begin, _ in states) + 2 * 65536)  # blocks away from what rank 0 reads, too
+    run_ranks(body_load_damaged_states, 2, arguments, timeout_s=300)
+
+
 def body_groups(folder: str) -> None:
     def engine_of() -> Any:
         cfg = settings(3)
@@ -348,12 +411,6 @@ def test_states_that_another_configuration_lacks_do_not_stay(layout, tmp_path, m
     engine.save_checkpoint(tmp_path)
     other.load_checkpoint(tmp_path)
     assert steps(other, 3) == train(engine, 3)
-
-
-def flip_in(path: Path, place: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("optimizer", [True, False])

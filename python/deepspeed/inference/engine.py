@@ -122,7 +122,8 @@ class InferenceEngine(nn.Module):
 
     def model_times(self) -> list[float]:
         """Milliseconds of each forward since the last call."""
-        assert self.model_profile_enabled, "model profiling is not enabled: call profile_model_time() first"
+        if not self.model_profile_enabled:
+            raise AssertionError("model profiling is not enabled: call profile_model_time() first")
         times, self._model_times = self._model_times, []
         return times
 

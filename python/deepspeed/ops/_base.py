@@ -45,8 +45,9 @@ class KernelOptimizer(torch.optim.Optimizer):
 
     def _step_parameter(self, group: dict, param: Tensor, state: dict) -> None:
         if self.cpu_only:
-            assert param.device.type == "cpu", (f"{type(self).__name__} works on CPU tensors, found a parameter on {param.device}: "
-                                                "move it to the CPU or use the fused optimizer")
+            if param.device.type != "cpu":
+                raise AssertionError(f"{type(self).__name__} works on CPU tensors, found a parameter on {param.device}: "
+                                     "move it to the CPU or use the fused optimizer")
         if param.grad.is_sparse:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
         if not state:

@@ -7,6 +7,7 @@ buffers. What is no tensor is in common.pt, and what differs between ranks in ra
 """
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import random
 from typing import Any, Iterator
@@ -265,11 +266,12 @@ class NativeLoader(CheckpointLoader):
         with together.attempt():
             if engine._stepper is not None and optimizer:
                 reset_optimizer(engine, self._has_all_states(trained))
-            self._read_fragments(trained, optimizer, module)
+            self._read_fragments(trained, masters=module, states=optimizer and self._in_one_pass)
         if module:
             self._store_whole(trained, together)
             set_extra_state(engine.module, self.models[0].get("module") or {})
         together.agree()
+        self._follow(module, together, trained if optimizer and not self._in_one_pass else {})
         if self._random is not None and optimizer:
             restore_random_states(self._random["random"])
         if engine._stepper is None:
@@ -280,13 +282,31 @@ class NativeLoader(CheckpointLoader):
                 engine._core.set_step(self._step())
             if "loss_scaler" in self.optimizer:
                 adopt_loss_scaler(engine, self.optimizer["loss_scaler"])
-        if module:
-            engine._core.refresh_parameters()
-        else:
-            engine._core.refresh_from_parameters()
         engine._core.end_load(optimizer)
 
-    def _read_fragments(self, trained: dict[int, Any], optimizer: bool, module: bool) -> None:
+    @property
+    def _in_one_pass(self) -> bool:
+        """Masters and states of a parameter are read one after the other: in files they are neighbours, and what follows masters on a GPU
+        takes no time of this processor. Else masters come first, and what follows from them is done while states are read."""
+        return self.engine._stepper is None or bool(self.engine._core.file_tier_facts()) or self.engine.device.type != "cpu"
+
+    def _follow(self, module: bool, together: Together, trained: dict[int, Any]) -> None:
+        """Weights from the masters that were read, or masters from weights; beside that, states of `trained` are read."""
+        core = self.engine._core
+        if self.engine._stepper is None:
+            return
+        follow = core.refresh_parameters if module else core.refresh_from_parameters
+        if not trained:
+            follow()
+            return
+        with concurrent.futures.ThreadPoolExecutor(1, "weights") as beside:
+            following = beside.submit(follow)
+            with together.attempt():
+                self._read_fragments(trained, masters=False, states=True)
+            following.result()
+        together.agree()
+
+    def _read_fragments(self, trained: dict[int, Any], masters: bool, states: bool) -> None:
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""
         engine = self.engine
         reader = StateReader(engine) if trained and engine._stepper.native else None
@@ -295,9 +315,10 @@ class NativeLoader(CheckpointLoader):
             offset, length = engine._core.fragment_of(index)
             if length == 0:
                 continue
-            for key, name in self._wanted(entry, reader, optimizer, module).items():
+            for key, name in self._wanted(entry, reader, masters, states).items():
                 batch.add(index, key, (name, offset), length, self.tensors.find(name)[1])
-            self._put_scalars(index, entry, optimizer)
+            if states:
+                self._put_scalars(index, entry)
         batch.flush()
 
     def _step(self) -> int:
@@ -306,12 +327,12 @@ class NativeLoader(CheckpointLoader):
             return self.optimizer["step"]
         return max((int(state["step"]) for state in self.optimizer["scalars"].values() if "step" in state), default=0)
 
-    def _wanted(self, entry: Any, reader: StateReader | None, optimizer: bool, module: bool) -> dict[str, str]:
+    def _wanted(self, entry: Any, reader: StateReader | None, masters: bool, states: bool) -> dict[str, str]:
         """The engine's names of what is to be read of a parameter -> names in the manifest."""
         wanted = {}
-        if module and (stored := self._stored(entry.name)) is not None:
+        if masters and (stored := self._stored(entry.name)) is not None:
             wanted["fp32"] = stored[0]
-        if optimizer and self.optimizer is not None and self.optimizer["has_states"]:
+        if states and self.optimizer is not None and self.optimizer["has_states"]:
             stored = self._state_names(entry.name)
             wanted |= {key: f"{name}/{entry.name}" for key, name in self._names_of_states(entry, reader).items() if name in stored}
         return wanted
@@ -338,9 +359,9 @@ class NativeLoader(CheckpointLoader):
                     self._by_param.setdefault(owner, []).append(key)
         return self._by_param.get(param, [])
 
-    def _put_scalars(self, index: int, entry: Any, optimizer: bool) -> None:
+    def _put_scalars(self, index: int, entry: Any) -> None:
         """Step counters and the like of a torch optimizer, as many objects as parameters."""
-        if not optimizer or self.optimizer is None or self.engine._stepper.native:
+        if self.optimizer is None or self.engine._stepper.native:
             return
         scalars = self.optimizer["scalars"].get(entry.name, {})
         if self.optimizer["step"] is not None and self.optimizer["has_states"]:  # saved by the same optimizer, computed by the core

@@ -142,9 +142,9 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
 
     def _check_combination(self, model_parameters: Any) -> None:
         if isinstance(self.client_lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
-            assert isinstance(self.client_optimizer, torch.optim.Optimizer), (
-                f"Client Optimizer (type = {type(self.client_optimizer)}) is not instantiated but Client LR Scheduler is instantiated: "
-                "pass the scheduler's optimizer too, or a function from an optimizer to a scheduler")
+            if not isinstance(self.client_optimizer, torch.optim.Optimizer):
+                raise AssertionError(f"Client Optimizer (type = {type(self.client_optimizer)}) is not instantiated but Client LR Scheduler is "
+                                     "instantiated: pass the scheduler's optimizer too, or a function from an optimizer to a scheduler")
         engine_build.check_section_types(self._config, self.client_optimizer, self.client_lr_scheduler)
         self.has_moe_layers = False
         experts = [name for name, param in self.module.named_parameters() if is_moe_param(param)]
@@ -273,9 +273,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
         """Backward of a scalar loss, divided by the accumulation steps and multiplied by the loss scale. Returns loss / steps."""
         self.live_core("backward")
-        assert self._stepper is not None, NO_OPTIMIZER.format("backward")
-        assert isinstance(loss, Tensor) and loss.numel() == 1, (
-            "loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use tensor.backward(grad)")
+        if self._stepper is None:
+            raise AssertionError(NO_OPTIMIZER.format("backward"))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise AssertionError("loss must be a scalar tensor: reduce it first, for instance by .mean(); to pass output gradients use "
+                                 "tensor.backward(grad)")
         divide_by = self._config.gradient_accumulation_steps if scale_wrt_gas and self._config.managed_gradient_accumulation else 1
         self._unmanaged_backwards += 1
         see_memory_usage("Engine before backward", force=self._config.memory_breakdown)
@@ -310,9 +312,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
     def scale(self, loss: Tensor) -> Tensor:
         """loss times the loss scale, for a loss.backward() of one's own."""
         self.live_core("scale")
-        assert self._stepper is not None, NO_OPTIMIZER.format("scale")
-        assert isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad, (
-            "loss must be a scalar tensor with grad_fn. For non-scalar tensors, use tensor.backward(grad)")
+        if self._stepper is None:
+            raise AssertionError(NO_OPTIMIZER.format("scale"))
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise AssertionError("loss must be a scalar tensor with grad_fn. For non-scalar tensors, use tensor.backward(grad)")
         self._manual_backward_expected = True
         return loss * self._core.loss_scale
 
@@ -325,9 +328,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backward passes inside accumulate without communication; step() is not allowed inside."""
-        assert not self._config.shards_gradients, ("no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage "
-                                                   f"{self.zero_optimization_stage()}")
-        assert not self.inside_no_sync_ctxt, "no_sync context manager reentry is unsupported"
+        if self._config.shards_gradients:
+            raise AssertionError("no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage "
+                                 f"{self.zero_optimization_stage()}")
+        if self.inside_no_sync_ctxt:
+            raise AssertionError("no_sync context manager reentry is unsupported")
         self.inside_no_sync_ctxt = True
         try:
             yield
@@ -337,8 +342,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
     @contextlib.contextmanager
     def coalesce_grad_reduction(self) -> Iterator[None]:
         """Backward passes inside count as one for what is reduced at the boundary, which is at the end of the block."""
-        assert not self.inside_no_sync_ctxt, "coalesce_grad_reduction cannot be used inside no_sync"
-        assert not self._coalescing, "coalesce_grad_reduction reentry is unsupported"
+        if self.inside_no_sync_ctxt:
+            raise AssertionError("coalesce_grad_reduction cannot be used inside no_sync")
+        if self._coalescing:
+            raise AssertionError("coalesce_grad_reduction reentry is unsupported")
         self._coalescing = True
         try:
             yield
@@ -361,8 +368,10 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
     def step(self, lr_kwargs: dict | None = None) -> None:
         """Counts a micro-step; at a boundary: clip, update, schedule."""
         self.live_core("step")
-        assert not self.inside_no_sync_ctxt, "It is illegal to call Engine.step() inside no_sync context manager"
-        assert self._stepper is not None, NO_OPTIMIZER.format("step")
+        if self.inside_no_sync_ctxt:
+            raise AssertionError("It is illegal to call Engine.step() inside no_sync context manager")
+        if self._stepper is None:
+            raise AssertionError(NO_OPTIMIZER.format("step"))
         see_memory_usage("Engine before step", force=self._config.memory_breakdown)
         profiled = self._profiles()
         self._in_step, self._step_applied = True, False

@@ -115,7 +115,8 @@ class _Schedule:
 
     def get_last_lr(self) -> list:
         """The rates in force. AssertionError while no step has been made after a resume."""
-        assert getattr(self, "_last_lr", None) is not None, "need to call step() first"
+        if getattr(self, "_last_lr", None) is None:
+            raise AssertionError("need to call step() first")
         return self._last_lr
 
     def step(self, last_batch_iteration: int | None = None) -> None:

@@ -144,9 +144,9 @@ def optimizer_from_client(client: Any, config: DeepSpeedConfig, parameters: Any,
                                    "deepspeed.ops.adam.DeepSpeedCPUAdam or name the optimizer in the configuration; to use it all the "
                                    "same set \"zero_force_ds_cpu_optimizer\": false")
     if config.shards_optimizer and not is_zero_supported_optimizer(optimizer):
-        assert config.zero_allow_untested_optimizer, (
-            f"You are using an untested ZeRO Optimizer ({type(optimizer).__name__}): its update may need whole tensors, but it will see "
-            "shards. Add \"zero_allow_untested_optimizer\": true to the configuration to use it")
+        if not config.zero_allow_untested_optimizer:
+            raise AssertionError(f"You are using an untested ZeRO Optimizer ({type(optimizer).__name__}): its update may need whole tensors, but "
+                                 "it will see shards. Add \"zero_allow_untested_optimizer\": true to the configuration to use it")
         log_dist("**** You are using ZeRO with an untested optimizer, proceed with caution *****", ranks=[0], level=logging.WARNING)
     return optimizer
 
@@ -183,8 +183,9 @@ def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> FileNum
                 raise ValueError(f"parameter group {index} of {type(optimizer).__name__} holds a parameter of shape "
                                  f"{list(getattr(param, 'ds_shape', param.shape))} that does not belong to the model: build the optimizer "
                                  "from the parameters of the model that is given to initialize()")
-            assert id(param) not in seen, (f"Parameter with name: {names[id(param)]} occurs multiple times in optimizer.param_groups. "
-                                           "Make sure it only appears once to prevent undefined behavior.")
+            if id(param) in seen:
+                raise AssertionError(f"Parameter with name: {names[id(param)]} occurs multiple times in optimizer.param_groups. "
+                                     "Make sure it only appears once to prevent undefined behavior.")
             if param.requires_grad and full_numel(param) > 0:
                 kept.append(param)
                 kept_numbers.append(len(seen))

@@ -15,10 +15,12 @@ def pick_config(args: Any, config: Any, config_params: Any) -> Any:
     from_args = getattr(args, "deepspeed_config", None) or getattr(args, "deepscale_config", None)
     if config is None:
         config = config_params
-    assert not (config is not None and from_args is not None), (
-        "Not sure how to proceed, we were given deepspeed configs in the deepspeed arguments and deepspeed.initialize() function call")
+    if config is not None and from_args is not None:
+        raise AssertionError("Not sure how to proceed, we were given deepspeed configs in the deepspeed arguments and deepspeed.initialize() "
+                             "function call")
     chosen = config if config is not None else from_args
-    assert chosen is not None, "DeepSpeed requires --deepspeed_config to specify configuration file, or config= in initialize()"
+    if chosen is None:
+        raise AssertionError("DeepSpeed requires --deepspeed_config to specify configuration file, or config= in initialize()")
     return chosen
 
 
@@ -30,8 +32,9 @@ def ensure_distributed(args: Any, dist_init_required: bool | None, distributed_p
     wanted = getattr(args, "local_rank", None)
     env = os.environ.get("LOCAL_RANK")
     if wanted is not None and env is not None and int(wanted) >= 0:
-        assert int(env) == int(wanted), (f"LOCAL_RANK in the environment is {env}, but args.local_rank is {wanted}: both must name the "
-                                         "same process of this machine")
+        if int(env) != int(wanted):
+            raise AssertionError(f"LOCAL_RANK in the environment is {env}, but args.local_rank is {wanted}: both must name the "
+                                 "same process of this machine")
 
 
 def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: Any, mesh_param: Any, dist_init_required: bool | None,
@@ -40,8 +43,10 @@ def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: 
     from deepspeed import comm
     from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.runtime.zero.partition_parameters import restore_init_context, shutdown_init_context
-    assert model is not None, "deepspeed.initialize requires a model"
-    assert isinstance(model, torch.nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}"
+    if model is None:
+        raise AssertionError("deepspeed.initialize requires a model")
+    if not isinstance(model, torch.nn.Module):
+        raise AssertionError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, DeepSpeedEngine):
         raise ValueError(f"model is an engine already (ZeRO stage {model.zero_optimization_stage()}): pass its engine.module to make another engine of it")
     source = pick_config(args, config, config_params)

@@ -101,7 +101,8 @@ def get_only_unique_item(items: Iterable[Any]) -> Any:
 
 def required_torch_version(min_version: float | str | None = None, max_version: float | str | None = None) -> bool:
     """Whether torch's version lies between the two, both allowed ("2.11", or 2.6 as a number)."""
-    assert min_version or max_version, "give a min_version, a max_version or both"
+    if not (min_version or max_version):
+        raise AssertionError("give a min_version, a max_version or both")
     installed = _version_numbers(torch.__version__)
 
     def compared(bound: float | str) -> list[int]:  # to as many numbers as the bound has: 2.11.3 is not above "2.11"

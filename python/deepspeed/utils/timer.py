@@ -19,7 +19,8 @@ STEP_GLOBAL_TIMER = "step"
 
 def trim_mean(data: Sequence[float], trim_percent: float) -> float:
     """Mean without the `trim_percent` smallest and largest values; 0 of nothing."""
-    assert 0.0 <= trim_percent <= 1.0, f"trim_percent must be in [0, 1], got {trim_percent}"
+    if not (0.0 <= trim_percent <= 1.0):
+        raise AssertionError(f"trim_percent must be in [0, 1], got {trim_percent}")
     if not data:
         return 0
     cut = int(round(len(data) * trim_percent))
@@ -51,13 +52,15 @@ class SynchronizedWallClockTimer:
             self.records: list[float] = []
 
         def start(self) -> None:
-            assert not self.started_, f"timer {self.name_!r} has already been started"
+            if self.started_:
+                raise AssertionError(f"timer {self.name_!r} has already been started")
             _synchronize()
             self._begin = time.perf_counter()
             self.started_ = True
 
         def stop(self, reset: bool = False, record: bool = False) -> None:
-            assert self.started_, f"timer {self.name_!r} is not started"
+            if not self.started_:
+                raise AssertionError(f"timer {self.name_!r} is not started")
             _synchronize()
             passed = (time.perf_counter() - self._begin) * 1000.0
             self._elapsed_ms = passed if reset else self._elapsed_ms + passed
@@ -111,7 +114,8 @@ class SynchronizedWallClockTimer:
             print(f"[Rank {max(rank, 0)}] time (ms) | " + " | ".join(parts) + memory, flush=True)
 
     def get_mean(self, names: Sequence[str], normalizer: float = 1.0, reset: bool = True) -> dict[str, float]:
-        assert normalizer > 0.0, f"normalizer must be positive, got {normalizer}"
+        if normalizer <= 0.0:
+            raise AssertionError(f"normalizer must be positive, got {normalizer}")
         means = {}
         for name in names:
             if name in self.timers:

@@ -88,8 +88,10 @@ class QuantizedEmbedding(_Packed, nn.Embedding):
     """nn.Embedding over a packed weight: only the rows that are asked for are dequantised."""
 
     def __init__(self, config: Any, pre_quant_layer: nn.Embedding) -> None:
-        assert pre_quant_layer.max_norm is None, "QuantizedEmbedding: max_norm is not supported"
-        assert not pre_quant_layer.sparse, "QuantizedEmbedding: sparse gradients are not supported"
+        if pre_quant_layer.max_norm is not None:
+            raise AssertionError("QuantizedEmbedding: max_norm is not supported")
+        if pre_quant_layer.sparse:
+            raise AssertionError("QuantizedEmbedding: sparse gradients are not supported")
         _hand_over(self, pre_quant_layer)
         pack_layer(self, options_of(config))
 

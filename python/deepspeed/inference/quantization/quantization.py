@@ -28,7 +28,8 @@ class _Choice:
             self.unused.difference_update(keys)
             if type(layer) in QUANTIZATION_LAYER_MAPPINGS:
                 self.eligible.append(name)
-            assert len(keys) <= 1, f"{name} matched multiple quantization key word {keys[0]} and {keys[1]}"
+            if len(keys) > 1:
+                raise AssertionError(f"{name} matched multiple quantization key word {keys[0]} and {keys[1]}")
             if not keys or not weight.is_floating_point():
                 self.elsewhere.update(id(param) for param in layer._parameters.values() if param is not None)
                 continue
@@ -109,7 +110,8 @@ def _quantize_weight(weight: nn.Parameter, choice: _Choice) -> nn.Parameter:
 
 def _init_group_wise_weight_quantization(model: nn.Module, ds_config: Mapping[str, Any]) -> nn.Module:
     """Quantises layers of `model` as ds_config["weight_quantization"]["post_init_quant"] says, and returns it."""
-    assert "weight_quantization" in ds_config, "Please provide quantization config in ds_config"
+    if "weight_quantization" not in ds_config:
+        raise AssertionError("Please provide quantization config in ds_config")
     count = quantize_by_name(model, ds_config["weight_quantization"]["post_init_quant"])
     log_dist(f"Group-wise weight quantization summary: convert {count} node(s) to quantized implementation", ranks=[0], level=logging.INFO)
     return model

@@ -18,17 +18,21 @@ def options_of(config: Any) -> dict[str, Any]:
         (lambda key, default: getattr(config, key, default))
     options = {"num_bits": read("num_bits", 8), "group_size": read("group_size", 64), "group_dim": read("group_dim", 1),
                "symmetric": bool(read("symmetric", False))}
-    assert options["num_bits"] in (4, 8), f"num_bits must be 4 or 8, found {options['num_bits']}"
-    assert options["group_dim"] in (0, 1), f"group_dim must be 0 or 1, got {options['group_dim']}"
-    assert options["group_size"] >= 1, f"group_size must be at least 1, got {options['group_size']}"
+    if options["num_bits"] not in (4, 8):
+        raise AssertionError(f"num_bits must be 4 or 8, found {options['num_bits']}")
+    if options["group_dim"] not in (0, 1):
+        raise AssertionError(f"group_dim must be 0 or 1, got {options['group_dim']}")
+    if options["group_size"] < 1:
+        raise AssertionError(f"group_size must be at least 1, got {options['group_size']}")
     return options
 
 
 def _groups(tensor: Tensor, options: dict[str, Any]) -> Tensor:
     """`tensor` with the group dimension split into (groups, group_size)."""
     dim, size = options["group_dim"], options["group_size"]
-    assert tensor.shape[dim] % size == 0, (f"Tensor shape: {tuple(tensor.shape)} quantization config {options}: dimension {dim} is not a "
-                                           "multiple of group_size")
+    if tensor.shape[dim] % size != 0:
+        raise AssertionError(f"Tensor shape: {tuple(tensor.shape)} quantization config {options}: dimension {dim} is not a "
+                             "multiple of group_size")
     return tensor.reshape(tensor.shape[:dim] + (tensor.shape[dim] // size, size) + tensor.shape[dim + 1:])
 
 
@@ -37,12 +41,14 @@ class Quantizer:
 
     def __init__(self, config: Any) -> None:
         self.config = options_of(config)
-        assert not self.config["symmetric"], "Only asymmetric quantization is supported by Quantizer"
+        if self.config["symmetric"]:
+            raise AssertionError("Only asymmetric quantization is supported by Quantizer")
 
     def quantize(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         bits, dim = self.config["num_bits"], self.config["group_dim"]
         if bits == 4:
-            assert tensor.shape[-1] % 2 == 0, f"4-bit values are packed in pairs: the last dimension {tensor.shape[-1]} must be even"
+            if tensor.shape[-1] % 2 != 0:
+                raise AssertionError(f"4-bit values are packed in pairs: the last dimension {tensor.shape[-1]} must be even")
         grouped = _groups(tensor, self.config)
         low = grouped.amin(dim=dim + 1, keepdim=True)
         high = grouped.amax(dim=dim + 1, keepdim=True)

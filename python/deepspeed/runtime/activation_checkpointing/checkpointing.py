@@ -173,8 +173,10 @@ def configure(mpu_: Any, deepspeed_config: Any = None, partition_activations: bo
     SYNCHRONIZE = SYNCHRONIZE if synchronize is None else synchronize
     PROFILE_TIME = PROFILE_TIME if profile is None else profile
     if CONTIGUOUS_CHECKPOINTING:
-        assert PARTITION_ACTIVATIONS, "Contiguous Checkpointing is only available with partitioned activations. Set partitioned activations to true"
-        assert num_layers is not None, "Must specify the number of layers with contiguous memory checkpointing"
+        if not PARTITION_ACTIVATIONS:
+            raise AssertionError("Contiguous Checkpointing is only available with partitioned activations. Set partitioned activations to true")
+        if num_layers is None:
+            raise AssertionError("Must specify the number of layers with contiguous memory checkpointing")
     _refuse_what_is_missing()
     deepspeed_checkpointing_enabled = True
 

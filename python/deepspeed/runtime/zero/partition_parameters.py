@@ -102,8 +102,8 @@ class Init:
         self.communicator = data_communicator(self.process_group)
         self.groups = plan_groups(self.communicator, self.config, self.process_group)
         self.dtype = dtype or (self.config.model_dtype if self.config is not None else torch.get_default_dtype())
-        assert self.dtype in (torch.half, torch.bfloat16, torch.float), (
-            f"Invalid data type {self.dtype}, allowed values are [torch.half, torch.bfloat16, torch.float]")
+        if self.dtype not in (torch.half, torch.bfloat16, torch.float):
+            raise AssertionError(f"Invalid data type {self.dtype}, allowed values are [torch.half, torch.bfloat16, torch.float]")
         configured = "none" if self.config is None else self.config.offload_device("param")
         if remote_device == "nvme" and configured != "nvme":
             raise ValueError("zero.Init(remote_device='nvme') needs a configuration whose zero_optimization.offload_param has device "
@@ -118,7 +118,8 @@ class Init:
         self.local_device = torch.device("cpu" if on_host else get_accelerator().current_device_name())
         self.tensor_overrides = set(tensor_overrides or ())
         if module is not None:
-            assert isinstance(module, nn.Module), f"zero.Init(module=...) needs a module, got {type(module).__name__}"
+            if not isinstance(module, nn.Module):
+                raise AssertionError(f"zero.Init(module=...) needs a module, got {type(module).__name__}")
             self.convert(module)
 
     # ---- context

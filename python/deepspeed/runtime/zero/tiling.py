@@ -53,7 +53,8 @@ class TiledLinear(nn.Module):
         if self.in_splits == 1:
             return [input_] if isinstance(input_, Tensor) else list(input_)
         if self.input_is_already_split:
-            assert len(input_) == self.in_splits, f"forward got {len(input_)} input pieces, in_splits is {self.in_splits}"
+            if len(input_) != self.in_splits:
+                raise AssertionError(f"forward got {len(input_)} input pieces, in_splits is {self.in_splits}")
             return input_
         return split_tensor_along_last_dim(input_, self.in_parts)
 
@@ -73,10 +74,11 @@ class TiledLinear(nn.Module):
     def copy_params_from(self, other: nn.Linear) -> None:
         """Takes over weight and bias of a linear layer of the same size."""
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-        assert hasattr(other, "weight") and tuple(getattr(other.weight, "ds_shape", other.weight.shape)) == (self.out_features, self.in_features), (
-            f"copy_params_from needs a layer with weight [{self.out_features}, {self.in_features}]")
+        if not hasattr(other, "weight") or tuple(getattr(other.weight, "ds_shape", other.weight.shape)) != (self.out_features, self.in_features):
+            raise AssertionError(f"copy_params_from needs a layer with weight [{self.out_features}, {self.in_features}]")
         if self.use_bias:
-            assert getattr(other, "bias", None) is not None, "this layer has a bias, the other one does not"
+            if getattr(other, "bias", None) is None:
+                raise AssertionError("this layer has a bias, the other one does not")
         with GatheredParameters([other.weight, other.bias]):
             for row, tiles in enumerate(self.linears):
                 rows = slice(self.out_parts[row], self.out_parts[row + 1])

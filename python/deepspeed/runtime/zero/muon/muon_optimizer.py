@@ -48,7 +48,8 @@ class MuonWithAuxAdam(torch.optim.Optimizer):
     def __init__(self, param_groups: Iterable[dict], **_options: Any) -> None:
         groups = []
         for group in param_groups:
-            assert "use_muon" in group, "every parameter group of MuonWithAuxAdam needs the key use_muon"
+            if "use_muon" not in group:
+                raise AssertionError("every parameter group of MuonWithAuxAdam needs the key use_muon")
             defaults = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0} if group["use_muon"] else \
                 {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
             groups.append({**defaults, **group})
