@@ -10,14 +10,15 @@
 #include "base/error.h"
 #include "base/thread_team.h"
 #include "platform/files.h"
-#include "platform/private_memory.h"
 #include "platform/resources.h"
 
 namespace deepscale {
 namespace {
 
 constexpr int64_t kMostReaders = 4;
-constexpr int64_t kAhead = 20;  // blocks that are read while one is checked, for each thread
+constexpr int64_t kRunBytes = 4 * kChunkBytes;  // read at once: fewer awakenings than by single blocks
+// Runs that are read while one is checked. Together they keep the queue full, and stay below 100 MiB.
+constexpr int64_t kAheadAlone = 8, kAheadOfEach = 4;
 
 void check_size(const std::string& folder, const ManifestFile& file) {
   const auto bytes = file_size(folder + "/" + file.name);
@@ -33,7 +34,7 @@ struct BlockRun {
 };
 
 int64_t longest_run(const FileChecksums& sums) {
-  return kChunkBytes / sums.block_bytes;
+  return kRunBytes / sums.block_bytes;
 }
 
 /// blocks: ascending.
@@ -48,6 +49,23 @@ std::vector<BlockRun> runs_of(const std::vector<int64_t>& blocks, const FileChec
   return runs;
 }
 
+/// Memory from ReadBuffers, or of its own.
+class BorrowedMemory {
+ public:
+  BorrowedMemory(ReadBuffers* buffers, int64_t bytes)
+      : buffers_(buffers), memory_(buffers == nullptr ? PrivateMemory(bytes) : buffers->take(bytes)) {}
+  BorrowedMemory(const BorrowedMemory&) = delete;
+  BorrowedMemory& operator=(const BorrowedMemory&) = delete;
+  ~BorrowedMemory() {
+    if (buffers_ != nullptr) buffers_->give_back(std::move(memory_));
+  }
+  [[nodiscard]] char* data() const { return memory_.data(); }
+
+ private:
+  ReadBuffers* buffers_;
+  PrivateMemory memory_;
+};
+
 /// Called with a block's number, its bytes, and whether their checksum is right; from several threads at once.
 using BlockVisit = std::function<void(int64_t block, const char* data, bool intact)>;
 
@@ -55,13 +73,14 @@ using BlockVisit = std::function<void(int64_t block, const char* data, bool inta
 class BlockReader {
  public:
   BlockReader(const std::string& folder, const ManifestFile& file, const std::vector<int64_t>& blocks, int threads,
-              FileCaching caching = FileCaching::kDirect)
+              FileCaching caching = FileCaching::kDirect, ReadBuffers* buffers = nullptr)
       : sums_(file.checksums),
         runs_(runs_of(blocks, sums_)),
-        threads_(std::clamp<int64_t>(static_cast<int64_t>(runs_.size()) / kAhead, 1,
-                                     std::clamp<int64_t>(threads, 1, kMostReaders))),
-        places_(std::clamp<int64_t>(static_cast<int64_t>(runs_.size()), 1, threads_ == 1 ? kAhead + 1 : kAhead)),
-        memory_(threads_ * places_ * kChunkBytes),
+        threads_(readers_for(static_cast<int64_t>(runs_.size()), threads)),
+        places_(
+            std::min<int64_t>(static_cast<int64_t>(runs_.size()), 1 + (threads_ == 1 ? kAheadAlone : kAheadOfEach))),
+        place_bytes_(bytes_of_longest()),
+        memory_(buffers, threads_ * places_ * place_bytes_),
         queue_({.depth = 32, .block_bytes = kChunkBytes}),
         file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
 
@@ -69,7 +88,7 @@ class BlockReader {
   void run(const BlockVisit& visit) {
     run_team(threads_, [&](int64_t thread) {
       try {
-        work(memory_.data() + thread * places_ * kChunkBytes, visit);
+        work(memory_.data() + thread * places_ * place_bytes_, visit);
       } catch (...) {
         failed_ = true;
         throw;
@@ -84,25 +103,40 @@ class BlockReader {
     FileTransfer transfer;
   };
 
+  /// The queue has a thread of its own: where it shares a processor with readers, the disk waits.
+  static int64_t readers_for(int64_t runs, int threads) {
+    return std::clamp<int64_t>(runs / kAheadAlone, 1, std::clamp<int64_t>(threads / 2, 1, kMostReaders));
+  }
+
+  [[nodiscard]] int64_t bytes_of_longest() const {
+    int64_t blocks = 1;
+    for (const BlockRun& run : runs_) blocks = std::max(blocks, run.count);
+    return blocks * sums_.block_bytes;
+  }
+
   void work(char* memory, const BlockVisit& visit) {
+    std::vector<char*> free;
+    for (int64_t place = places_; place-- > 0;) free.push_back(memory + place * place_bytes_);
     std::deque<Reading> readings;
-    int64_t turn = 0;
     while (!failed_) {
-      while (static_cast<int64_t>(readings.size()) < places_) {
+      while (!free.empty()) {
         const size_t next = next_++;
         if (next >= runs_.size()) break;
-        char* const place = memory + turn++ % places_ * kChunkBytes;
-        readings.push_back({runs_[next], place, start(runs_[next], place)});
+        readings.push_back({runs_[next], free.back(), start(runs_[next], free.back())});
+        free.pop_back();
       }
       if (readings.empty()) return;
-      Reading& first = readings.front();
-      first.transfer.wait();
-      for (int64_t i = 0; i < first.run.count; ++i) {
-        const int64_t block = first.run.first + i;
-        const char* const data = first.place + i * sums_.block_bytes;
+      // One that is there already, else the oldest: so that as many as possible are always under way.
+      auto next = std::find_if(readings.begin(), readings.end(), [](const Reading& r) { return r.transfer.done(); });
+      if (next == readings.end()) next = readings.begin();
+      next->transfer.wait();
+      for (int64_t i = 0; i < next->run.count; ++i) {
+        const int64_t block = next->run.first + i;
+        const char* const data = next->place + i * sums_.block_bytes;
         visit(block, data, checksum_of(data, sums_.bytes_of(block)) == sums_.blocks[static_cast<size_t>(block)]);
       }
-      readings.pop_front();
+      free.push_back(next->place);
+      readings.erase(next);
     }
   }
 
@@ -113,8 +147,8 @@ class BlockReader {
 
   const FileChecksums& sums_;
   const std::vector<BlockRun> runs_;
-  int64_t threads_, places_;
-  PrivateMemory memory_;
+  int64_t threads_, places_, place_bytes_;
+  BorrowedMemory memory_;
   AsyncFileQueue queue_;
   AsyncFile file_;
   std::atomic<size_t> next_ = 0;
@@ -129,7 +163,26 @@ std::string damage_text(const std::string& folder, const ManifestFile& file, int
 
 }  // namespace
 
-void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads) {
+PrivateMemory ReadBuffers::take(int64_t bytes) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (kept_ && kept_->bytes() >= bytes) {
+      PrivateMemory memory = std::move(*kept_);
+      kept_.reset();
+      return memory;
+    }
+    kept_.reset();  // gone before a larger one comes
+  }
+  return PrivateMemory(bytes);
+}
+
+void ReadBuffers::give_back(PrivateMemory memory) {
+  const std::lock_guard lock(mutex_);
+  if (!kept_ || kept_->bytes() < memory.bytes()) kept_.emplace(std::move(memory));
+}
+
+void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads,
+                   ReadBuffers* buffers) {
   std::erase_if(parts, [](const FilePart& part) { return part.bytes == 0; });
   check_size(folder, file);
   const FileChecksums& sums = file.checksums;
@@ -147,7 +200,7 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
     }
   }
   if (blocks.empty()) return;
-  BlockReader reader(folder, file, blocks, threads);
+  BlockReader reader(folder, file, blocks, threads, FileCaching::kDirect, buffers);
   reader.run([&](int64_t block, const char* data, bool intact) {
     DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
     const int64_t begin = block * sums.block_bytes, end = begin + sums.bytes_of(block);
@@ -207,7 +260,7 @@ std::vector<std::string> verify_file(const std::string& folder, const ManifestFi
 }
 
 CheckpointTensors::CheckpointTensors(std::string folder)
-    : folder_(std::move(folder)), manifest_(read_manifest(folder_)) {
+    : folder_(std::move(folder)), manifest_(read_manifest(folder_)), buffers_(std::make_unique<ReadBuffers>()) {
   for (const ManifestFile& file : manifest_.files) check_size(folder_, file);
   for (size_t i = 0; i < manifest_.tensors.size(); ++i) places_[manifest_.tensors[i].name] = static_cast<int>(i);
 }
@@ -235,7 +288,7 @@ void CheckpointTensors::read(const std::vector<Request>& requests, int threads) 
     }
   }
   for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads);
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, buffers_.get());
   }
 }
 
@@ -252,7 +305,7 @@ void CheckpointTensors::read_files(const std::vector<FileRequest>& requests, int
     parts[index_of(request.file)].push_back({request.begin, request.bytes, request.destination});
   }
   for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads);
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, buffers_.get());
   }
 }
 
