@@ -13,7 +13,7 @@
 namespace deepscale {
 
 /// Bytes [offset, offset + bytes) of the file: written into `buffer` and that returned, or a pointer to where they
-/// stand, which must stay until the file is written. A chunk at a time, in ascending order for one source.
+/// stand, which must stay until the file is written. Some chunks at a time, in ascending order for one source.
 using BlockSource = std::function<const char*(int64_t offset, int64_t bytes, char* buffer)>;
 
 struct BlockWriteOptions {
