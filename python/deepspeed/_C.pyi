@@ -226,6 +226,10 @@ class ShardImage:
     def __init__(self) -> None: ...
     capacity: int  # bytes
 
+class KeptMemory:
+    """Memory that a save which training waits for goes through; kept for the next one."""
+    def __init__(self) -> None: ...
+
 class SaveJob:
     """One rank's part of one save; the rank that `commits` also makes the whole valid. Errors are raised where they are waited for.
 
@@ -233,7 +237,7 @@ class SaveJob:
     keep_last, patience_s. slices: (name, shape of the whole, offset, number of elements, dtype, tensor or function that returns it).
     archives: files of torch.save as (name, pickle, per storage a list of (bytes, tensor or function that returns it))."""
     def __init__(self, plan: dict[str, Any], slices: Sequence[tuple[str, Sequence[int], int, int, torch.dtype, Any]],
-                 archives: Sequence[tuple[str, bytes, Sequence[list[tuple[int, Any]]]]]) -> None: ...
+                 archives: Sequence[tuple[str, bytes, Sequence[list[tuple[int, Any]]]]], memory: KeptMemory | None = None) -> None: ...
     def write_part(self) -> None:
         """Writes this rank's files, here and now."""
     def commit(self) -> None:

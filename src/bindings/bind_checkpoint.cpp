@@ -85,8 +85,9 @@ SavedArchive archive_of(const ArchiveTuple& tuple) {
 }
 
 std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceTuple>& tuples,
-                                  const std::vector<ArchiveTuple>& archive_tuples) {
+                                  const std::vector<ArchiveTuple>& archive_tuples, std::shared_ptr<KeptMemory> memory) {
   SavePlan made;
+  made.memory = std::move(memory);
   made.save_dir = plan["save_dir"].cast<std::string>();
   made.tag = plan["tag"].cast<std::string>();
   made.layout = plan["layout"].cast<std::string>();
@@ -160,8 +161,9 @@ void register_checkpoint(py::module_& m) {
   py::class_<ShardImage, std::shared_ptr<ShardImage>>(m, "ShardImage")
       .def(py::init<>())
       .def_property_readonly("capacity", &ShardImage::capacity);
+  py::class_<KeptMemory, std::shared_ptr<KeptMemory>>(m, "KeptMemory").def(py::init<>());
   py::class_<SaveJob, std::shared_ptr<SaveJob>>(m, "SaveJob")
-      .def(py::init(&make_job), py::arg("plan"), py::arg("slices"), py::arg("archives"))
+      .def(py::init(&make_job), py::arg("plan"), py::arg("slices"), py::arg("archives"), py::arg("memory") = nullptr)
       .def("write_part", &SaveJob::write_part, ReleaseGil())
       .def("commit", &SaveJob::commit, ReleaseGil())
       .def("take_snapshot", &SaveJob::take_snapshot, py::arg("image"), py::arg("threads"), ReleaseGil())

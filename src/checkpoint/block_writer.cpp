@@ -9,16 +9,16 @@
 #include "base/error.h"
 #include "base/thread_team.h"
 #include "platform/async_file.h"
-#include "platform/private_memory.h"
 
 namespace deepscale {
 namespace {
 
 constexpr int64_t kMostWriters = 4;
-// Written at once: fewer awakenings than by single chunks, and still in the cache when it is summed.
-constexpr int64_t kPieceBytes = 2 * kChunkBytes;
-// Of a thread, a piece each: one is filled while the others are on their way. Together they keep the queue full.
-constexpr int64_t kBuffersAlone = 17, kBuffersOfEach = 9;
+// Filled, summed and written at once: fewer awakenings than by single chunks.
+constexpr int64_t kPieceBytes = 4 * kChunkBytes;
+// A thread's pieces: one or two are filled while the others are on their way. Together they keep the queue full.
+constexpr int64_t kBuffersAlone = 9, kBuffersOfEach = 7;
+constexpr int64_t kDepth = 8;
 
 class BlockWriter {
  public:
@@ -26,9 +26,9 @@ class BlockWriter {
       : path_(path),
         options_(options),
         sums_(new_checksums(total)),
-        buffers_(threads == 1 ? kBuffersAlone : kBuffersOfEach),
-        memory_(threads * buffers_ * kPieceBytes),
-        queue_({.depth = 32, .block_bytes = kChunkBytes}),
+        buffers_(std::min(threads == 1 ? kBuffersAlone : kBuffersOfEach, total / kPieceBytes + 1)),
+        memory_(options.memory, threads * buffers_ * kPieceBytes),
+        queue_({.depth = kDepth, .block_bytes = kPieceBytes}),
         file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {
     file_.preallocate(total);
   }
@@ -76,7 +76,7 @@ class BlockWriter {
   const BlockWriteOptions& options_;
   FileChecksums sums_;
   int64_t buffers_;
-  PrivateMemory memory_;
+  BorrowedMemory memory_;
   AsyncFileQueue queue_;
   AsyncFile file_;
   std::atomic<int64_t> next_ = 0;

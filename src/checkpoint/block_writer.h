@@ -9,6 +9,7 @@
 #include <string>
 
 #include "checkpoint/block_checksums.h"
+#include "platform/kept_memory.h"
 
 namespace deepscale {
 
@@ -20,6 +21,7 @@ struct BlockWriteOptions {
   int threads = 1;                               ///< the caller's among them; some four are used at most
   std::function<void()> on_failure = {};         ///< called when a thread has ended with an error, while others go on
   const std::atomic<bool>* cancelled = nullptr;  ///< when it becomes true, writing ends with an IoError
+  KeptMemory* memory = nullptr;                  ///< what is filled; null: memory that goes with the call
 };
 
 /// Makes or replaces the file, brings it to the disk, and returns the checksums. make_source is called once for each

@@ -79,7 +79,7 @@ void SaveJob::write_files(int threads) {
       if (worker == 0 && !slices_.empty()) {
         tensors = write_tensors(threads);
       } else {
-        write_archives(slices_.empty() ? threads : 1);
+        write_archives(slices_.empty() ? threads : 1, slices_.empty() ? plan_.memory.get() : nullptr);
       }
     } catch (...) {
       const std::lock_guard lock(mutex);
@@ -91,11 +91,11 @@ void SaveJob::write_files(int threads) {
   if (!slices_.empty()) written_.push_back({plan_.tensor_file, std::move(tensors)});
 }
 
-void SaveJob::write_archives(int threads) {
+void SaveJob::write_archives(int threads, KeptMemory* memory) {
   for (SavedArchive& archive : archives_) {
     ZipStream stream(kTorchFolder, std::move(archive.members));
     written_.push_back({archive.name, write_zip(folder_ + "/" + archive.name, stream,
-                                                {.threads = threads, .cancelled = &cancelled_})});
+                                                {.threads = threads, .cancelled = &cancelled_, .memory = memory})});
   }
 }
 
@@ -104,7 +104,7 @@ FileChecksums SaveJob::write_tensors(int threads) {
   if (image_ != nullptr) return image_->write(path, &cancelled_);
   const ShardStream stream(items(), kMetadata);
   for (size_t i = 0; i < slices_.size(); ++i) begins_.push_back(stream.begin_of(static_cast<int>(i)));
-  return write_shard(path, stream, {.threads = threads, .cancelled = &cancelled_});
+  return write_shard(path, stream, {.threads = threads, .cancelled = &cancelled_, .memory = plan_.memory.get()});
 }
 
 void SaveJob::finish() {

@@ -40,9 +40,10 @@ struct SavePlan {
   std::string tag;  ///< begin_save() has made its folder
   std::string layout = "native";
   int rank = 0;
-  std::string tensor_file;  ///< name of this rank's file; made when it has slices
-  int threads = 1;          ///< that copy and sum what write_part() writes
-  bool commits = false;     ///< this rank makes the checkpoint valid, with `commit`
+  std::string tensor_file;             ///< name of this rank's file; made when it has slices
+  int threads = 1;                     ///< that copy and sum what write_part() writes
+  std::shared_ptr<KeptMemory> memory;  ///< that write_part() fills for the disk, kept for the next save; or null
+  bool commits = false;                ///< this rank makes the checkpoint valid, with `commit`
   CommitOptions commit;
 };
 
@@ -78,7 +79,7 @@ class SaveJob {
   template <typename Work>
   void reporting(const Work& work);
   void write_files(int threads);
-  void write_archives(int threads);
+  void write_archives(int threads, KeptMemory* memory);
   FileChecksums write_tensors(int threads);
   void finish();
   void write_part_of_image();

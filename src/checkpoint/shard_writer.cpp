@@ -74,7 +74,8 @@ bool ShardStream::in_memory() const {
 
 FileChecksums write_shard(const std::string& path, const ShardStream& stream, const BlockWriteOptions& options) {
   // What is loaded for the writer is loaded once, in order.
-  const BlockWriteOptions own = {.threads = stream.in_memory() ? options.threads : 1, .cancelled = options.cancelled};
+  const BlockWriteOptions own = {
+      .threads = stream.in_memory() ? options.threads : 1, .cancelled = options.cancelled, .memory = options.memory};
   const auto make_source = [&stream]() -> BlockSource {
     return [own_stream = std::make_shared<ShardStream>(stream)](int64_t offset, int64_t bytes, char* buffer) {
       own_stream->copy(offset, bytes, buffer);

@@ -49,23 +49,6 @@ std::vector<BlockRun> runs_of(const std::vector<int64_t>& blocks, const FileChec
   return runs;
 }
 
-/// Memory from ReadBuffers, or of its own.
-class BorrowedMemory {
- public:
-  BorrowedMemory(ReadBuffers* buffers, int64_t bytes)
-      : buffers_(buffers), memory_(buffers == nullptr ? PrivateMemory(bytes) : buffers->take(bytes)) {}
-  BorrowedMemory(const BorrowedMemory&) = delete;
-  BorrowedMemory& operator=(const BorrowedMemory&) = delete;
-  ~BorrowedMemory() {
-    if (buffers_ != nullptr) buffers_->give_back(std::move(memory_));
-  }
-  [[nodiscard]] char* data() const { return memory_.data(); }
-
- private:
-  ReadBuffers* buffers_;
-  PrivateMemory memory_;
-};
-
 /// Called with a block's number, its bytes, and whether their checksum is right; from several threads at once.
 using BlockVisit = std::function<void(int64_t block, const char* data, bool intact)>;
 
@@ -73,14 +56,14 @@ using BlockVisit = std::function<void(int64_t block, const char* data, bool inta
 class BlockReader {
  public:
   BlockReader(const std::string& folder, const ManifestFile& file, const std::vector<int64_t>& blocks, int threads,
-              FileCaching caching = FileCaching::kDirect, ReadBuffers* buffers = nullptr)
+              FileCaching caching = FileCaching::kDirect, KeptMemory* memory = nullptr)
       : sums_(file.checksums),
         runs_(runs_of(blocks, sums_)),
         threads_(readers_for(static_cast<int64_t>(runs_.size()), threads)),
         places_(
             std::min<int64_t>(static_cast<int64_t>(runs_.size()), 1 + (threads_ == 1 ? kAheadAlone : kAheadOfEach))),
         place_bytes_(bytes_of_longest()),
-        memory_(buffers, threads_ * places_ * place_bytes_),
+        memory_(memory, threads_ * places_ * place_bytes_),
         queue_({.depth = 32, .block_bytes = kChunkBytes}),
         file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
 
@@ -163,26 +146,8 @@ std::string damage_text(const std::string& folder, const ManifestFile& file, int
 
 }  // namespace
 
-PrivateMemory ReadBuffers::take(int64_t bytes) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (kept_ && kept_->bytes() >= bytes) {
-      PrivateMemory memory = std::move(*kept_);
-      kept_.reset();
-      return memory;
-    }
-    kept_.reset();  // gone before a larger one comes
-  }
-  return PrivateMemory(bytes);
-}
-
-void ReadBuffers::give_back(PrivateMemory memory) {
-  const std::lock_guard lock(mutex_);
-  if (!kept_ || kept_->bytes() < memory.bytes()) kept_.emplace(std::move(memory));
-}
-
 void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads,
-                   ReadBuffers* buffers) {
+                   KeptMemory* memory) {
   std::erase_if(parts, [](const FilePart& part) { return part.bytes == 0; });
   check_size(folder, file);
   const FileChecksums& sums = file.checksums;
@@ -200,7 +165,7 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
     }
   }
   if (blocks.empty()) return;
-  BlockReader reader(folder, file, blocks, threads, FileCaching::kDirect, buffers);
+  BlockReader reader(folder, file, blocks, threads, FileCaching::kDirect, memory);
   reader.run([&](int64_t block, const char* data, bool intact) {
     DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
     const int64_t begin = block * sums.block_bytes, end = begin + sums.bytes_of(block);
@@ -260,7 +225,7 @@ std::vector<std::string> verify_file(const std::string& folder, const ManifestFi
 }
 
 CheckpointTensors::CheckpointTensors(std::string folder)
-    : folder_(std::move(folder)), manifest_(read_manifest(folder_)), buffers_(std::make_unique<ReadBuffers>()) {
+    : folder_(std::move(folder)), manifest_(read_manifest(folder_)), memory_(std::make_unique<KeptMemory>()) {
   for (const ManifestFile& file : manifest_.files) check_size(folder_, file);
   for (size_t i = 0; i < manifest_.tensors.size(); ++i) places_[manifest_.tensors[i].name] = static_cast<int>(i);
 }
@@ -288,7 +253,7 @@ void CheckpointTensors::read(const std::vector<Request>& requests, int threads) 
     }
   }
   for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, buffers_.get());
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, memory_.get());
   }
 }
 
@@ -305,7 +270,7 @@ void CheckpointTensors::read_files(const std::vector<FileRequest>& requests, int
     parts[index_of(request.file)].push_back({request.begin, request.bytes, request.destination});
   }
   for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, buffers_.get());
+    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, memory_.get());
   }
 }
 

@@ -6,14 +6,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "checkpoint/manifest.h"
 #include "platform/async_file.h"
-#include "platform/private_memory.h"
+#include "platform/kept_memory.h"
 
 namespace deepscale {
 
@@ -24,23 +22,11 @@ struct FilePart {
   void* destination = nullptr;
 };
 
-/// Memory that is read into, kept from one file to the next: huge pages are dear to get (the system may move others to
-/// make them). Threads: any.
-class ReadBuffers {
- public:
-  [[nodiscard]] PrivateMemory take(int64_t bytes);  ///< at least so many; throws IoError
-  void give_back(PrivateMemory memory);
-
- private:
-  std::mutex mutex_;
-  std::optional<PrivateMemory> kept_;
-};
-
 /// Reads the parts of one file, some megabytes ahead. threads: this computation may use; half of them check and copy.
 /// Throws CheckpointError that names file and bytes when the file is missing, has another size, or a block's checksum
 /// is wrong; IoError when it cannot be read.
 void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads = 1,
-                   ReadBuffers* buffers = nullptr);
+                   KeptMemory* memory = nullptr);
 
 /// How to verify files that are loaded afterwards: through the page cache, so that the disk is read once; past it where
 /// they would push each other out before they are used.
@@ -98,7 +84,7 @@ class CheckpointTensors {
   std::string folder_;
   Manifest manifest_;
   std::map<std::string, int> places_;
-  std::unique_ptr<ReadBuffers> buffers_;
+  std::unique_ptr<KeptMemory> memory_;  ///< that is read into, kept from one file to the next
 };
 
 }  // namespace deepscale

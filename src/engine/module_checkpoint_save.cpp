@@ -189,6 +189,8 @@ class ModuleEngine::Impl::Saver {
     const bool wanted = checkpoint.async_save || (checkpoint.writer && checkpoint.writer->decoupled);
     const bool beside = wanted && !owner_.engine->file_use().optimizer && has_room();
     std::unique_ptr<SaveJob> job;
+    if (owner_.save_memory == nullptr) owner_.save_memory = std::make_shared<KeptMemory>();
+    plan.memory = owner_.save_memory;
     attempt([&] {
       job = std::make_unique<SaveJob>(std::move(plan), std::move(slices_), std::move(archives_));
       if (!beside) return job->write_part();

@@ -55,7 +55,8 @@ class ModuleEngine::Impl {
   std::unique_ptr<LrSchedule> schedule;   ///< null: rates stay
   std::unique_ptr<SaveJob> running_save;  ///< beside training
   std::string running_save_name;
-  std::shared_ptr<ShardImage> save_image;  ///< memory for the copy that is written beside training
+  std::shared_ptr<ShardImage> save_image;   ///< memory for the copy that is written beside training
+  std::shared_ptr<KeptMemory> save_memory;  ///< what a save that training waits for goes through
 
   int64_t global_steps = 0;
   int64_t global_samples = 0;

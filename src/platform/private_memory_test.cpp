@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "deepscale/error.h"
+#include "platform/kept_memory.h"
 
 namespace deepscale {
 namespace {
@@ -24,6 +25,31 @@ TEST(PrivateMemory, ReadsAsZeroCanBeWrittenAndMoved) {
 TEST(PrivateMemory, NothingAndTooMuchAreErrors) {
   EXPECT_THROW(PrivateMemory(0), IoError);
   EXPECT_THROW(PrivateMemory(int64_t{1} << 60), IoError);
+}
+
+TEST(KeptMemory, GivesWhatItKeptToWhoeverNeedsNoMore) {
+  KeptMemory kept;
+  char* place = nullptr;
+  {
+    const BorrowedMemory first(&kept, 3'000'000);
+    place = first.data();
+    place[2'999'999] = 7;
+    const BorrowedMemory second(&kept, 1'000'000);  // while the other is out
+    EXPECT_NE(second.data(), place);
+  }
+  // Of the two that came back the larger one was kept, as it was left.
+  const BorrowedMemory again(&kept, 2'000'000);
+  EXPECT_EQ(again.data(), place);
+  EXPECT_EQ(again.data()[2'999'999], 7);
+}
+
+TEST(KeptMemory, MoreThanItKeptIsNew) {
+  KeptMemory kept;
+  { const BorrowedMemory small(&kept, 4096); }
+  const BorrowedMemory large(&kept, 5'000'000);
+  EXPECT_EQ(large.data()[4'999'999], 0);
+  const BorrowedMemory own(nullptr, 4096);
+  EXPECT_EQ(own.data()[4095], 0);
 }
 
 }  // namespace

@@ -67,8 +67,9 @@ class CheckpointSave:
         self._agree()
         wanted = checkpoint.async_save or (checkpoint.writer is not None and checkpoint.writer.decoupled)
         beside = wanted and not self._in_files and self._has_room()
+        engine._save_memory = engine._save_memory or _C.KeptMemory()
         with self.together.attempt():
-            self._job = _C.SaveJob(self._plan(checkpoint), self._slices, self._archives)
+            self._job = _C.SaveJob(self._plan(checkpoint), self._slices, self._archives, engine._save_memory)
             self._slices, self._archives = [], []
             if beside:
                 engine._save_image = engine._save_image or _C.ShardImage()

@@ -71,6 +71,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         self._ended = "it was never built"
         self._running_save: Any = None
         self._save_image: Any = None
+        self._save_memory: Any = None
         self._resume_gc: Callable[[], Any] | None = None
         self._reset_counters()
         self._set_ranks(args)
