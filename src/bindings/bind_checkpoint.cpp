@@ -98,6 +98,8 @@ std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceT
   made.commit.ranks = plan["ranks"].cast<int>();
   made.commit.info = plan["info"].cast<std::string>();
   made.commit.write_latest = plan["write_latest"].cast<bool>();
+  made.commit.latest_dir = plan["latest_dir"].cast<std::string>();
+  made.commit.latest_text = plan["latest_text"].cast<std::string>();
   made.commit.keep_last = plan["keep_last"].cast<int>();
   made.commit.patience = std::chrono::milliseconds(static_cast<int64_t>(1000 * plan["patience_s"].cast<double>()));
   std::vector<SavedSlice> slices;
@@ -173,7 +175,10 @@ void register_checkpoint(py::module_& m) {
       .def("cancel", &SaveJob::cancel, ReleaseGil())
       .def("wait", &SaveJob::wait, ReleaseGil());
   py::class_<CheckpointTensors, std::shared_ptr<CheckpointTensors>>(m, "CheckpointTensors")
-      .def(py::init<std::string>(), py::arg("folder"), ReleaseGil())
+      .def(py::init([](std::string folder) {
+             return std::make_shared<CheckpointTensors>(std::move(folder), at::get_num_threads());
+           }),
+           py::arg("folder"), ReleaseGil())
       .def("names",
            [](const CheckpointTensors& self) {
              std::vector<std::string> names;
@@ -193,15 +198,13 @@ void register_checkpoint(py::module_& m) {
       .def_property_readonly("info", [](const CheckpointTensors& self) { return self.manifest().info; });
   m.def("begin_save", &begin_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def("restore_replaced", &restore_replaced, py::arg("save_dir"), ReleaseGil());
-  m.def(
-      "abandon_save",
-      [](const std::string& save_dir, const std::string& tag) { remove_directories(saving_folder(save_dir, tag)); },
-      py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def("abandon_save", &abandon_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def(
       "layout_of", [](const std::string& folder) { return read_manifest(folder).layout; }, py::arg("folder"),
       ReleaseGil());
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
   m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def("read_latest", &read_latest, py::arg("save_dir"), ReleaseGil());
   m.def("list_tags", &tags_of, py::arg("save_dir"));
   m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), py::arg("threads") = 1,
         py::arg("loads_next") = false, ReleaseGil());

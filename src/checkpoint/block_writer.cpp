@@ -16,9 +16,14 @@ namespace {
 constexpr int64_t kMostWriters = 4;
 // Filled, summed and written at once: fewer awakenings than by single chunks.
 constexpr int64_t kPieceBytes = 4 * kChunkBytes;
-// A thread's pieces: one or two are filled while the others are on their way. Together they keep the queue full.
-constexpr int64_t kBuffersAlone = 9, kBuffersOfEach = 7;
-constexpr int64_t kDepth = 8;
+// On their way at once, and pieces in memory: each thread fills one or two more. 36 MiB for one thread, some 60 for
+// more.
+constexpr int64_t kDepth = 8, kPiecesAlone = 9, kPieces = 14, kFewestOfEach = 4;
+
+int64_t pieces_of_each(int64_t threads, int64_t total) {
+  const int64_t wanted = threads == 1 ? kPiecesAlone : std::max(kFewestOfEach, kPieces / threads);
+  return std::min(wanted, total / kPieceBytes + 1);
+}
 
 class BlockWriter {
  public:
@@ -26,7 +31,7 @@ class BlockWriter {
       : path_(path),
         options_(options),
         sums_(new_checksums(total)),
-        buffers_(std::min(threads == 1 ? kBuffersAlone : kBuffersOfEach, total / kPieceBytes + 1)),
+        buffers_(pieces_of_each(threads, total)),
         memory_(options.memory, threads * buffers_ * kPieceBytes),
         queue_({.depth = kDepth, .block_bytes = kPieceBytes}),
         file_(queue_.open(path, FileMode::kCreate, FileCaching::kDirect)) {

@@ -142,15 +142,25 @@ class PickleReader {
       push(ordered_dict(items));
     } else if (type == "collections.defaultdict" || type == "builtins.dict") {
       push_node(PyKind::kDict);
-    } else if (type == "torch._utils._rebuild_tensor_v2") {
-      push(rebuild_tensor(items));
-    } else if (type == "torch._utils._rebuild_parameter" && !items.empty() && items[0].is(PyKind::kTensor)) {
-      push(items[0]);
+    } else if (auto tensor = tensor_of(type, items); !tensor.is_none()) {
+      push(std::move(tensor));
     } else {
       PyNode* node = document_.make(kind, type);
       node->items = items;
       push(node);
     }
+  }
+
+  /// What torch's functions for tensors make of their arguments; None: it is none of them.
+  PyValue tensor_of(const std::string& function, const std::vector<PyValue>& items) {
+    if (function == "torch._utils._rebuild_tensor_v2") return rebuild_tensor(items);
+    const bool of_parameter = function == "torch._utils._rebuild_parameter";
+    if (of_parameter && !items.empty() && items[0].is(PyKind::kTensor)) return items[0];
+    // A tensor with attributes, or of another class: (function, class, arguments of the function, attributes).
+    const bool of_type = function == "torch._tensor._rebuild_from_type_v2" && items.size() >= 3 &&
+                         items[0].is(PyKind::kClass) && items[2].is(PyKind::kTuple);
+    if (!of_type || items[0].node()->type == function) return {};
+    return tensor_of(items[0].node()->type, items[2].node()->items);
   }
 
   /// Arguments are copied, and two bytes of a pickle are enough to name a long list of them once more. Those that a

@@ -63,6 +63,22 @@ TEST(Pickle, TensorsThatReachBeyondTheirStorageAreRefused) {
   expect_refused(tensor_pickle("StrangeStorage", 6, "K\x01", "K\x05", "K\x01"), "StrangeStorage");
 }
 
+TEST(Pickle, TensorsWithAttributesAreTensors) {
+  // _rebuild_from_type_v2(_rebuild_tensor_v2, torch.Tensor, (storage, offset, shape, strides, ...), {})
+  const std::string inner = tensor_pickle("FloatStorage", 6, "K\x01", "K\x05", "K\x01");
+  const std::string function = "ctorch._utils\n_rebuild_tensor_v2\n";
+  const std::string arguments = inner.substr(function.size(), inner.size() - function.size() - 2);  // without R.
+  const std::string outer = "ctorch._tensor\n_rebuild_from_type_v2\n(" + function + "ctorch\nTensor\n" + arguments;
+  const PyDocument document = read_pickle(outer + "}tR.");
+  ASSERT_TRUE(document.root.is(PyKind::kTensor));
+  EXPECT_EQ(document.root.node()->tensor.sizes, std::vector<int64_t>{5});
+  EXPECT_EQ(document.root.node()->tensor.offset, 1);
+  // Of itself, and of something else: no tensor, and nothing is called.
+  const std::string self = "ctorch._tensor\n_rebuild_from_type_v2\n";
+  EXPECT_TRUE(read_pickle(self + "(" + self + "ctorch\nTensor\n(t}tR.").root.is(PyKind::kCall));
+  EXPECT_TRUE(read_pickle(self + "(cposix\nsystem\nctorch\nTensor\n(U\x01xt}tR.").root.is(PyKind::kCall));
+}
+
 TEST(Pickle, NothingIsExecutedAndDeepOrCyclicDataIsHarmless) {
   const PyDocument call = read_pickle("cposix\nsystem\n(U\x07touch xtR.");
   EXPECT_EQ(call.root.node()->type, "posix.system");

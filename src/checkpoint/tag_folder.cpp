@@ -18,6 +18,7 @@ using config::Json;
 
 constexpr char kPartPrefix[] = "part_";
 constexpr char kFailedPrefix[] = "failed_";
+constexpr char kLatest[] = "latest";
 constexpr char kSaving[] = ".saving", kReplaced[] = ".replaced", kRemoved[] = ".removed";
 // Longer than commit_save() waits for the slowest rank.
 constexpr std::chrono::hours kAbandonedAfter(1);
@@ -87,7 +88,8 @@ Manifest read_parts(const std::string& folder, const CommitOptions& options) {
 /// What somebody else put into a checkpoint's folder stays in it when the checkpoint is saved anew.
 void keep_foreign_files(const std::string& old_folder, const std::string& new_folder) {
   const auto is_state = [](const std::string& name) {
-    return name.ends_with("_model_states.pt") || name.ends_with("_optim_states.pt");
+    const bool of_rank = name.starts_with("rank_") && (name.ends_with(".safetensors") || name.ends_with(".pt"));
+    return of_rank || name == "common.pt" || name.ends_with("_model_states.pt") || name.ends_with("_optim_states.pt");
   };
   std::vector<std::string> own;
   try {
@@ -102,13 +104,24 @@ void keep_foreign_files(const std::string& old_folder, const std::string& new_fo
   }
 }
 
-/// The folder under its name. Whatever had the name before is removed afterwards.
-void put_in_place(const std::string& save_dir, const std::string& tag, const std::string& folder) {
+/// Removes a folder, or puts it out of the way where the system does not let it: files of another user, or open ones.
+void remove_or_hide(const std::string& save_dir, const std::string& tag, const std::string& folder) {
+  try {
+    remove_directories(folder);
+  } catch (const IoError&) {
+    std::string away = hidden_folder(save_dir, tag, kRemoved);
+    for (int i = 1; is_directory(away); ++i) away = hidden_folder(save_dir, tag + "." + std::to_string(i), kRemoved);
+    rename_file(folder, away);
+  }
+}
+
+/// The folder under its name. Returns where what had the name before stands now; empty: there was nothing.
+std::string put_in_place(const std::string& save_dir, const std::string& tag, const std::string& folder) {
   const std::string target = save_dir + "/" + tag;
   if (!is_directory(target)) {
     rename_file(folder, target);
     sync_directory(save_dir);
-    return;
+    return "";
   }
   std::string old = folder;
   if (!exchange_names(folder, target)) {
@@ -118,9 +131,7 @@ void put_in_place(const std::string& save_dir, const std::string& tag, const std
     rename_file(folder, target);
   }
   sync_directory(save_dir);
-  keep_foreign_files(old, target);
-  remove_directories(old);
-  sync_directory(save_dir);
+  return old;
 }
 
 double saved_at(const Manifest& manifest, const std::string& folder) {
@@ -129,12 +140,15 @@ double saved_at(const Manifest& manifest, const std::string& folder) {
   return changed_at(folder + "/" + kManifestName).value_or(0.0);
 }
 
-/// Never the one that was saved last, nor what is not known to be a checkpoint.
-void remove_older(const std::string& save_dir, const std::string& newest, int keep_last) {
+/// Never the one that was saved last or that `latest` names, nor what is not known to be a checkpoint.
+void remove_older(const std::string& save_dir, const std::string& newest, const CommitOptions& options) {
+  const std::string named = read_latest(save_dir).value_or("");
+  const std::string named_above = options.latest_dir.empty() ? "" : read_latest(options.latest_dir).value_or("");
+  const std::string below = options.latest_text.substr(0, options.latest_text.rfind('/') + 1);
   int kept = 1;
   for (const TagFacts& facts : list_tags(save_dir)) {
     if (facts.tag == newest || !facts.problem.empty()) continue;
-    if (++kept <= keep_last) continue;
+    if (++kept <= options.keep_last || facts.tag == named || below + facts.tag == named_above) continue;
     // Renamed first, so that a removal that is cut short leaves no half checkpoint under its name.
     const std::string away = hidden_folder(save_dir, facts.tag, kRemoved);
     remove_directories(away);
@@ -146,9 +160,33 @@ void remove_older(const std::string& save_dir, const std::string& newest, int ke
 /// A folder that a killed save left. It may be the checkpoint that the new one had already changed names with.
 void remove_leftover(const std::string& save_dir, const std::string& tag, const std::string& folder) {
   const std::string target = save_dir + "/" + tag;
+  if (!is_directory(folder)) return;
   if (!tag.empty() && file_size(folder + "/" + kManifestName) && is_directory(target))
     keep_foreign_files(folder, target);
-  remove_directories(folder);
+  remove_or_hide(save_dir, tag, folder);
+}
+
+/// Makes the folder and those above it; those that were not there are on the disk when their parents are.
+void make_synced(const std::string& folder) {
+  std::vector<std::string> parents;
+  for (std::string parent = folder; !parent.empty() && !is_directory(parent);) {
+    const size_t slash = parent.find_last_of("/\\");
+    parent = slash == std::string::npos ? "." : slash == 0 ? "/" : parent.substr(0, slash);
+    parents.push_back(parent);
+  }
+  make_directories(folder);
+  for (const std::string& parent : parents) sync_directory(parent);
+}
+
+/// A clock that was set back, or another machine's, must not make this checkpoint older than those that were there.
+std::string later_than_others(const std::string& save_dir, const std::string& info) {
+  const std::vector<TagFacts> others = list_tags(save_dir);
+  Json read = config::parse_json_text(info);
+  if (others.empty() || !read.is_object() || !read.contains("saved_at") || !read["saved_at"].is_number()) return info;
+  constexpr double kLater = 1e-3;
+  if (read["saved_at"].get<double>() > others.front().saved_at) return info;
+  read["saved_at"] = others.front().saved_at + kLater;
+  return read.dump();
 }
 
 }  // namespace
@@ -158,6 +196,10 @@ void check_tag_name(const std::string& tag) {
               !tag.empty() && tag.front() != '.' && tag.find_first_of("/\\:") == std::string::npos &&
                   tag.find('\0') == std::string::npos,
               "a checkpoint's tag is the name of a folder, without path and without a dot in front; got \"{}\"", tag);
+  DS_CHECK_AS(ConfigError, tag != kLatest,
+              "a checkpoint cannot have the tag \"{}\": the file of this name says which "
+              "checkpoint is the newest; choose another tag",
+              tag);
 }
 
 std::string saving_folder(const std::string& save_dir, const std::string& tag) {
@@ -189,7 +231,11 @@ void remove_abandoned(const std::string& save_dir, std::chrono::seconds age) {
       changed = std::max(changed, changed_at(folder + "/" + file).value_or(now));
     }
     if (now - changed < static_cast<double>(age.count())) continue;
-    remove_leftover(save_dir, saving.empty() ? replaced : saving, folder);
+    try {
+      remove_leftover(save_dir, saving.empty() ? replaced : saving, folder);
+    } catch (const IoError&) {
+      // It stays, and the others need not.
+    }
   }
 }
 
@@ -198,7 +244,7 @@ std::string begin_save(const std::string& save_dir, const std::string& tag) {
   restore_replaced(save_dir);
   const std::string folder = saving_folder(save_dir, tag);
   remove_leftover(save_dir, tag, folder);
-  make_directories(folder);
+  make_synced(folder);
   return folder;
 }
 
@@ -217,7 +263,8 @@ void fail_part(const std::string& folder, int rank, const std::string& reason) n
 void commit_save(const std::string& save_dir, const std::string& tag, const CommitOptions& options) {
   const std::string folder = saving_folder(save_dir, tag);
   wait_for_parts(folder, options);
-  const Manifest manifest = read_parts(folder, options);
+  Manifest manifest = read_parts(folder, options);
+  manifest.info = later_than_others(save_dir, manifest.info);
   for (const ManifestFile& file : manifest.files) {
     const auto bytes = file_size(folder + "/" + file.name);
     DS_CHECK_AS(CheckpointError, bytes == file.checksums.bytes,
@@ -228,21 +275,53 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   sync_directory(folder);
   write_text(folder + "/" + kManifestName, manifest_text(manifest));
   sync_directory(folder);
-  put_in_place(save_dir, tag, folder);
-  if (options.write_latest) write_latest(save_dir, tag);
-  try {
-    if (options.keep_last > 0) remove_older(save_dir, tag, options.keep_last);
-    remove_abandoned(save_dir, kAbandonedAfter);
-  } catch (const Error&) {
-    // What cannot be removed, because it is another user's for instance, stays: the checkpoint is valid.
-  }
+  const std::string old = put_in_place(save_dir, tag, folder);
+  if (options.write_latest && options.latest_dir.empty()) write_latest(save_dir, tag);
+  if (options.write_latest && !options.latest_dir.empty()) write_latest(options.latest_dir, options.latest_text);
+  // What cannot be removed, because it is another user's for instance, stays: the checkpoint is valid.
+  const auto attempt = [](const auto& work) {
+    try {
+      work();
+    } catch (const Error&) {
+    }
+  };
+  attempt([&] {
+    if (old.empty()) return;
+    keep_foreign_files(old, save_dir + "/" + tag);
+    remove_or_hide(save_dir, tag, old);
+    sync_directory(save_dir);
+  });
+  attempt([&] {
+    if (options.keep_last > 0) remove_older(save_dir, tag, options);
+  });
+  attempt([&] { remove_abandoned(save_dir, kAbandonedAfter); });
+}
+
+void abandon_save(const std::string& save_dir, const std::string& tag) {
+  remove_leftover(save_dir, tag, saving_folder(save_dir, tag));
 }
 
 void write_latest(const std::string& save_dir, const std::string& tag) {
-  const std::string path = save_dir + "/latest", work = save_dir + "/.latest.new";
+  const std::string path = save_dir + "/" + kLatest, work = save_dir + "/.latest.new";
   write_text(work, tag);
   rename_file(work, path);
   sync_directory(save_dir);
+}
+
+std::optional<std::string> read_latest(const std::string& save_dir) {
+  const std::string path = save_dir + "/" + kLatest;
+  if (!file_size(path)) return std::nullopt;
+  std::string text = read_text(path);
+  const auto is_space = [](unsigned char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
+  while (!text.empty() && is_space(static_cast<unsigned char>(text.back()))) text.pop_back();
+  text.erase(0, static_cast<size_t>(std::find_if_not(text.begin(), text.end(), is_space) - text.begin()));
+  if (std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; })) return "";
+  try {
+    (void)Json(text).dump();
+  } catch (const Json::exception&) {  // no UTF-8
+    return "";
+  }
+  return text;
 }
 
 std::vector<TagFacts> list_tags(const std::string& save_dir) {

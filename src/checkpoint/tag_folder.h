@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,8 @@
 
 namespace deepscale {
 
-/// Throws ConfigError for a tag that is no name of a folder: empty, "." or "..", with a path, or with a dot in front.
+/// Throws ConfigError for a tag that is no name of a folder: empty, "." or "..", with a path, or with a dot in front;
+/// and for "latest", which is a file's name.
 void check_tag_name(const std::string& tag);
 
 /// A file system that cannot exchange names (NFS) has neither TAG nor its successor for a moment, but the old one as
@@ -44,17 +46,27 @@ struct CommitOptions {
   int ranks = 1;
   std::string info = "{}";  ///< JSON object for the manifest
   bool write_latest = true;
-  int keep_last = 0;  ///< after this save, older checkpoints beyond so many are removed; 0: none are
+  /// Where `latest` stands when that is not SAVE_DIR: a folder above it, and the tag's path from there.
+  std::string latest_dir = {}, latest_text = {};
+  /// After this save, older checkpoints beyond so many are removed, but never one that `latest` names; 0: none are.
+  int keep_last = 0;
   std::chrono::milliseconds patience{std::chrono::minutes(30)};  ///< for the slowest rank
   const std::atomic<bool>* cancelled = nullptr;
 };
 
-/// By one rank: waits for all parts, and makes the checkpoint valid; then removes what is to go. Throws CheckpointError
-/// when a rank failed or is not heard of in time, IoError; nothing has changed then for readers.
+/// By one rank: waits for all parts, and makes the checkpoint valid; then removes what is to go, as far as the system
+/// lets it. Throws CheckpointError when a rank failed or is not heard of in time, IoError; nothing has changed then for
+/// readers, except that TAG is the new checkpoint already where only `latest` could not be written.
 void commit_save(const std::string& save_dir, const std::string& tag, const CommitOptions& options);
+
+/// After a save that failed: removes its folder; files of others in it go to the checkpoint.
+void abandon_save(const std::string& save_dir, const std::string& tag);
 
 /// Writes SAVE_DIR/latest so that readers see the old or the new text.
 void write_latest(const std::string& save_dir, const std::string& tag);
+/// The text of SAVE_DIR/latest: a tag, or a path to one. Empty when it is damaged: when it has control characters, or
+/// more than one line. Nothing when there is no such file.
+[[nodiscard]] std::optional<std::string> read_latest(const std::string& save_dir);
 
 struct TagFacts {
   std::string tag;

@@ -228,6 +228,106 @@ TEST_F(TagFolderTest, OldCheckpointsGoWhenSoManyAreKept) {
   EXPECT_EQ(latest, "step5");
 }
 
+TEST_F(TagFolderTest, WhatLatestNamesIsKept) {
+  CommitOptions named, other;
+  named.keep_last = other.keep_last = 1;
+  other.write_latest = false;
+  save("resume", 1, 10, named);
+  save("best", 1, 10, other);
+  save("better", 1, 10, other);
+  EXPECT_EQ(list_directory(root_), (std::vector<std::string>{"better", "latest", "resume"}));
+  save("next", 1, 10, named);
+  EXPECT_EQ(list_directory(root_), (std::vector<std::string>{"latest", "next"}));
+}
+
+TEST_F(TagFolderTest, LatestMayStandAboveTheFolderOfTags) {
+  const std::string above = root_;
+  root_ += "/run";
+  CommitOptions options;
+  options.keep_last = 1;
+  options.latest_dir = above;
+  options.latest_text = "run/a";
+  save("a", 1, 10, options);
+  EXPECT_EQ(read_latest(above), "run/a");
+  EXPECT_FALSE(read_latest(root_).has_value());
+  options.write_latest = false;
+  options.latest_text = "run/b";
+  save("b", 1, 10, options);
+  EXPECT_EQ(list_directory(root_), (std::vector<std::string>{"a", "b"}));
+  root_ = above;
+}
+
+TEST_F(TagFolderTest, ALatestThatIsDamagedIsNotTaken) {
+  EXPECT_FALSE(read_latest(root_).has_value());
+  make_directories(root_);
+  const auto found = [&](const std::string& text) {
+    std::ofstream(root_ + "/latest", std::ios::binary) << text;
+    return read_latest(root_);
+  };
+  EXPECT_EQ(found(" step 1\r\n"), "step 1");
+  for (const std::string& text :
+       {std::string(), std::string("\0\0\0", 3), std::string("\xff\xfe"), std::string("a\nb")}) {
+    EXPECT_EQ(found(text), "") << text;
+  }
+  EXPECT_THROW(begin_save(root_, "latest"), ConfigError);
+}
+
+TEST_F(TagFolderTest, AClockThatWasSetBackMakesNoCheckpointOlder) {
+  const auto at = [](int day) {
+    CommitOptions options;
+    options.info = fmt::format("{{\"saved_at\": {}, \"steps\": 7}}", 86'400 * day);
+    options.keep_last = 2;
+    return options;
+  };
+  save("a", 1, 10, at(9));
+  save("b", 1, 10, at(10));
+  save("c", 1, 10, at(5));  // another machine
+  save("d", 1, 10, at(6));
+  const auto tags = list_tags(root_);
+  ASSERT_EQ(tags.size(), 2u);
+  EXPECT_EQ(tags[0].tag, "d");
+  EXPECT_EQ(tags[1].tag, "c");
+  EXPECT_NE(tags[0].manifest.info.find("\"steps\":7"), std::string::npos) << tags[0].manifest.info;
+}
+
+#ifdef __linux__
+TEST_F(TagFolderTest, WhatCannotBeRemovedDoesNotMakeASaveFail) {
+  save("a", 1, 10);
+  const std::string file = root_ + "/a/rank_0.safetensors", quiet = " 2>/dev/null";
+  if (std::system(("chattr +i '" + file + "'" + quiet).c_str()) != 0) GTEST_SKIP() << "chattr +i needs root and ext4";
+  std::ofstream(root_ + "/a/notes.txt") << "mine";
+  EXPECT_NO_THROW(save("a", 1, 20));
+  EXPECT_EQ(read("a", 19, 1)[0], 19.0f);
+  EXPECT_EQ(read_latest(root_), "a");
+  EXPECT_TRUE(file_size(root_ + "/a/notes.txt"));
+  EXPECT_NO_THROW(save("a", 1, 30));
+  EXPECT_EQ(read("a", 29, 1)[0], 29.0f);
+  ASSERT_EQ(std::system(("chattr -i '" + root_ + "'/.*/*.safetensors" + quiet).c_str()), 0);
+  remove_abandoned(root_, std::chrono::seconds(0));
+  EXPECT_EQ(list_directory(root_), (std::vector<std::string>{"a", "latest"}));
+}
+#endif
+
+TEST_F(TagFolderTest, FilesOfOthersSurviveASaveThatIsAbandoned) {
+  save("a", 1, 10);
+  save("b", 1, 10);
+  rename_file(root_ + "/b", root_ + "/.a.saving");  // as if names had just been exchanged
+  std::ofstream(root_ + "/.a.saving/notes.txt") << "mine";
+  abandon_save(root_, "a");
+  EXPECT_TRUE(file_size(root_ + "/a/notes.txt"));
+  EXPECT_FALSE(is_directory(root_ + "/.a.saving"));
+  EXPECT_NO_THROW(abandon_save(root_, "a"));
+}
+
+TEST_F(TagFolderTest, OldFilesOfMoreRanksAreNoForeignOnes) {
+  save("a", 3, 30);
+  for (const char* name : {"rank_00002.safetensors", "rank_00002.pt", "common.pt"})
+    std::ofstream(root_ + "/a/" + name) << "old";
+  std::ofstream(root_ + "/a/manifest.json") << "{";  // so that nobody knows what was written
+  save("a", 1, 10);
+  EXPECT_EQ(list_directory(root_ + "/a"), (std::vector<std::string>{"manifest.json", "rank_0.safetensors"}));
+}
+
 TEST_F(TagFolderTest, ACheckpointThatWasMovedAsideGetsItsNameBack) {
   save("a", 1, 10);
   rename_file(root_ + "/a", root_ + "/.a.replaced");  // where names cannot be exchanged, a kill leaves this
@@ -257,7 +357,7 @@ TEST_F(TagFolderTest, WhatKilledRunsLeaveGoesWhenNothingHasChangedForLong) {
 }
 
 TEST_F(TagFolderTest, TagsAreNamesOfFolders) {
-  for (const char* tag : {"", ".", "..", "a/b", ".hidden", "c:\\x"})
+  for (const char* tag : {"", ".", "..", "a/b", ".hidden", "c:\\x", "latest"})
     EXPECT_THROW(check_tag_name(tag), ConfigError) << tag;
   EXPECT_NO_THROW(check_tag_name("global_step10"));
 }

@@ -53,7 +53,8 @@ void verify_blocks(const std::string& folder, const Manifest& manifest, const Ve
   in_parallel(static_cast<int64_t>(jobs.size()), options.threads, [&](int64_t j) {
     const Job& job = jobs[j];
     try {
-      const auto found = damaged_blocks(folder, manifest.files[job.file], job.first, job.count, options.read);
+      const auto found =
+          damaged_blocks(folder, manifest.files[job.file], job.first, job.count, options.read, kOneOfSeveral);
       const std::lock_guard lock(mutex);
       damaged[job.file].insert(found.begin(), found.end());
     } catch (const std::exception& error) {

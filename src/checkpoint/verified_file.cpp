@@ -19,6 +19,7 @@ constexpr int64_t kMostReaders = 4;
 constexpr int64_t kRunBytes = 4 * kChunkBytes;  // read at once: fewer awakenings than by single blocks
 // Runs that are read while one is checked. Together they keep the queue full, and stay below 100 MiB.
 constexpr int64_t kAheadAlone = 8, kAheadOfEach = 4;
+constexpr int64_t kPlacesOfOneOfSeveral = 3;
 
 void check_size(const std::string& folder, const ManifestFile& file) {
   const auto bytes = file_size(folder + "/" + file.name);
@@ -49,6 +50,20 @@ std::vector<BlockRun> runs_of(const std::vector<int64_t>& blocks, const FileChec
   return runs;
 }
 
+/// How many threads read, and how many runs each has in memory.
+struct ReadShape {
+  int64_t readers = 1;
+  int64_t places = 1;
+};
+
+ReadShape shape_for(int64_t runs, int threads) {
+  if (threads == kOneOfSeveral) return {1, std::min<int64_t>(runs, kPlacesOfOneOfSeveral)};
+  // The queue has a thread of its own: where it shares a processor with readers, the disk waits.
+  const int64_t most = std::clamp<int64_t>(threads / 2, 1, kMostReaders);
+  const int64_t readers = std::clamp<int64_t>(runs / kAheadAlone, 1, most);
+  return {readers, std::min<int64_t>(runs, 1 + (readers == 1 ? kAheadAlone : kAheadOfEach))};
+}
+
 /// Called with a block's number, its bytes, and whether their checksum is right; from several threads at once.
 using BlockVisit = std::function<void(int64_t block, const char* data, bool intact)>;
 
@@ -59,19 +74,17 @@ class BlockReader {
               FileCaching caching = FileCaching::kDirect, KeptMemory* memory = nullptr)
       : sums_(file.checksums),
         runs_(runs_of(blocks, sums_)),
-        threads_(readers_for(static_cast<int64_t>(runs_.size()), threads)),
-        places_(
-            std::min<int64_t>(static_cast<int64_t>(runs_.size()), 1 + (threads_ == 1 ? kAheadAlone : kAheadOfEach))),
+        shape_(shape_for(static_cast<int64_t>(runs_.size()), threads)),
         place_bytes_(bytes_of_longest()),
-        memory_(memory, threads_ * places_ * place_bytes_),
+        memory_(memory, shape_.readers * shape_.places * place_bytes_),
         queue_({.depth = 32, .block_bytes = kChunkBytes}),
         file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
 
   /// Throws what reading or `visit` throws, after all threads have ended.
   void run(const BlockVisit& visit) {
-    run_team(threads_, [&](int64_t thread) {
+    run_team(shape_.readers, [&](int64_t thread) {
       try {
-        work(memory_.data() + thread * places_ * place_bytes_, visit);
+        work(memory_.data() + thread * shape_.places * place_bytes_, visit);
       } catch (...) {
         failed_ = true;
         throw;
@@ -86,11 +99,6 @@ class BlockReader {
     FileTransfer transfer;
   };
 
-  /// The queue has a thread of its own: where it shares a processor with readers, the disk waits.
-  static int64_t readers_for(int64_t runs, int threads) {
-    return std::clamp<int64_t>(runs / kAheadAlone, 1, std::clamp<int64_t>(threads / 2, 1, kMostReaders));
-  }
-
   [[nodiscard]] int64_t bytes_of_longest() const {
     int64_t blocks = 1;
     for (const BlockRun& run : runs_) blocks = std::max(blocks, run.count);
@@ -99,7 +107,7 @@ class BlockReader {
 
   void work(char* memory, const BlockVisit& visit) {
     std::vector<char*> free;
-    for (int64_t place = places_; place-- > 0;) free.push_back(memory + place * place_bytes_);
+    for (int64_t place = shape_.places; place-- > 0;) free.push_back(memory + place * place_bytes_);
     std::deque<Reading> readings;
     while (!failed_) {
       while (!free.empty()) {
@@ -130,7 +138,8 @@ class BlockReader {
 
   const FileChecksums& sums_;
   const std::vector<BlockRun> runs_;
-  int64_t threads_, places_, place_bytes_;
+  ReadShape shape_;
+  int64_t place_bytes_;
   BorrowedMemory memory_;
   AsyncFileQueue queue_;
   AsyncFile file_;
@@ -224,9 +233,17 @@ std::vector<std::string> verify_file(const std::string& folder, const ManifestFi
   }
 }
 
-CheckpointTensors::CheckpointTensors(std::string folder)
+CheckpointTensors::CheckpointTensors(std::string folder, int threads)
     : folder_(std::move(folder)), manifest_(read_manifest(folder_)), memory_(std::make_unique<KeptMemory>()) {
-  for (const ManifestFile& file : manifest_.files) check_size(folder_, file);
+  int64_t largest = 0;
+  for (const ManifestFile& file : manifest_.files) {
+    check_size(folder_, file);
+    largest = std::max(largest, file.checksums.bytes);
+  }
+  if (const int64_t runs = largest / kRunBytes; threads > 0 && runs > kAheadAlone) {
+    const ReadShape shape = shape_for(runs, threads);
+    memory_->prepare(shape.readers * shape.places * kRunBytes);
+  }
   for (size_t i = 0; i < manifest_.tensors.size(); ++i) places_[manifest_.tensors[i].name] = static_cast<int>(i);
 }
 

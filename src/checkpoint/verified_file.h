@@ -36,6 +36,9 @@ void read_verified(const std::string& folder, const ManifestFile& file, std::vec
 std::vector<std::string> verify_file(const std::string& folder, const ManifestFile& file, int threads = 1,
                                      FileCaching caching = FileCaching::kDirect);
 
+/// A number of threads: the caller's alone, which is one of several that read at once, and takes 12 MiB for it.
+inline constexpr int kOneOfSeveral = 0;
+
 /// Reads blocks [first, first + count) and returns those whose checksum is another one. read: called with the bytes of
 /// each block that was read, by one thread at a time. Throws as read_verified for a file that is missing or has another
 /// size, and IoError.
@@ -49,8 +52,9 @@ std::vector<std::string> damage_lines(const std::string& folder, const ManifestF
 /// The tensors of one checkpoint. Threads: read() from several at once.
 class CheckpointTensors {
  public:
-  /// Throws CheckpointError: no manifest, damaged, files missing or of another size (their bytes are not read yet).
-  explicit CheckpointTensors(std::string folder);
+  /// threads: what read() is going to be told; the memory that it needs is got meanwhile. Throws CheckpointError: no
+  /// manifest, damaged, files missing or of another size (their bytes are not read yet).
+  explicit CheckpointTensors(std::string folder, int threads = 0);
 
   struct Request {
     std::string name;

@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <charconv>
 #include <exception>
-#include <fstream>
 
 #include "base/error.h"
 #include "base/shape.h"
 #include "checkpoint/optimizer_files.h"
+#include "checkpoint/tag_folder.h"
 #include "checkpoint/torch_file.h"
 #include "checkpoint/verified_file.h"
 #include "comm/host_values.h"
@@ -58,6 +58,16 @@ std::optional<ClientValue> to_client(const PyValue& value) {
 }
 
 }  // namespace
+
+void check_no_others(const std::string& folder, const std::string& param, const std::vector<std::string>& stored,
+                     const std::vector<std::string>& wanted) {
+  for (const std::string& name : stored) {
+    DS_CHECK_AS(CheckpointMisfit, std::find(wanted.begin(), wanted.end(), name) != wanted.end(),
+                "checkpoint {} has {} of parameter {}, but this optimizer has no {}: it was saved with another one; "
+                "LoadOptions::optimizer_states = false loads the weights alone",
+                folder, fmt::join(stored, ", "), param, name);
+  }
+}
 
 class ModuleEngine::Impl::Loader {
  public:
@@ -195,7 +205,7 @@ class ModuleEngine::Impl::Loader {
       const auto& expected = entry.param >= 0 ? owner_.params.params[entry.param].shape : entry.buffer.sizes().vec();
       const auto found = stored_shape(entry.name);
       if (!found) {
-        if (numel_of(expected) > 0) missing.push_back(entry.name);  // the native format has no empty slices
+        missing.push_back(entry.name);
       } else if (*found != expected) {
         wrong.push_back(fmt::format("{} has shape [{}], the model's [{}]", entry.name, fmt::join(*found, ", "),
                                     fmt::join(expected, ", ")));
@@ -206,8 +216,8 @@ class ModuleEngine::Impl::Loader {
                                      [&, &wanted = name](const auto& entry) { return entry.name == wanted; });
       if (!known) unexpected.push_back(name);
     }
-    DS_CHECK_AS(CheckpointError, wrong.empty(), "{}: {}", first_path(), wrong.empty() ? "" : wrong.front());
-    DS_CHECK_AS(CheckpointError, !options_.strict || (missing.empty() && unexpected.empty()),
+    DS_CHECK_AS(CheckpointMisfit, wrong.empty(), "{}: {}", first_path(), wrong.empty() ? "" : wrong.front());
+    DS_CHECK_AS(CheckpointMisfit, !options_.strict || (missing.empty() && unexpected.empty()),
                 "{} does not fit the model: missing [{}], unexpected [{}]; LoadOptions::strict = false loads what fits",
                 first_path(), fmt::join(missing, ", "), fmt::join(unexpected, ", "));
     if (in_pieces_) check_pieces();
@@ -273,21 +283,25 @@ class ModuleEngine::Impl::Loader {
         const auto& param = owner_.params.params[p];
         const StoredParam* stored = states_->find(param.name);
         DS_CHECK_AS(
-            CheckpointError, stored != nullptr,
+            CheckpointMisfit, stored != nullptr,
             "checkpoint {} has no optimizer state for parameter {}: it is of another model, or the parameter was "
             "frozen when it was saved",
             folder_, param.name);
-        DS_CHECK_AS(CheckpointError, stored->shape == param.shape,
+        DS_CHECK_AS(CheckpointMisfit, stored->shape == param.shape,
                     "checkpoint {}: parameter {} has shape [{}] in the optimizer's files, [{}] in the model", folder_,
                     param.name, fmt::join(stored->shape, ", "), fmt::join(param.shape, ", "));
         states_->check(param.name, "fp32");
+        std::vector<std::string> wanted;
         for (const auto& key : owner_.engine->state_keys()) {
-          check_state(param.name, state_names_to_read(owner_.optimizer, static_cast<int>(g), key));
+          const auto names = state_names_to_read(owner_.optimizer, static_cast<int>(g), key);
+          check_state(param.name, names);
+          wanted.insert(wanted.end(), names.begin(), names.end());
         }
+        check_no_others(folder_, param.name, states_->state_keys(param.name), wanted);
       }
     }
     const size_t saved = states_->param_groups().size();
-    DS_CHECK_AS(CheckpointError, saved == 0 || saved == owner_.optimizer.groups.size(),
+    DS_CHECK_AS(CheckpointMisfit, saved == 0 || saved == owner_.optimizer.groups.size(),
                 "checkpoint {} has {} parameter groups, this optimizer {}: pass the same InitializeOptions::groups",
                 folder_, saved, owner_.optimizer.groups.size());
     (void)states_->step();
@@ -300,7 +314,7 @@ class ModuleEngine::Impl::Loader {
     const auto is_stored = [&](const std::string& name) {
       return std::find(stored.begin(), stored.end(), name) != stored.end();
     };
-    DS_CHECK_AS(CheckpointError, names.empty() || stored.empty() || std::any_of(names.begin(), names.end(), is_stored),
+    DS_CHECK_AS(CheckpointMisfit, names.empty() || stored.empty() || std::any_of(names.begin(), names.end(), is_stored),
                 "checkpoint {} has {} of parameter {}, but not {}, which this optimizer needs: it was saved with "
                 "another one; LoadOptions::optimizer_states = false loads the weights alone",
                 folder_, fmt::join(stored, ", "), param, names.empty() ? "" : names.front());
@@ -428,14 +442,11 @@ std::string ModuleEngine::Impl::text_of_rank_0(const std::string& text, const ch
   return {letters.begin(), letters.end()};
 }
 
-/// Empty without a file.
-std::string ModuleEngine::Impl::latest_tag(const std::string& directory) const {
-  std::string tag;
-  if (world.rank() == 0) {
-    std::ifstream latest(directory + "/latest");
-    std::getline(latest, tag);
-  }
-  return text_of_rank_0(tag, "latest");
+/// Nothing without a file, an empty text when it is damaged.
+std::optional<std::string> ModuleEngine::Impl::latest_tag(const std::string& directory) const {
+  const std::optional<std::string> tag = world.rank() == 0 ? read_latest(directory) : std::nullopt;
+  const std::string text = text_of_rank_0(tag ? "=" + *tag : "", "latest");
+  return text.empty() ? std::nullopt : std::optional(text.substr(1));
 }
 
 // ---------------------------------------------------------------- the public methods

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <mutex>
@@ -155,7 +156,7 @@ void restore_random_state(const at::Tensor& state) {
   generator.set_state(state);
 }
 
-NativeTensors::NativeTensors(const std::string& folder, int rank, int ranks) : tensors_(folder) {
+NativeTensors::NativeTensors(const std::string& folder, int rank, int ranks) : tensors_(folder, at::get_num_threads()) {
   tensors_.check_file(kNativeCommon);
   common_ = std::make_shared<const TorchFile>(TorchFile::open(folder + "/" + kNativeCommon));
   if (common_->root().at("dp_world_size").as_int("dp_world_size") != ranks) return;
@@ -178,6 +179,17 @@ const ManifestTensor* NativeTensors::weight(const std::string& name) const {
   const std::string stored = source == nullptr ? name : source->as_string("shared_params");
   const ManifestTensor* const master = tensors_.find("fp32/" + stored);
   return master != nullptr ? master : tensors_.find("module/" + stored);
+}
+
+std::map<std::string, std::vector<std::string>> NativeTensors::states() const {
+  std::map<std::string, std::vector<std::string>> found;
+  for (const ManifestTensor& tensor : tensors_.manifest().tensors) {
+    const size_t slash = tensor.name.find('/');
+    const std::string kind = tensor.name.substr(0, slash);
+    if (slash == std::string::npos || kind == "fp32" || kind == "module") continue;
+    found[tensor.name.substr(slash + 1)].push_back(kind);
+  }
+  return found;
 }
 
 std::vector<std::string> NativeTensors::weights() const {

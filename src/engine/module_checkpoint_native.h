@@ -4,7 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +44,8 @@ class NativeTensors {
   [[nodiscard]] const ManifestTensor* find(const std::string& name) const { return tensors_.find(name); }
   /// Names of all weights.
   [[nodiscard]] std::vector<std::string> weights() const;
+  /// Names of the optimizer states that are there, by parameter.
+  [[nodiscard]] std::map<std::string, std::vector<std::string>> states() const;
   /// Elements [offset, offset + length) of a flattened tensor, in its dtype. Throws CheckpointError for damage.
   [[nodiscard]] at::Tensor read(const ManifestTensor& tensor, int64_t offset, int64_t length) const;
   [[nodiscard]] at::Tensor read_whole(const ManifestTensor& tensor) const;

@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <future>
 #include <set>
+#include <system_error>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "checkpoint/tag_folder.h"
 #include "comm/host_values.h"
 #include "engine/checkpoint_names.h"
@@ -41,8 +43,7 @@ class ModuleEngine::Impl::NativeLoader {
     const std::string parts = what + ", of which this engine now holds parts";
     const bool states = saves_states(), one_pass = in_one_pass();
     attempt([&] {
-      if (wants_optimizer_ && saved_optimizer() != nullptr)
-        owner_.engine->reset_optimizer(states && all_states_follow());
+      if (wants_optimizer_) owner_.engine->reset_optimizer(states && all_states_follow());
       read_fragments(/*masters=*/true, states && one_pass);
     });
     store_untrained();
@@ -84,7 +85,8 @@ class ModuleEngine::Impl::NativeLoader {
       const auto expected = entry.param >= 0 ? owner_.params.params[entry.param].shape : entry.buffer.sizes().vec();
       const ManifestTensor* const stored = tensors_->weight(entry.name);
       if (stored == nullptr) {
-        missing.push_back(entry.name);
+        const bool empty = numel_of(expected) == 0;  // of which no rank has a slice
+        if (!empty) missing.push_back(entry.name);
         continue;
       }
       known.insert(stored->name.substr(stored->name.find('/') + 1));
@@ -95,9 +97,9 @@ class ModuleEngine::Impl::NativeLoader {
     for (const std::string& name : tensors_->weights()) {
       if (!known.contains(name)) unexpected.push_back(name);
     }
-    DS_CHECK_AS(CheckpointError, wrong.empty(), "checkpoint {}: {}", folder_, wrong.empty() ? "" : wrong.front());
+    DS_CHECK_AS(CheckpointMisfit, wrong.empty(), "checkpoint {}: {}", folder_, wrong.empty() ? "" : wrong.front());
     DS_CHECK_AS(
-        CheckpointError, !options_.strict || (missing.empty() && unexpected.empty()),
+        CheckpointMisfit, !options_.strict || (missing.empty() && unexpected.empty()),
         "checkpoint {} does not fit the model: missing [{}], unexpected [{}]; LoadOptions::strict = false loads "
         "what fits",
         folder_, fmt::join(missing, ", "), fmt::join(unexpected, ", "));
@@ -106,20 +108,31 @@ class ModuleEngine::Impl::NativeLoader {
   void check_optimizer() const {
     if (!wants_optimizer_ || saved_optimizer() == nullptr) return;
     const size_t saved = saved_optimizer()->at("param_groups").as_items("param_groups").size();
-    DS_CHECK_AS(CheckpointError, saved == owner_.optimizer.groups.size(),
+    DS_CHECK_AS(CheckpointMisfit, saved == owner_.optimizer.groups.size(),
                 "checkpoint {} has {} parameter groups, this optimizer {}: pass the same InitializeOptions::groups",
                 folder_, saved, owner_.optimizer.groups.size());
     if (!saved_optimizer()->at("has_states").as_int("has_states")) return;
+    check_states();
+  }
+
+  /// Those of every parameter are the ones that this optimizer has.
+  void check_states() const {
+    const auto stored = tensors_->states();
     for (size_t g = 0; g < owner_.optimizer.groups.size(); ++g) {
       for (const int p : owner_.optimizer.groups[g].members) {
+        const auto& param = owner_.params.params[p];
+        std::vector<std::string> wanted;
         for (const std::string& key : owner_.engine->state_keys()) {
           const std::string name = state_name_in_files(owner_.optimizer, static_cast<int>(g), key);
-          const auto& param = owner_.params.params[p];
-          DS_CHECK_AS(CheckpointError, name.empty() || tensors_->find(name + "/" + param.name) != nullptr,
+          wanted.push_back(name);
+          const bool empty = numel_of(param.shape) == 0;
+          DS_CHECK_AS(CheckpointMisfit, empty || name.empty() || tensors_->find(name + "/" + param.name) != nullptr,
                       "checkpoint {} has no state {} of parameter {}: it is of another optimizer, or the parameter was "
                       "frozen when it was saved",
                       folder_, name, param.name);
         }
+        const auto found = stored.find(param.name);
+        if (found != stored.end()) check_no_others(folder_, param.name, found->second, wanted);
       }
     }
   }
@@ -132,7 +145,11 @@ class ModuleEngine::Impl::NativeLoader {
 
   /// Masters and states of a parameter one after the other: in files they are neighbours, and what follows masters on a
   /// GPU takes no time of this processor. Else masters come first, and weights follow while states are read.
-  [[nodiscard]] bool in_one_pass() const { return owner_.engine->file_use().optimizer || !owner_.device().is_cpu(); }
+  [[nodiscard]] bool in_one_pass() const {
+    // Weights in files pass through memory that states of the same unit use.
+    const auto& files = owner_.engine->file_use();
+    return files.optimizer || files.parameters || !owner_.device().is_cpu();
+  }
 
   /// Null when a checkpoint or optimizer has none.
   [[nodiscard]] const ManifestTensor* state_of(size_t group, int param, const std::string& key) const {
@@ -172,9 +189,14 @@ class ModuleEngine::Impl::NativeLoader {
   void follow(bool states) {
     if (owner_.optimizer.groups.empty()) return;
     if (!states) return owner_.engine->refresh_parameters();
-    std::future<void> weights = std::async(std::launch::async, [this] { owner_.engine->refresh_parameters(); });
+    std::future<void> weights;
+    try {
+      weights = std::async(std::launch::async, [this] { owner_.engine->refresh_parameters(); });
+    } catch (const std::system_error&) {  // no thread to be had
+      owner_.engine->refresh_parameters();
+    }
     attempt([&] { read_fragments(/*masters=*/false, /*states=*/true); });
-    weights.get();
+    if (weights.valid()) weights.get();
   }
 
   /// Weights without a master copy here, and buffers. Collective: all ranks hold the same names in the same order.
@@ -235,7 +257,7 @@ bool is_native(const std::string& folder) {
   if (!file_size(folder + "/" + kManifestName)) return false;
   try {
     return read_manifest(folder).layout == "native";
-  } catch (const CheckpointError&) {
+  } catch (const Error&) {
     return file_size(folder + "/" + kNativeCommon).has_value();
   }
 }
@@ -255,30 +277,49 @@ std::optional<LoadedCheckpoint> ModuleEngine::Impl::load(const std::string& dire
   wait_for_save();
   if (world.rank() == 0) {
     try {
-      restore_replaced(directory);
+      // A tag may be a path.
+      const std::string path = directory + "/" + options.tag;
+      restore_replaced(path.substr(0, path.rfind('/')));
     } catch (const IoError& error) {
       log.warning("{}", error.what());
     }
   }
   if (!options.tag.empty()) return load_tag(directory + "/" + options.tag, options);
-  const std::string tag = latest_tag(directory);
-  if (tag.empty()) {
+  const std::optional<std::string> tag = latest_tag(directory);
+  if (!tag) {
     if (world.rank() == 0) log.warning("there is no file {}/latest: pass a tag, or check the directory", directory);
     return std::nullopt;
   }
+  return load_newest(directory, *tag, options);
+}
+
+LoadedCheckpoint ModuleEngine::Impl::load_newest(const std::string& directory, const std::string& tag,
+                                                 const LoadOptions& options) {
   std::vector<std::string> tags = {tag};
+  std::exception_ptr first;
   for (size_t i = 0;; ++i) {
+    std::string problem;
+    bool misfit = false;
     try {
       return load_tag(directory + "/" + tags[i], options);
+    } catch (const CommError&) {
+      throw;  // the others are not there to try something else
     } catch (const Error& error) {
-      if (i == 0) {
-        const auto older = older_tags(directory, tag);
-        tags.insert(tags.end(), older.begin(), older.end());
-      }
-      if (i + 1 == tags.size()) throw;
-      if (world.rank() == 0)
-        log.warning("{}\nThe checkpoint {} is older and is tried instead", error.what(), tags[i + 1]);
+      problem = error.what();
+      misfit = dynamic_cast<const CheckpointMisfit*>(&error) != nullptr;
+      if (first == nullptr) first = std::current_exception();
     }
+    // One that is whole but of another model or optimizer: an older one would hide the mistake.
+    const int64_t mine = misfit ? 1 : 0;
+    if (all_reduce_values(world, device(), {mine}, ReduceOp::kMax, "a checkpoint that does not fit").front() != 0) {
+      std::rethrow_exception(first);
+    }
+    if (i == 0) {
+      const auto older = older_tags(directory, tag);
+      tags.insert(tags.end(), older.begin(), older.end());
+    }
+    if (i + 1 == tags.size()) std::rethrow_exception(first);
+    if (world.rank() == 0) log.warning("{}\nThe checkpoint {} is tried instead", problem, tags[i + 1]);
   }
 }
 

@@ -167,6 +167,48 @@ TEST_F(NativeCheckpoint, WritingBesideTrainingKeepsTheStateOfTheCall) {
   });
 }
 
+TEST_F(NativeCheckpoint, ASaveBesideTrainingThatFailsIsSaidAndLeavesNothing) {
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("2", native(R"("async_save": true)")), world);
+    trainer.train(0, 1);
+    if (world.rank() == 0) {
+      make_directories(folder_);
+      std::ofstream(folder_ + "/bad") << "a file where the checkpoint is to stand";
+    }
+    trainer.engine->save_checkpoint(folder_, {.tag = "bad"});
+    trainer.train(1, 3);  // goes on
+    EXPECT_THROW(trainer.engine->wait_for_checkpoint(), Error);
+    world.barrier("test");
+    EXPECT_EQ(list_directory(folder_), (std::vector<std::string>{"bad"}));
+    trainer.engine->save_checkpoint(folder_, {.tag = "runs/good"});
+    trainer.engine->wait_for_checkpoint();
+    Trainer other(config_text("2"), world);
+    EXPECT_EQ(other.engine->load_checkpoint(folder_)->path, folder_ + "/runs/good");
+  });
+}
+
+TEST_F(NativeCheckpoint, WhatDoesNotFitIsNotReplacedByAnOlderOne) {
+  on_ranks(2, [&](const Communicator& world) {
+    {
+      Trainer trainer(config_text("1", native()), world);
+      trainer.train(0, 1);
+      trainer.engine->save_checkpoint(folder_);
+    }
+    std::string sgd = config_text("1", native());
+    const size_t place = sgd.find("AdamW");
+    ASSERT_NE(place, std::string::npos) << sgd;
+    sgd.replace(place, 5, "Lion");
+    Trainer trainer(sgd, world);
+    EXPECT_THROW((void)trainer.engine->load_checkpoint(folder_), CheckpointError);  // Adam's exp_avg is not Lion's
+    EXPECT_TRUE(trainer.engine->load_checkpoint(folder_, {.optimizer_states = false}).has_value());
+    trainer.train(1, 3);
+    trainer.engine->save_checkpoint(folder_);
+    Trainer adam(config_text("1", native()), world);
+    EXPECT_THROW((void)adam.engine->load_checkpoint(folder_), CheckpointError);  // though an older one would do
+    EXPECT_TRUE(adam.engine->load_checkpoint(folder_, {.tag = "global_step1"}).has_value());
+  });
+}
+
 TEST_F(NativeCheckpoint, ASaveThatFailsChangesNothing) {
   on_ranks(2, [&](const Communicator& world) {
     Trainer trainer(config_text("3", native()), world);

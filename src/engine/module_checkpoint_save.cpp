@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/state_layout.h"
+#include "checkpoint/tag_folder.h"
 #include "checkpoint/torch_file.h"
 #include "comm/host_values.h"
 #include "config/json_text.h"
@@ -126,9 +127,7 @@ class ModuleEngine::Impl::Saver {
       if (trains && form_ != StateFileForm::kWhole) write_optimizer_file();
     }
     agree();
-    finish(native);
-    agree();
-    if (rank_ == 0 && options_.save_latest && parent_ != directory_) attempt([&] { write_latest(directory_, tag); });
+    finish(native, tag);
     agree();
   }
 
@@ -165,14 +164,14 @@ class ModuleEngine::Impl::Saver {
   void abandon() {
     try {
       owner_.world.barrier("a save that failed");
-      if (rank_ == 0) remove_directories(saving_folder(parent_, name_));
+      if (rank_ == 0) abandon_save(parent_, name_);
     } catch (const Error&) {
       // The folder has a dot in front; the next save of the tag removes it.
     }
   }
 
   /// Checksums, the manifest, and the folder under its name; beside training where that is wanted and possible.
-  void finish(bool native) {
+  void finish(bool native, const std::string& tag) {
     const CheckpointOptions& checkpoint = owner_.config->checkpoint;
     SavePlan plan;
     plan.save_dir = parent_;
@@ -184,7 +183,11 @@ class ModuleEngine::Impl::Saver {
     plan.commits = rank_ == 0;
     plan.commit.ranks = ranks_;
     plan.commit.info = info();
-    plan.commit.write_latest = options_.save_latest && parent_ == directory_;
+    plan.commit.write_latest = options_.save_latest;
+    if (parent_ != directory_) {
+      plan.commit.latest_dir = directory_;
+      plan.commit.latest_text = tag;
+    }
     plan.commit.keep_last = static_cast<int>(checkpoint.keep_last);
     const bool wanted = checkpoint.async_save || (checkpoint.writer && checkpoint.writer->decoupled);
     const bool beside = wanted && !owner_.engine->file_use().optimizer && has_room();
@@ -202,6 +205,8 @@ class ModuleEngine::Impl::Saver {
     if (beside) {
       owner_.running_save = std::move(job);
       owner_.running_save_name = what_;
+      owner_.abandon_running_save = [parent = parent_, name = name_] { abandon_save(parent, name); };
+      owner_.running_save_reported = false;
       return;
     }
     attempt([&] { job->commit(); });
@@ -440,14 +445,45 @@ void ModuleEngine::Impl::save(const std::string& directory, const SaveOptions& o
 
 void ModuleEngine::Impl::wait_for_save() {
   const std::unique_ptr<SaveJob> job = std::move(running_save);
-  std::exception_ptr problem;
+  if (job == nullptr) return;  // a save is under way on all ranks or on none
+  const auto together = [&](const auto& work) {
+    std::exception_ptr problem;
+    try {
+      work();
+    } catch (...) {
+      problem = std::current_exception();
+    }
+    agree(problem, running_save_name);
+  };
   try {
-    if (job != nullptr) job->wait();
+    // First their own parts: the rank that commits would wait for one that will not come.
+    together([&] { job->wait_for_part(); });
+    together([&] { job->wait(); });
   } catch (...) {
-    problem = std::current_exception();
+    job->cancel();
+    remove_failed_save();
+    throw;
   }
-  // A save is under way on all ranks or on none.
-  if (job != nullptr) agree(problem, running_save_name);
+}
+
+/// What a save that failed left goes when nobody writes into it any more. Nothing of this may hide why it failed.
+void ModuleEngine::Impl::remove_failed_save() {
+  try {
+    world.barrier("a save that failed");
+    if (world.rank() == 0) abandon_running_save();
+  } catch (const Error&) {
+    // The folder has a dot in front; the next save of the tag removes it.
+  }
+}
+
+void ModuleEngine::Impl::report_save() {
+  if (running_save == nullptr || running_save_reported || !running_save->done()) return;
+  running_save_reported = true;
+  try {
+    running_save->wait();
+  } catch (const std::exception& error) {
+    log.error("{}: the checkpoint was not saved: {}", running_save_name, error.what());
+  }
 }
 
 void ModuleEngine::Impl::save_weights(const std::string& path) {

@@ -47,6 +47,7 @@ void ModuleEngine::Impl::step() {
     }
   }
   ++micro_steps;
+  report_save();
 }
 
 std::vector<GroupHyper> ModuleEngine::Impl::hyper() const {

@@ -5,6 +5,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,9 @@ class ModuleEngine::Impl {
   std::optional<LoadedCheckpoint> load(const std::string& directory, const LoadOptions& options);
   /// Until what save() began beside training is valid; throws what went wrong, on all ranks.
   void wait_for_save();
+  /// Logs once that what save() began has failed. Waits for nothing.
+  void report_save();
+  void remove_failed_save();
 
   std::shared_ptr<torch::nn::Module> model;
   Config config;
@@ -55,6 +59,8 @@ class ModuleEngine::Impl {
   std::unique_ptr<LrSchedule> schedule;   ///< null: rates stay
   std::unique_ptr<SaveJob> running_save;  ///< beside training
   std::string running_save_name;
+  std::function<void()> abandon_running_save;  ///< removes what it left when it failed
+  bool running_save_reported = false;
   std::shared_ptr<ShardImage> save_image;   ///< memory for the copy that is written beside training
   std::shared_ptr<KeptMemory> save_memory;  ///< what a save that training waits for goes through
 
@@ -67,7 +73,7 @@ class ModuleEngine::Impl {
 
  private:
   [[nodiscard]] at::Device device() const;
-  [[nodiscard]] std::string latest_tag(const std::string& directory) const;
+  [[nodiscard]] std::optional<std::string> latest_tag(const std::string& directory) const;
   [[nodiscard]] std::vector<std::string> older_tags(const std::string& directory, const std::string& latest) const;
   [[nodiscard]] std::string text_of_rank_0(const std::string& text, const char* what) const;
 
@@ -78,6 +84,8 @@ class ModuleEngine::Impl {
 
   using ReadNumber = std::function<double(const PyValue& value, const char* what)>;
   LoadedCheckpoint load_tag(const std::string& folder, const LoadOptions& options);
+  /// `tag`, or the newest other one that is intact.
+  LoadedCheckpoint load_newest(const std::string& directory, const std::string& tag, const LoadOptions& options);
   LoadedCheckpoint load_files(const std::string& folder, const LoadOptions& options);
   void restore_settings(const std::vector<const PyValue*>& saved, const ReadNumber& number);
   void restore_scaler(const PyValue& state);

@@ -16,6 +16,12 @@ void trim_heap() {
 #endif
 }
 
+void populate_pages([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes) noexcept {
+#ifdef MADV_POPULATE_WRITE
+  (void)madvise(data, static_cast<size_t>(bytes), MADV_POPULATE_WRITE);
+#endif
+}
+
 PrivateMemory::PrivateMemory(int64_t bytes) : bytes_(bytes) {
   DS_CHECK_AS(IoError, bytes > 0, "cannot take {} bytes of memory: ask for at least one", bytes);
   const auto length = static_cast<size_t>(bytes);

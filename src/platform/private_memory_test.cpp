@@ -43,6 +43,31 @@ TEST(KeptMemory, GivesWhatItKeptToWhoeverNeedsNoMore) {
   EXPECT_EQ(again.data()[2'999'999], 7);
 }
 
+TEST(KeptMemory, WhatIsPreparedIsFoundAndHoldsWhatIsWrittenMeanwhile) {
+  constexpr int64_t kBytes = 40'000'000;
+  KeptMemory kept;
+  kept.prepare(kBytes);
+  kept.prepare(1000);  // is there
+  {
+    const BorrowedMemory memory(&kept, kBytes);
+    for (int64_t i = 0; i < kBytes; i += 4096) memory.data()[i] = static_cast<char>(i / 4096 % 100 + 1);
+  }
+  const BorrowedMemory again(&kept, kBytes);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < kBytes; i += 4096) wrong += again.data()[i] != static_cast<char>(i / 4096 % 100 + 1);
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(KeptMemory, MayGoOrBeReplacedWhileItIsPrepared) {
+  for (int i = 0; i < 20; ++i) {
+    KeptMemory kept;
+    kept.prepare(20'000'000);
+    if (i % 2 == 0) continue;
+    const BorrowedMemory larger(&kept, 30'000'000);
+    EXPECT_EQ(larger.data()[29'999'999], 0);
+  }
+}
+
 TEST(KeptMemory, MoreThanItKeptIsNew) {
   KeptMemory kept;
   { const BorrowedMemory small(&kept, 4096); }

@@ -12,6 +12,8 @@ void trim_heap() {
   (void)_heapmin();
 }
 
+void populate_pages(char* /*data*/, int64_t /*bytes*/) noexcept {}
+
 PrivateMemory::PrivateMemory(int64_t bytes) : bytes_(bytes) {
   DS_CHECK_AS(IoError, bytes > 0, "cannot take {} bytes of memory: ask for at least one", bytes);
   data_ =

@@ -153,6 +153,46 @@ def test_other_optimizers_keep_their_states(optimizer, stage, tmp_path):
     assert train(resumed, 3, first=3) == pytest.approx(expected, abs=1e-6)
 
 
+def nadam_engine(stage: int, seed: int, **more):
+    """Its states have numbers beside tensors, which only ranks with a piece of a parameter know."""
+    import deepspeed
+    model = make_model(seed)
+    optimizer = torch.optim.NAdam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    given = {key: value for key, value in config(stage, zero_allow_untested_optimizer=True, **more).items() if key != "optimizer"}
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=given)[0]
+
+
+def body_nadam_save(stage: int, path: str):
+    import torch.distributed as dist
+    import deepspeed
+    deepspeed.init_distributed()
+    engine = nadam_engine(stage, 1)
+    train(engine, 3, rank=dist.get_rank())
+    engine.save_universal_checkpoint(path, tag="direct")
+    engine.save_checkpoint(path, tag="t")
+    losses = train_alike(engine)
+    if dist.get_rank() == 0:
+        with open(os.path.join(path, "losses.json"), "w") as file:
+            json.dump(losses, file)
+
+
+def body_nadam_resume(stage: int, path: str, tag: str):
+    import deepspeed
+    deepspeed.init_distributed()
+    engine = nadam_engine(stage, 7, checkpoint={"load_universal": True})
+    engine.load_checkpoint(path, tag=tag)
+    with open(os.path.join(path, "losses.json")) as file:
+        assert train_alike(engine) == pytest.approx(json.load(file), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", (1, 3))
+def test_numbers_among_states_of_several_ranks_are_kept(stage, tmp_path):
+    run_ranks(body_nadam_save, 3, {"stage": stage, "path": str(tmp_path)})
+    convert(tmp_path)
+    for ranks, tag in ((1, "direct"), (2, "direct"), (1, "t_universal"), (2, "t_universal")):
+        run_ranks(body_nadam_resume, ranks, {"stage": 4 - stage, "path": str(tmp_path), "tag": tag})
+
+
 @pytest.mark.parametrize("form", ["whole", "flat"])
 def test_folders_without_a_list_of_files_load_too(form, tmp_path):
     """As DeepSpeed writes them: of stages 1 and 2 with a group count that stays 0, of stage 3 flat tensors and no steps."""

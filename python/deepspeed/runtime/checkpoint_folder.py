@@ -21,6 +21,7 @@ from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_native import NativeLoader
 from deepspeed.runtime.checkpoint_pickle import pickled
+from deepspeed.runtime.checkpoint_restore import CheckpointMisfit
 from deepspeed.runtime.memory_plan import ranks_per_host
 from deepspeed.utils.logging import log_dist, logger
 
@@ -43,9 +44,6 @@ class CheckpointSave:
         self._reported = False
         self._finish: Any = None
         self._name_for_people = f"[rank {engine.global_rank}] the checkpoint {self.path}"
-        # Of a tag that is a path below save_dir, which the job does not write.
-        below = save_latest and engine.global_rank == 0 and self.parent != os.path.normpath(save_dir)
-        self._latest = (save_dir, tag) if below else None
         log_dist(f"Saving model checkpoint: {self.path}", ranks=[0])
         if engine.global_rank == 0:
             with self.together.attempt():
@@ -79,12 +77,11 @@ class CheckpointSave:
                 self._job.write_part()
         self._agree()  # so that no rank waits in vain for what another could not write
         if beside:
-            self._finish = weakref.finalize(engine, _finish, self._job, self._name_for_people, self._latest)
+            self._finish = weakref.finalize(engine, _say_failure, self._job, self._name_for_people)
             return self
         with self.together.attempt():
             self._job.commit()
         self._agree()
-        self._name_in_parent()
         return None
 
     def _plan(self, checkpoint: Any) -> dict[str, Any]:
@@ -96,7 +93,8 @@ class CheckpointSave:
         return {"save_dir": self.parent, "tag": self.name, "layout": "native" if native else "deepspeed", "rank": engine.communicator.rank,
                 "tensor_file": self._tensor_file, "threads": torch.get_num_threads(), "commits": engine.global_rank == 0,
                 "ranks": engine.communicator.size, "info": json.dumps(info),
-                "write_latest": self.save_latest and self.parent == os.path.normpath(self.save_dir),
+                # A tag may be a path: `latest` then stands above the folder of the checkpoint.
+                "write_latest": self.save_latest, "latest_dir": self.save_dir if os.path.dirname(self.tag) else "", "latest_text": self.tag,
                 "keep_last": checkpoint.keep_last, "patience_s": _PATIENCE_S}
 
     def _has_room(self) -> bool:
@@ -131,10 +129,6 @@ class CheckpointSave:
         except Exception as problem:  # its name has a dot in front; the next save of the tag removes it
             logger.warning(f"{self.folder} is left: {problem}")
 
-    def _name_in_parent(self) -> None:
-        if self._latest is not None:
-            _C.write_latest(*self._latest)
-
     def wait(self) -> None:
         with self.together.attempt():
             self._job.wait_for_part()
@@ -143,7 +137,6 @@ class CheckpointSave:
             self._job.wait()
         self._agree()
         self._finish.detach()
-        self._name_in_parent()
 
     def finish(self) -> None:
         """For a rank that ends alone: waits for its own part. Says when it has failed."""
@@ -156,20 +149,12 @@ class CheckpointSave:
             _say_failure(self._job, self._name_for_people)
 
 
-def _say_failure(job: Any, name: str) -> bool:
-    """Waits for what a job does beside training; whether it failed."""
+def _say_failure(job: Any, name: str) -> None:
+    """Waits for what a job does beside training; logs when it failed."""
     try:
         job.wait()
     except Exception as problem:
         logger.error(f"{name} was not saved: {problem}")
-        return True
-    return False
-
-
-def _finish(job: Any, name: str, latest: tuple[str, str] | None) -> None:
-    """What is left of a save when its engine goes, or the program ends."""
-    if not _say_failure(job, name) and latest is not None:
-        _C.write_latest(*latest)
 
 
 def _as_json(config: dict) -> Any:
@@ -214,22 +199,33 @@ def _layout(directory: str) -> str:
 
 
 def load_newest(engine: Any, load_dir: str, latest: str, options: dict) -> tuple[str, dict]:
-    """The checkpoint that `latest` names, else the newest older one that is intact."""
-    try:
-        return open_checkpoint(engine, load_dir, latest).load(**options)
-    except CheckpointError as problem:
-        others = _other_tags(engine, load_dir, latest)
-        if not others:
-            raise
-        first = problem
-    for tag in others:
-        if engine.global_rank == 0:
-            logger.warning(f"{first}\nThe checkpoint {tag} is older and is tried instead of {latest}.")
+    """The checkpoint that `latest` names, else the newest other one that is intact. latest: "" when the file is damaged."""
+    first: CheckpointError | None = None
+    tags = [latest] if latest else []
+    if not latest:
+        first = CheckpointError(f"{os.path.join(load_dir, 'latest')} is damaged: it should hold the name of a checkpoint in one line")
+        tags = _next_tags(engine, load_dir, latest, first)
+    while tags:
+        tag = tags.pop(0)
         try:
             return open_checkpoint(engine, load_dir, tag).load(**options)
         except CheckpointError as problem:
-            first = problem
+            # One that is whole but of another model or optimizer: an older one would hide the mistake.
+            misfit = any_rank(engine, isinstance(problem, CheckpointMisfit), "a checkpoint that does not fit")
+            if misfit:
+                raise first or problem
+            if first is None:
+                first, tags = problem, _next_tags(engine, load_dir, latest, problem)
+            elif tags and engine.global_rank == 0:
+                logger.warning(f"{problem}\nThe checkpoint {tags[0]} is tried instead.")
     raise first
+
+
+def _next_tags(engine: Any, load_dir: str, latest: str, problem: Exception) -> list[str]:
+    tags = _other_tags(engine, load_dir, latest)
+    if tags and engine.global_rank == 0:
+        logger.warning(f"{problem}\nThe checkpoint {tags[0]} is tried instead of {latest or 'the one that is not named'}.")
+    return tags
 
 
 def _other_tags(engine: Any, load_dir: str, latest: str) -> list[str]:

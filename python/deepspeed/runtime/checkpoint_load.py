@@ -20,7 +20,7 @@ from deepspeed.checkpoint.constants import (FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM
 from deepspeed.checkpoint.safe_load import has_manifest, load_file
 from deepspeed.checkpoint.verified_bytes import VerifiedBytes
 from deepspeed.runtime.agreement import Together
-from deepspeed.runtime.checkpoint_restore import StateFiles, check_files, reset_optimizer, restore
+from deepspeed.runtime.checkpoint_restore import CheckpointMisfit, StateFiles, check_files, reset_optimizer, restore
 from deepspeed.runtime.checkpoint_state import optimizer_groups
 from deepspeed.runtime.data_position import restore_position
 from deepspeed.runtime.zero.parameter import slot_of
@@ -227,10 +227,10 @@ class CheckpointLoader:
         missing += sorted(set(extra) - set(saved))
         unexpected = sorted(set(saved) - set(current))
         if wrong:
-            raise CheckpointError(f"{self.model_paths[0]}: shapes differ: {'; '.join(wrong[:5])}")
+            raise CheckpointMisfit(f"{self.model_paths[0]}: shapes differ: {'; '.join(wrong[:5])}")
         if strict and (missing or unexpected):
-            raise CheckpointError(f"{self.model_paths[0]} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; "
-                                  "load_module_strict=False loads what fits")
+            raise CheckpointMisfit(f"{self.model_paths[0]} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; "
+                                   "load_module_strict=False loads what fits")
         return values
 
     def _shape_in_pieces(self, name: str) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ from deepspeed.runtime import fragment_state
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_load import CheckpointLoader, modules_with_extra_state, set_extra_state
-from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, check_state_is_there, put_scalars, reset_optimizer, restore_groups
+from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, CheckpointMisfit, check_states_fit, put_scalars, reset_optimizer, restore_groups
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
 from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import stored_name
@@ -238,22 +238,21 @@ class NativeLoader(CheckpointLoader):
         unexpected = sorted(saved - known)
         where = f"checkpoint {self.directory}"
         if wrong:
-            raise CheckpointError(f"{where}: shapes differ: {'; '.join(wrong[:5])}")
+            raise CheckpointMisfit(f"{where}: shapes differ: {'; '.join(wrong[:5])}")
         if strict and (missing or unexpected):
-            raise CheckpointError(f"{where} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; "
-                                  "load_module_strict=False loads what fits")
+            raise CheckpointMisfit(f"{where} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; "
+                                   "load_module_strict=False loads what fits")
         groups = self.optimizer["param_groups"] if self.optimizer else None
         if groups is not None and self.engine._stepper is not None and len(groups) != len(self.engine.basic_optimizer.param_groups):
-            raise CheckpointError(f"{where} has {len(groups)} parameter groups, the optimizer {len(self.engine.basic_optimizer.param_groups)}: "
-                                  "build the optimizer with the same groups")
+            raise CheckpointMisfit(f"{where} has {len(groups)} parameter groups, the optimizer {len(self.engine.basic_optimizer.param_groups)}: "
+                                   "build the optimizer with the same groups")
         if groups is not None and self.engine._stepper is not None and self.engine._stepper.native and self.optimizer["has_states"]:
             self._check_states(where)
 
     def _check_states(self, where: str) -> None:
         reader = StateReader(self.engine)
         for entry in [entry for group in optimizer_groups(self.engine) for entry in group]:
-            for name in self._names_of_states(entry, reader).values():
-                check_state_is_there(where, entry.name, name, self._state_names(entry.name))
+            check_states_fit(where, entry.name, list(self._names_of_states(entry, reader).values()), self._state_names(entry.name))
 
     # ---- values
     @torch.no_grad()

@@ -199,27 +199,32 @@ class StateFiles:
         return self.base[0].get("param_groups", []) if isinstance(self.base[0], dict) else []
 
 
+class CheckpointMisfit(CheckpointError):
+    """A checkpoint that is whole, but of another model or optimizer: no other one is tried in its place."""
+
+
 def check_files(engine: Any, files: StateFiles, load_optimizer_states: bool) -> None:
     """CheckpointError for anything that would stop restore() half way."""
     from deepspeed.runtime.checkpoint_state import optimizer_groups
     for group in optimizer_groups(engine):
         for entry in group:
             if not files.has(entry.name):
-                raise CheckpointError(f"{files.paths[0]}: the checkpoint has no optimizer state for parameter {entry.name}: it is of another "
+                raise CheckpointMisfit(f"{files.paths[0]}: the checkpoint has no optimizer state for parameter {entry.name}: it is of another "
                                       "model, or the parameter was frozen when it was saved")
             if tuple(files.shape(entry.name)) != entry.shape:
-                raise CheckpointError(f"{files.paths[0]}: parameter {entry.name} has shape {list(files.shape(entry.name))} in the checkpoint and "
+                raise CheckpointMisfit(f"{files.paths[0]}: parameter {entry.name} has shape {list(files.shape(entry.name))} in the checkpoint and "
                                       f"{list(entry.shape)} in the model")
             files.check(entry.name, "fp32")
             if load_optimizer_states:
                 stored = files.state_of(entry.name)
-                for key in _wanted_keys(engine, entry.group, stored).values():
+                wanted = list(_wanted_keys(engine, entry.group, stored).values())
+                for key in wanted:
                     files.check(entry.name, key)
-                    check_state_is_there(files.paths[0], entry.name, key, [name for name, value in stored.items() if is_state(value)])
+                check_states_fit(files.paths[0], entry.name, wanted, [name for name, value in stored.items() if is_state(value)])
     saved = files.param_groups()
     if load_optimizer_states and saved and len(saved) != len(engine.basic_optimizer.param_groups):
-        raise CheckpointError(f"{files.paths[0]}: the checkpoint has {len(saved)} parameter groups, the optimizer "
-                              f"{len(engine.basic_optimizer.param_groups)}: build the optimizer with the same groups")
+        raise CheckpointMisfit(f"{files.paths[0]}: the checkpoint has {len(saved)} parameter groups, the optimizer "
+                               f"{len(engine.basic_optimizer.param_groups)}: build the optimizer with the same groups")
 
 
 def is_state(value: Any) -> bool:
@@ -227,11 +232,13 @@ def is_state(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def check_state_is_there(where: str, name: str, key: str, stored: Sequence[str]) -> None:
+def check_states_fit(where: str, name: str, wanted: Sequence[str], stored: Sequence[str]) -> None:
     """A parameter without any state was never updated; one with other states was updated by another optimizer."""
-    if stored and key not in stored:
-        raise CheckpointError(f"{where} has {', '.join(sorted(stored))} of parameter {name}, but not {key}, which this optimizer needs: it was "
-                              "saved with another one; load_optimizer_states=False loads the weights alone")
+    missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    what = f", but not {', '.join(missing)}, which this optimizer needs" if missing else f"; this optimizer has no {', '.join(unknown)}"
+    if stored and (missing or unknown):
+        raise CheckpointMisfit(f"{where} has {', '.join(sorted(stored))} of parameter {name}{what}: it was saved with another one; "
+                               "load_optimizer_states=False loads the weights alone")
 
 
 def _wanted_keys(engine: Any, group: int, stored: dict) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES, CHECKPOINT_PARALLEL_DIMS, CHECKPOINT_PP_DEGREE,
                                             CHECKPOINT_TP_DEGREE, DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES,
@@ -325,14 +326,13 @@ def _checked_client_state(client_state: dict | None) -> dict:
 
 
 def _read_latest(load_dir: str) -> str | None:
-    latest = os.path.join(load_dir, "latest")
-    try:
-        with open(latest) as file:
-            return file.read().strip()
-    except OSError:
+    """None: there is none; "": it is damaged."""
+    latest = _C.read_latest(load_dir)
+    if latest is None:
         there = "" if os.path.isdir(load_dir) else f"; there is no directory {load_dir}"
-        logger.warning(f"Unable to find latest file at {latest}: nothing was loaded; pass an explicit tag, or check the directory{there}")
-        return None
+        logger.warning(f"Unable to find latest file at {os.path.join(load_dir, 'latest')}: nothing was loaded; pass an explicit tag, or check "
+                       f"the directory{there}")
+    return latest
 
 
 def _shape_of(_index: int, param: Any) -> torch.Size:

@@ -58,6 +58,7 @@ def _write_parameters(engine: Any, output: str, together: Together) -> dict[str,
     """What was written, by parameter."""
     reader, states = StateReader(engine), {}
     ranks, rank = engine.communicator.size, engine.communicator.rank
+    scalars = _scalars(engine, reader)
     for number, entry in enumerate(entry for group in optimizer_groups(engine) for entry in group):
         names = reader.names(entry.group) if reader.exists else {}
         written = ["fp32"]
@@ -69,12 +70,22 @@ def _write_parameters(engine: Any, output: str, together: Together) -> dict[str,
             if number % ranks == rank:
                 with together.attempt():
                     universal.write({PARAM: private_copies(value.view(entry.shape)), CAT_DIM: 0}, universal.state_file(output, entry.name, name))
-        scalars = reader.scalars([entry]) if len(written) > 1 else {}
-        if number % ranks == rank and universal.STEP in scalars:
+        own = scalars[entry.name] if len(written) > 1 else {}
+        if number % ranks == rank and universal.STEP in own:
             with together.attempt():
-                universal.write(scalars[universal.STEP], universal.state_file(output, entry.name, universal.STEP))
-        states[entry.name] = {"keys": written, "scalars": scalars}
+                universal.write(own[universal.STEP], universal.state_file(output, entry.name, universal.STEP))
+        states[entry.name] = {"keys": written, "scalars": own}
     return states
+
+
+def _scalars(engine: Any, reader: StateReader) -> dict[str, dict]:
+    """By parameter, the states that are one number. An optimizer of torch has them only on ranks that hold a piece of the parameter."""
+    found = {entry.name: reader.scalars([entry]) for group in optimizer_groups(engine) for entry in group}
+    if reader.native or engine.communicator.size == 1:
+        return found
+    everyone: list[Any] = [None] * engine.communicator.size
+    torch.distributed.all_gather_object(everyone, found, group=engine.data_parallel_group)
+    return {name: next((other[name] for other in everyone if other[name]), {}) for name in found}
 
 
 def _common(engine: Any, states: dict[str, dict]) -> dict[str, Any]:
