@@ -27,6 +27,17 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
+def make_folders(path: str) -> None:
+    """A folder and those above it; the names of those that were not there are on the disk."""
+    made, parent = [], path
+    while parent and not os.path.isdir(parent):
+        made.append(parent)
+        parent = os.path.dirname(parent)
+    os.makedirs(path, exist_ok=True)
+    for folder in made:
+        sync_folder(os.path.dirname(folder) or ".")
+
+
 def sync_tree(path: str) -> None:
     """All files and names below a folder, and its own."""
     folders, files = [], []

@@ -25,7 +25,7 @@ import torch
 from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, PARAM_GROUPS
-from deepspeed.checkpoint.on_disk import replace_text, sync_folder, sync_tree
+from deepspeed.checkpoint.on_disk import make_folders, replace_text, sync_folder, sync_tree
 
 LATEST_UNIVERSAL = "latest_universal"
 ZERO_FOLDER = "zero"
@@ -89,6 +89,7 @@ def begin(output: str) -> str:
         raise CheckpointError(f"{output} exists and is not a universal checkpoint: choose another folder, or remove it")
     partial = _C.saving_folder(root, name)
     shutil.rmtree(partial, ignore_errors=True)
+    make_folders(root)
     os.makedirs(os.path.join(partial, ZERO_FOLDER))
     return partial
 

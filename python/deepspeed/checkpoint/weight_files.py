@@ -16,7 +16,7 @@ import re
 import shutil
 from typing import Any, Callable, Sequence
 
-from deepspeed.checkpoint.on_disk import replace_text, sync_file, sync_folder
+from deepspeed.checkpoint.on_disk import make_folders, replace_text, sync_file, sync_folder
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FOLDER_NAMES = tuple(name for whole in _WHOLE for name in (whole, f"{whole}.index.json"))
@@ -28,7 +28,8 @@ def write_weights(folder: str, filename: str, parts: Sequence[dict], total_bytes
     one of these names; other files stay. OSError, or what `write` raises."""
     work = os.path.join(folder, f".{filename}.saving")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-    os.makedirs(work)
+    make_folders(folder)
+    os.mkdir(work)
     try:
         names = _part_names(filename, len(parts))
         for part, name in zip(parts, names):

@@ -258,7 +258,6 @@ class CheckpointMethods:
         if self.global_rank == 0:
             logger.info(f"Saving model weights to {path}")
             with together.attempt():
-                os.makedirs(os.path.dirname(path), exist_ok=True)
                 if save_filename.endswith(".safetensors"):
                     pretrained.write_safetensors(state, self._shared_params(), path, max_shard_size)
                 else:
