@@ -1,8 +1,10 @@
 """The native checkpoint format: any stage, world and tier from any other; folders that are whole or not there."""
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +234,7 @@ def test_saving_beside_training_saves_the_moment_of_the_call(layout, tmp_path, m
     assert steps(other, 3) == expected
 
 
-def test_a_save_beside_training_that_fails_is_reported(tmp_path, monkeypatch):
+def test_a_save_beside_training_that_fails_is_reported(tmp_path, monkeypatch, capfd):
     import deepspeed
     single_rank(monkeypatch)
     engine = built(settings(2, async_save=True))
@@ -253,10 +255,36 @@ def test_a_save_beside_training_that_fails_is_reported(tmp_path, monkeypatch):
         return folder
     monkeypatch.setattr(deepspeed._C, "begin_save", spoil)
     engine.save_checkpoint(tmp_path, tag="worse")
+    job = engine._running_save._job
+    while not job.done:
+        pass
+    assert "was not saved" not in capfd.readouterr().out
     steps(engine, 1)
+    said = [line for line in capfd.readouterr().out.splitlines() if "was not saved" in line]
+    assert len(said) == 1 and "ERROR" in said[0] and f"[rank 0] the checkpoint {tmp_path / 'worse'} was not saved: " in said[0], said
+    assert "rank_00000.safetensors" in said[0]
+    steps(engine, 1)
+    assert "was not saved" not in capfd.readouterr().out  # once
     with pytest.raises(OSError, match="rank_00000.safetensors"):
         engine.wait_for_checkpoint()
     assert sorted(os.listdir(tmp_path)) == ["bad", "good", "latest"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_engine_that_is_destroyed_holds_no_memory_of_its_saves(waits, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = built(settings(2, async_save=True))
+    steps(engine, 1)
+    engine.save_checkpoint(tmp_path, tag="t")
+    held = [weakref.ref(thing) for thing in (engine._save_image, engine._save_memory, engine._running_save._job)]
+    assert engine._save_image.capacity > 0
+    if waits:
+        engine.wait_for_checkpoint()
+    engine.destroy()
+    gc.collect()
+    assert [thing() for thing in held] == [None, None, None]
+    other = built(settings(2))
+    assert other.load_checkpoint(tmp_path)[0].endswith("t/common.pt")
 
 
 def test_old_checkpoints_are_removed_when_asked_for(tmp_path, monkeypatch):

@@ -59,6 +59,129 @@ def test_other_programs_read_the_files(tmp_path, monkeypatch):
         engine.save_16bit_model(tmp_path, max_shard_size="1GB")
 
 
+SETS = [("model.safetensors", None), ("model.safetensors", "1KB"), ("model.safetensors", "2KB"), ("pytorch_model.bin", None)]
+FOREIGN = ["config.json", "adapter_model.safetensors", "model.onnx", "model-best.safetensors", "modelx-00001-of-00002.safetensors",
+           "ema.safetensors", "ema-00001-of-00002.safetensors", "ema.safetensors.index.json", "pytorch_model.bin.bak"]
+
+
+def loaded(folder: Path) -> dict[str, torch.Tensor]:
+    other = built(0, seed=2)
+    other.load_16bit_model(folder)
+    return full_weights(other.module)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("new", SETS)
+def test_a_new_set_of_weights_is_the_only_one_in_its_folder(new, tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = built(0)
+    engine.save_16bit_model(tmp_path / "alone", new[0], max_shard_size=new[1])
+    alone = sorted(os.listdir(tmp_path / "alone"))
+    for number, old in enumerate(SETS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in FOREIGN:
+            (folder / name).write_text("foreign")
+        engine.save_16bit_model(folder, old[0], max_shard_size=old[1])
+        train(engine, 1)
+        engine.save_16bit_model(folder, new[0], max_shard_size=new[1])
+        assert same(loaded(folder), full_weights(engine.module)), (old, new)
+        assert sorted(os.listdir(folder)) == sorted(alone + FOREIGN)
+        assert all((folder / name).read_text() == "foreign" for name in FOREIGN)
+    engine.save_16bit_model(folder, "ema.safetensors", max_shard_size=new[1])  # a name of its own: the other set stays
+    assert set(alone) < set(os.listdir(folder)) and ("ema-00001-of-00002.safetensors" in os.listdir(folder)) == (new[1] == "2KB")
+
+
+def test_a_full_disk_leaves_the_old_set_of_weights(tmp_path, monkeypatch):
+    from deepspeed.utils import zero_to_fp32
+    single_rank(monkeypatch)
+    engine = built(0)
+    engine.save_16bit_model(tmp_path, "model.safetensors", max_shard_size="1KB")
+    before, files = full_weights(engine.module), sorted(os.listdir(tmp_path))
+    train(engine, 1)
+    write = zero_to_fp32._save_safetensors
+
+    def full_at_part_2(part: dict, path: str, wanted: Any) -> None:
+        write(part, path, wanted)
+        if "-00002-of-" in path:
+            raise OSError(28, "No space left on device", path)
+
+    def full(_state: dict, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", path)
+    for target, name, instead, filename, limit in ((zero_to_fp32, "_save_safetensors", full_at_part_2, "model.safetensors", "1KB"),
+                                                   (torch, "save", full, "pytorch_model.bin", None)):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, instead)
+            with pytest.raises(OSError, match="No space left"):
+                engine.save_16bit_model(tmp_path, filename, max_shard_size=limit)
+        assert sorted(os.listdir(tmp_path)) == files and same(loaded(tmp_path), before)
+
+
+def test_parts_of_two_sets_are_never_taken_for_one(tmp_path, monkeypatch):
+    """A stop before each change of a name: the old set, the new one, or none."""
+    from deepspeed._C import CheckpointError
+    single_rank(monkeypatch)
+    engine = built(0)
+    seen = []
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        engine.save_16bit_model(folder, "model.safetensors", max_shard_size="1KB")
+        before = full_weights(engine.module)
+        train(engine, 1)
+        changes = iter(range(1, 1000))
+
+        def counted(change: Any, *paths: Any, stop: int = number, counter: Any = changes) -> None:
+            if os.path.dirname(paths[-1]) == str(folder) and next(counter) == stop:
+                raise OSError("stopped")
+            change(*paths)
+        with monkeypatch.context() as patched:
+            for name in ("remove", "replace"):
+                patched.setattr(os, name, lambda *paths, change=getattr(os, name): counted(change, *paths))
+            try:
+                engine.save_16bit_model(folder, "model.safetensors", max_shard_size="1KB")
+                break
+            except OSError:
+                pass
+        try:
+            found = loaded(folder)
+            assert same(found, before) or same(found, full_weights(engine.module))
+            seen.append("old" if same(found, before) else "new")
+        except CheckpointError as problem:
+            assert "holds no weights" in str(problem)
+            seen.append("none")
+    assert seen[0] == "old" and seen.count("none") > 3 and same(loaded(folder), full_weights(engine.module)), seen
+
+
+def test_weights_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch):
+    single_rank(monkeypatch)
+    engine = built(0)
+    for name, limit in (("model.safetensors", "1KB"), ("pytorch_model.bin", None)):
+        events: list[tuple[str, int, str]] = []
+        sync, replace = os.fsync, os.replace
+
+        def synced(descriptor: int) -> None:
+            events.append(("sync", os.fstat(descriptor).st_ino, ""))
+            sync(descriptor)
+
+        def replaced(source: str, target: str) -> None:
+            if os.path.dirname(target) == str(tmp_path):
+                events.append(("name", os.stat(source).st_ino, os.path.basename(target)))
+            replace(source, target)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", synced)
+            patched.setattr(os, "replace", replaced)
+            engine.save_16bit_model(tmp_path, name, max_shard_size=limit)
+        first = next(place for place, event in enumerate(events) if event[0] == "name")
+        named = [event for event in events if event[0] == "name"]
+        assert {event[1] for event in named} <= {event[1] for event in events[:first]}
+        assert named[-1][2] == (f"{name}.index.json" if limit else name) and (len(named) > 2) == bool(limit)
+        assert events[-1][:2] == ("sync", os.stat(tmp_path).st_ino)
+
+
 @pytest.fixture
 def pretrained(tmp_path: Path) -> tuple[Path, nn.Module]:
     """A folder as save_pretrained() makes it, in several parts, with a tied head."""

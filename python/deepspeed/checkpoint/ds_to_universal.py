@@ -49,13 +49,21 @@ def convert(input_folder: str, output_folder: str, *, workers: int = 2, strict: 
     if output_folder == os.path.abspath(input_folder):
         raise CheckpointError(f"{output_folder} is the input, not a universal checkpoint: choose another --output_folder")
     partial = universal.begin(output_folder)
+    try:
+        _write(source, rules, partial, workers, progress)
+        universal.move(partial, output_folder)
+    except BaseException:
+        universal.abandon(partial)
+        raise
+
+
+def _write(source: UniversalSource, rules: MergeRules, output: str, workers: int, progress: bool) -> None:
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for _ in _shown(pool.map(lambda name: _write_trained(source, rules, name, partial), source.names), len(source.names), progress):
+        for _ in _shown(pool.map(lambda name: _write_trained(source, rules, name, output), source.names), len(source.names), progress):
             pass
-    _write_untrained(source, rules, partial)
-    universal.write(_common(source), universal.optimizer_state_file(partial))
-    _write_models(source, partial)
-    universal.move(partial, output_folder)
+    _write_untrained(source, rules, output)
+    universal.write(_common(source), universal.optimizer_state_file(output))
+    _write_models(source, output)
 
 
 def _layout_info(source: UniversalSource, inject: bool) -> dict[str, Any]:

@@ -9,6 +9,9 @@
 
 optimizer_state.pt written here also has an entry `universal_states`: for every trained parameter the names of its files, so that a
 file that was lost is found to be missing, and the states that are numbers.
+
+A folder is written as <root>/.<folder>.saving and gets its name when it is complete and on the disk. What had the name before is
+<root>/.<folder>.replaced for a moment; a run that is killed then has not lost it: begin() and load_checkpoint() give it its name back.
 """
 from __future__ import annotations
 
@@ -19,8 +22,10 @@ from typing import Any
 
 import torch
 
+from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, PARAM_GROUPS
+from deepspeed.checkpoint.on_disk import make_folders, replace_text, sync_folder, sync_tree
 
 LATEST_UNIVERSAL = "latest_universal"
 ZERO_FOLDER = "zero"
@@ -77,25 +82,54 @@ def write(value: Any, path: str) -> None:
 
 def begin(output: str) -> str:
     """A new folder, to be moved to `output` when it is complete. Only universal checkpoints and empty folders may be written over."""
+    root, name = os.path.split(output)
+    _C.restore_replaced(root)
     usable = not os.path.exists(output) or (os.path.isdir(output) and (not os.listdir(output) or os.path.isdir(os.path.join(output, ZERO_FOLDER))))
-    if not usable or not os.path.basename(output):
+    if not usable or not name:
         raise CheckpointError(f"{output} exists and is not a universal checkpoint: choose another folder, or remove it")
-    partial = f"{output}.partial"
+    partial = _C.saving_folder(root, name)
     shutil.rmtree(partial, ignore_errors=True)
+    make_folders(root)
     os.makedirs(os.path.join(partial, ZERO_FOLDER))
     return partial
 
 
+def abandon(partial: str) -> None:
+    """After a save that failed. Nothing of this may hide why."""
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def move(partial: str, output: str) -> None:
-    """Under its name, in place of what was there; then named by latest_universal."""
-    old = f"{output}.replaced"
-    shutil.rmtree(old, ignore_errors=True)
-    if os.path.exists(output):
-        os.rename(output, old)
-    os.rename(partial, output)
+    """Under its name, in place of what was there; then named by latest_universal. Everything is on the disk before the next step. By one
+    rank; where ranks of several machines wrote the files, each machine has called sync_tree() for its own."""
+    sync_tree(partial)
     root, folder = os.path.split(output)
-    latest = os.path.join(root, LATEST_UNIVERSAL)
-    with open(f"{latest}.partial", "w") as file:
-        file.write(folder)
-    os.replace(f"{latest}.partial", latest)
-    shutil.rmtree(old, ignore_errors=True)
+    old = _hidden(output, "replaced")
+    if os.path.exists(output):
+        _remove_hidden(output, old)
+        os.rename(output, old)
+    try:
+        os.rename(partial, output)
+    except OSError:
+        if os.path.exists(old) and not os.path.exists(output):
+            os.rename(old, output)
+        raise
+    sync_folder(root)
+    replace_text(os.path.join(root, LATEST_UNIVERSAL), folder)
+    _remove_hidden(output, old)
+
+
+def _hidden(output: str, state: str) -> str:
+    """Beside the folder. Of these names restore_replaced() of the core gives .NAME.replaced, where NAME is missing, its name back, and saves
+    of checkpoints remove what is an hour old (src/checkpoint/tag_folder.h)."""
+    root, folder = os.path.split(output)
+    return os.path.join(root, f".{folder}.{state}")
+
+
+def _remove_hidden(output: str, old: str) -> None:
+    """Under another name first: half of it must never get the name back."""
+    removed = _hidden(output, "removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if os.path.exists(old):
+        os.rename(old, removed)
+        shutil.rmtree(removed, ignore_errors=True)

@@ -451,6 +451,8 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
             self._hidden_small.end()
         if self._running_save is not None:
             self._running_save.finish()
+        # The copy and the buffers of saves beside training, as large as the state; a save that is over holds them too.
+        self._running_save = self._save_image = self._save_memory = None
         if self.parameter_offload is not None:
             self.parameter_offload.destroy()
         if self._resume_gc is not None:

@@ -27,13 +27,6 @@ from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 from deepspeed.utils.logging import logger
 
 
-def write_file(state: Any, path: str) -> None:
-    """Written beside, then renamed: a reader never meets half a file under its name."""
-    partial = f"{path}.partial"
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
 def model_file(directory: str, rank: int | None) -> str:
     """rank None: the one file of a model whose parameters are whole."""
     prefix = "" if rank is None else f"{ZERO_FILE_PREFIX}{rank}_"
@@ -266,11 +259,10 @@ class CheckpointMethods:
         if self.global_rank == 0:
             logger.info(f"Saving model weights to {path}")
             with together.attempt():
-                os.makedirs(save_dir, exist_ok=True)
                 if save_filename.endswith(".safetensors"):
-                    pretrained.write_safetensors(state, self._shared_params(), os.fspath(save_dir), save_filename, max_shard_size)
+                    pretrained.write_safetensors(state, self._shared_params(), path, max_shard_size)
                 else:
-                    write_file(private_copies(state), path)
+                    pretrained.write_torch_file(private_copies(state), path)
         together.agree()
         return True
 

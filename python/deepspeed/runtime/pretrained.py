@@ -16,8 +16,8 @@ import torch.nn as nn
 
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.safe_load import load_file
+from deepspeed.checkpoint.weight_files import FOLDER_NAMES, write_weights
 
-_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TORCH_ENDINGS = (".bin", ".pt", ".pth")
 
 
@@ -41,12 +41,12 @@ def find_weights(path: Any) -> str:
     """The file to begin with. CheckpointError when there is none."""
     path = os.fspath(path)
     if os.path.isdir(path):
-        found = [name for name in _NAMES if os.path.isfile(os.path.join(path, name))]
+        found = [name for name in FOLDER_NAMES if os.path.isfile(os.path.join(path, name))]
         if not found:
-            raise CheckpointError(f"{path} holds no weights: expected one of {', '.join(_NAMES)}")
+            raise CheckpointError(f"{path} holds no weights: expected one of {', '.join(FOLDER_NAMES)}")
         return os.path.join(path, found[0])
     if not path.endswith((".safetensors", ".index.json", *_TORCH_ENDINGS)):
-        raise CheckpointError(f"weights are read from a folder with {' or '.join(_NAMES)}, or from a file that ends with .safetensors, "
+        raise CheckpointError(f"weights are read from a folder with {' or '.join(FOLDER_NAMES)}, or from a file that ends with .safetensors, "
                               f".index.json, {', '.join(_TORCH_ENDINGS)}; got {path!r}")
     if not os.path.isfile(path):
         raise CheckpointError(f"the file {path} does not exist")
@@ -152,21 +152,16 @@ def _check_names(model: nn.Module, state: Weights, path: Any) -> None:
         raise CheckpointError(f"{path} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; strict=False loads what fits")
 
 
-def write_safetensors(state: dict, aliases: dict[str, str], folder: str, filename: str, max_shard_size: str | int | None) -> None:
+def write_safetensors(state: dict, aliases: dict[str, str], path: str, max_shard_size: str | int | None) -> None:
     """A file, or parts and an index where it would be larger. The format has no shared tensors: of several names the first is kept."""
     from deepspeed.utils.zero_to_fp32 import _byte_size, _save_safetensors, _split
     kept = {name: value for name, value in state.items() if name not in aliases or aliases[name] not in state}
     parts, total = _split(kept, sys.maxsize if max_shard_size is None else _byte_size(max_shard_size), None)
-    stem = filename.removesuffix(".safetensors")
-    weight_map: dict[str, str] = {}
-    for number, part in enumerate(parts):
-        name = filename if len(parts) == 1 else f"{stem}-{number + 1:05d}-of-{len(parts):05d}.safetensors"
-        path = os.path.join(folder, name)
-        _save_safetensors(part, f"{path}.partial", None)
-        os.replace(f"{path}.partial", path)
-        weight_map.update(dict.fromkeys(part, name))
-    if len(parts) > 1:
-        index = os.path.join(folder, f"{filename}.index.json")
-        with open(f"{index}.partial", "w", encoding="utf-8") as file:
-            json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, file, indent=2, sort_keys=True)
-        os.replace(f"{index}.partial", index)
+    folder, filename = os.path.split(path)
+    write_weights(folder, filename, parts, total, lambda part, place: _save_safetensors(part, place, None))
+
+
+def write_torch_file(state: dict, path: str) -> None:
+    """A file of torch.save's format."""
+    folder, filename = os.path.split(path)
+    write_weights(folder, filename, [state], 0, torch.save)

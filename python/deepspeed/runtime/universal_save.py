@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint import universal_checkpoint as universal
 from deepspeed.checkpoint.constants import CAT_DIM, DS_VERSION, PARAM
+from deepspeed.checkpoint.on_disk import sync_tree
 from deepspeed.checkpoint.universal_source import ModelFiles
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.checkpoint_state import StateReader, _scale_history, optimizer_groups, param_groups, scaler_entries
@@ -22,14 +24,28 @@ def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict) -> 
         raise CheckpointError("save_universal_checkpoint: the engine has no optimizer, so there are no states to write: use save_checkpoint")
     tag = str(f"global_step{engine.global_steps}_universal" if tag is None else tag)
     output = os.path.join(os.path.abspath(os.fspath(save_dir)), tag)
-    partial = f"{output}.partial"
+    partial = _C.saving_folder(*os.path.split(output))
     together = Together(engine, f"save_universal_checkpoint({output})", CheckpointError)
     if engine.global_rank == 0:
         with together.attempt():
             universal.begin(output)
     together.agree()
+    try:
+        _write_together(engine, partial, output, client_state, together)
+    except BaseException:
+        if engine.global_rank == 0:
+            universal.abandon(partial)
+        raise
+    return True
+
+
+def _write_together(engine: Any, partial: str, output: str, client_state: dict, together: Together) -> None:
     states = _write_parameters(engine, partial, together)
     engine._save_model_states(_Folder(partial, together), client_state, False, with_optimizer=False)
+    together.agree()  # all files of all ranks are there
+    if engine.local_rank == 0 and engine.global_rank != 0:
+        with together.attempt():
+            sync_tree(partial)  # rank 0 does it below, but only a machine of its own can for what it wrote
     together.agree()
     if engine.global_rank == 0:
         with together.attempt():
@@ -40,7 +56,6 @@ def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict) -> 
             _write_rest(models, states, partial)
             universal.move(partial, output)
     together.agree()
-    return True
 
 
 class _Folder:
