@@ -17,6 +17,7 @@
 #include "comm/host_values.h"
 #include "engine/checkpoint_names.h"
 #include "engine/module_checkpoint.h"
+#include "engine/module_checkpoint_native.h"
 #include "platform/files.h"
 
 namespace deepscale {
@@ -84,6 +85,11 @@ class ModuleEngine::Impl::Loader {
       open();
       check_module();
       check_optimizer();
+      // DeepSpeed's own checkpoints have no such file.
+      const bool same_ranks = saved_ranks_ == owner_.world.size();
+      const bool ours = file_size(folder_ + "/" + kManifestName).has_value();
+      if (same_ranks && ours && file_size(folder_ + "/" + native_rank_file(owner_.world.rank())))
+        random_ = read_random_state(folder_, owner_.world.rank());
     } catch (const Error&) {
       problem = std::current_exception();
     } catch (const std::exception& error) {
@@ -94,6 +100,7 @@ class ModuleEngine::Impl::Loader {
     owner_.engine->zero_grad();
     store_module();
     if (wants_optimizer_ && states_ != nullptr) restore_optimizer();
+    if (wants_optimizer_ && random_) restore_random_state(*random_);
     return owner_.restore_run(folder_, first(), options_);
   }
 
@@ -366,7 +373,8 @@ class ModuleEngine::Impl::Loader {
   std::string folder_;
   const LoadOptions& options_;
   bool wants_optimizer_;
-  bool in_pieces_ = false;  ///< values of parameters are only in the optimizer files
+  std::optional<at::Tensor> random_;  ///< state of this rank's random numbers
+  bool in_pieces_ = false;            ///< values of parameters are only in the optimizer files
   int64_t saved_ranks_ = 1;
   std::vector<File> models_;
   std::unique_ptr<OptimizerFiles> states_;

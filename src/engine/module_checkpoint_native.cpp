@@ -156,21 +156,33 @@ void restore_random_state(const at::Tensor& state) {
   generator.set_state(state);
 }
 
+PyNode* describe_random_state(PyDocument& document) {
+  PyNode* random = document.dict();
+  random->set("torch", add_tensor(document, random_state()));
+  PyNode* state = document.dict();
+  state->set("random", random);
+  return state;
+}
+
+std::optional<at::Tensor> read_random_state(const std::string& folder, int rank) {
+  const std::string path = folder + "/" + native_rank_file(rank);
+  const auto file = TorchFile::open(path);
+  const PyValue* const random = file.root().find("random");
+  const PyValue* const stored = random == nullptr ? nullptr : random->find("torch");
+  if (stored == nullptr || !stored->is(PyKind::kTensor)) return std::nullopt;
+  at::Tensor state = file.read(stored->node()->tensor);
+  const at::Tensor own = random_state();
+  DS_CHECK_AS(CheckpointError, state.scalar_type() == own.scalar_type() && state.numel() == own.numel(),
+              "{}: the state of the random numbers has {} bytes, expected {}", path, state.numel(), own.numel());
+  return state;
+}
+
 NativeTensors::NativeTensors(const std::string& folder, int rank, int ranks) : tensors_(folder, at::get_num_threads()) {
   tensors_.check_file(kNativeCommon);
   common_ = std::make_shared<const TorchFile>(TorchFile::open(folder + "/" + kNativeCommon));
   if (common_->root().at("dp_world_size").as_int("dp_world_size") != ranks) return;
-  const std::string name = native_rank_file(rank);
-  tensors_.check_file(name);
-  const auto file = TorchFile::open(folder + "/" + name);
-  const PyValue* const random = file.root().find("random");
-  const PyValue* const state = random == nullptr ? nullptr : random->find("torch");
-  if (state == nullptr || !state->is(PyKind::kTensor)) return;
-  random_ = file.read(state->node()->tensor);
-  const at::Tensor own = random_state();
-  DS_CHECK_AS(CheckpointError, random_->scalar_type() == own.scalar_type() && random_->numel() == own.numel(),
-              "{}/{}: the state of the random numbers has {} bytes, expected {}", folder, name, random_->numel(),
-              own.numel());
+  tensors_.check_file(native_rank_file(rank));
+  random_ = read_random_state(folder, rank);
 }
 
 const ManifestTensor* NativeTensors::weight(const std::string& name) const {

@@ -31,6 +31,9 @@ std::vector<SavedSlice> native_slices(Engine& engine, const ConfiguredOptimizer&
 /// State of the CPU's generator of random numbers, as torch.get_rng_state() gives it.
 [[nodiscard]] at::Tensor random_state();
 void restore_random_state(const at::Tensor& state);
+/// As native_rank_file() holds it, in every layout. Reading: nothing when the file has none; throws CheckpointError.
+PyNode* describe_random_state(PyDocument& document);
+std::optional<at::Tensor> read_random_state(const std::string& folder, int rank);
 
 /// The tensors of a native checkpoint for one engine.
 class NativeTensors {

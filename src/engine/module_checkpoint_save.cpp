@@ -126,6 +126,7 @@ class ModuleEngine::Impl::Saver {
       write_model_file(trains);
       if (trains && form_ != StateFileForm::kWhole) write_optimizer_file();
     }
+    write_random_state();
     agree();
     finish(native, tag);
     agree();
@@ -248,13 +249,12 @@ class ModuleEngine::Impl::Saver {
     common->set("optimizer", trains ? PyValue(native_optimizer_state(document, view())) : PyValue());
     for (const auto& [key, value] : options_.client_state) common->set(key, from_client(value));
     if (rank_ == 0) write(kNativeCommon, document);
-    PyDocument own;
-    PyNode* random = own.dict();
-    random->set("torch", add_tensor(own, random_state()));
-    PyNode* state = own.dict();
-    state->set("random", random);
-    own.root = state;
-    write(native_rank_file(rank_), own);
+  }
+
+  void write_random_state() {
+    PyDocument document;
+    document.root = describe_random_state(document);
+    write(native_rank_file(rank_), document);
   }
 
   void write(const std::string& name, const PyDocument& document) {

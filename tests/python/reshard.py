@@ -33,7 +33,7 @@ WITH_ZERO = ("bf16-only",)  # no stage 0
 # The recipes beside the matrix, each on a ring of pairs.
 RECIPES = ("bf16", "bf16-only", "fp16", "accumulate", "mics", "hpz", "ratio", "own-random", "client-adamw", "client-sgd", "nadam", "amsgrad",
            "lion", "muon", "adagrad")
-NATIVE_ONLY = ("own-random",)  # DeepSpeed's files have no place for the random numbers of every rank
+NOT_UNIVERSAL = ("own-random",)  # universal checkpoints are of no rank
 WORKER = Path(__file__).with_name("reshard_worker.py")
 IDENTICAL, CLOSE, WRONG = "identical", "close", "wrong"
 
@@ -245,8 +245,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # launches are ended on the way out
     worlds, tiers = tuple(int(w) for w in options.worlds.split(",")), tuple(options.tiers.split(","))
     recipes = options.recipes.split(",") if options.recipes else () if options.quick else RECIPES
-    if options.format != "native" and not options.recipes:
-        recipes = [recipe for recipe in recipes if recipe not in NATIVE_ONLY]
+    if options.format == "universal" and not options.recipes:
+        recipes = [recipe for recipe in recipes if recipe not in NOT_UNIVERSAL]
     recipes = [recipe for recipe in recipes if recipe != "none"]
 
     chosen = [] if options.no_matrix else cases(worlds, tiers)

@@ -230,8 +230,8 @@ class Worker:
             return {"problem": str(problem)}
         if path is None or client["from"] != key_of(saved):
             return {"problem": f"loaded {path}, whose client state is {sorted(client)}"}
-        # The native format restores random numbers itself when there are as many ranks as before.
-        if self.layout != "native" or saved["world"] != case["world"]:
+        # Random numbers are restored when there are as many ranks as before.
+        if self.layout == "universal" or saved["world"] != case["world"]:
             set_random_state(client["random"])
         if damage:
             DAMAGES[damage](engine)

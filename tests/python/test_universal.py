@@ -335,7 +335,7 @@ def test_a_conversion_names_the_file_that_is_missing_or_damaged_and_writes_nothi
     from deepspeed._C import CheckpointError
     directory = saved(tmp_path, stage)
     (directory / "manifest.json").unlink()  # as other programs write it
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(name for name in os.listdir(directory) if not name.startswith("rank_")):  # of random numbers: not converted
         whole = (directory / name).read_bytes()
         (directory / name).write_bytes(whole[:len(whole) // 2])
         with pytest.raises(CheckpointError, match=name):

@@ -194,6 +194,7 @@ def body_fails_on_one_rank(folder: str) -> None:
     universal_checkpoint.write = write
     torch.distributed.barrier()
     assert sorted(os.listdir(folder)) == before
+    torch.distributed.barrier()
     engine.save_universal_checkpoint(folder, tag="v")
     assert sorted(os.listdir(folder)) == sorted([*before, "v"])
 

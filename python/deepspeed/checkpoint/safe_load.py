@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import io
 import os
 import pathlib
 import pickle
@@ -93,6 +94,32 @@ def load_object(path: str) -> Any:
         raise CheckpointError(f"checkpoint file {path}: {_why(error)}") from error
     except Exception as error:  # whatever instructions that make no sense lead to: IndexError, struct.error, MemoryError ...
         raise CheckpointError(f"checkpoint file {path}: {_damaged(error)}") from error
+
+
+def why_not_loaded(value: Any) -> str | None:
+    """What keeps an object that is about to be saved from being loaded again; None: nothing. Values of tensors are not looked at."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(_without_values(value), buffer)
+        buffer.seek(0)
+        with torch.serialization.safe_globals(_harmless()):
+            torch.load(buffer, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = _why(error)
+        return why if "object of type" in why else f"it has a type that is not loaded from files ({why})"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.empty(0, dtype=value.dtype)
+    if type(value) in (list, tuple):
+        return type(value)(_without_values(item) for item in value)
+    if type(value) in (dict, collections.OrderedDict):
+        return type(value)((key, _without_values(item)) for key, item in value.items())
+    return value
 
 
 def _is_zip(path: str) -> bool:

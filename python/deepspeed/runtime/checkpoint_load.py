@@ -23,6 +23,7 @@ from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.checkpoint_restore import CheckpointMisfit, StateFiles, check_files, reset_optimizer, restore
 from deepspeed.runtime.checkpoint_state import optimizer_groups
 from deepspeed.runtime.data_position import restore_position
+from deepspeed.runtime.random_states import rank_file, restore_random_states
 from deepspeed.runtime.zero.parameter import slot_of
 
 _EXTRA_STATE = "_extra_state"
@@ -70,6 +71,7 @@ class CheckpointLoader:
         self.model_paths: list[str] = []
         self.models: list[dict] = []
         self.files: StateFiles | None = None
+        self._random: dict | None = None  # this rank's
         self._values: dict[str, Tensor | None] = {}  # of the module, as _check_module() found them
 
     def load(self, *, strict: bool, optimizer: bool, scheduler: bool, module_only: bool,
@@ -87,6 +89,8 @@ class CheckpointLoader:
             engine.load_module_state_dict({"module": self._whole_module()}, custom_load_fn=custom_load_fn,
                                           fetch_z3_params=engine.parameter_offload is not None)
         self._store(optimizer, custom_load_fn is None)
+        if self._random is not None and optimizer:
+            restore_random_states(self._random["random"])
         return self._finish(optimizer, scheduler, module_only)
 
     def _check(self, strict: bool, optimizer: bool, module: bool) -> None:
@@ -135,6 +139,13 @@ class CheckpointLoader:
                                   f"{len(self.model_paths)} model files: files are missing")
         if self._in_pieces() or optimizer:
             self._open_optimizer()
+        self._random = self._rank_state()
+
+    def _rank_state(self) -> dict | None:
+        """Of this rank, when as many ranks saved as now load. DeepSpeed's own checkpoints have none."""
+        path = os.path.join(self.directory, rank_file(self.engine.communicator.rank))
+        same = self.models[0]["dp_world_size"] == self.engine.communicator.size
+        return load_file(path) if same and has_manifest(self.directory) and os.path.isfile(path) else None
 
     def _in_pieces(self) -> bool:
         """Whether parameters themselves are only in the optimizer files."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-import random
 from typing import Any, Iterator
 
 import torch
@@ -26,15 +25,12 @@ from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, CheckpointMis
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
 from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import stored_name
+from deepspeed.runtime.random_states import rank_file
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 
 COMMON = "common.pt"
 
 Slice = tuple[str, list[int], int, int, torch.dtype, Any]
-
-
-def rank_file(rank: int) -> str:
-    return f"rank_{rank:05d}.pt"
 
 
 def tensor_file(rank: int) -> str:
@@ -152,30 +148,6 @@ class NativeState:
                               "has_states": self._reader.exists, "scalars": scalars, **scaler_entries(engine)}, "module": extra}
 
 
-def random_states() -> dict[str, Any]:
-    """Of the generators that programs use: torch on the CPU and on the devices that it has begun to use, Python, NumPy."""
-    import numpy
-    kind, keys, *rest = numpy.random.get_state()
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype("int64")), *rest)}
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()  # of this rank's device
-    return states
-
-
-def restore_random_states(saved: dict[str, Any]) -> None:
-    """Those that are there: a program without Python has torch's alone."""
-    import numpy
-    torch.set_rng_state(saved["torch"])
-    if "cuda" in saved and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved["cuda"])
-    if "python" not in saved:
-        return
-    version, state, gauss = saved["python"]
-    random.setstate((version, tuple(state), gauss))
-    kind, keys, *rest = saved["numpy"]
-    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
-
-
 def local_value(engine: Any, index: int, key: str) -> Tensor | None:
     """This rank's fragment of a master ("fp32") or state; shares the engine's memory where that is ordinary memory."""
     if engine._stepper.native:
@@ -271,8 +243,6 @@ class NativeLoader(CheckpointLoader):
             set_extra_state(engine.module, self.models[0].get("module") or {})
         together.agree()
         self._follow(module, together, trained if optimizer and not self._in_one_pass else {})
-        if self._random is not None and optimizer:
-            restore_random_states(self._random["random"])
         if engine._stepper is None:
             return
         if optimizer and self.optimizer is not None:

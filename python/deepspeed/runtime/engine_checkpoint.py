@@ -17,12 +17,14 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             CHECKPOINT_TP_DEGREE, DS_VERSION, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, TOLD_TO_CLIENTS, ZERO_FILE_PREFIX)
+from deepspeed.checkpoint.safe_load import why_not_loaded
 from deepspeed.runtime import pretrained
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
-from deepspeed.runtime.checkpoint_native import COMMON, NativeState, random_states, rank_file, tensor_file
+from deepspeed.runtime.checkpoint_native import COMMON, NativeState, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups, optimizer_state
 from deepspeed.runtime.data_position import saved_position
+from deepspeed.runtime.random_states import random_states, rank_file
 from deepspeed.runtime.zero.parameter import is_sharded, slot_of
 from deepspeed.utils.logging import logger
 
@@ -60,6 +62,7 @@ class CheckpointMethods:
             self._save_model_states(saving, client_state, exclude_frozen_parameters)
             if self._config.shards_optimizer and self._stepper is not None:
                 self._save_optimizer_states(saving)
+        saving.write(rank_file(self.communicator.rank), {"random": random_states()})
         self._running_save = saving.start()
         return True
 
@@ -80,8 +83,8 @@ class CheckpointMethods:
         common = {**self._counters(), "shared_params": self._shared_params(), **state.common(), **client_state}
         if state.rank == 0:
             saving.write(COMMON, private_copies(common))
-        saving.write(rank_file(state.rank), {"random": random_states()})
-        saving.tensors(tensor_file(state.rank), state.slices())
+        with saving.together.attempt():
+            saving.tensors(tensor_file(state.rank), state.slices())
 
     def _counters(self) -> dict:
         """What every layout has of a run. Collective."""
@@ -314,6 +317,10 @@ def _checked_client_state(client_state: dict | None) -> dict:
     reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
     if reserved:
         raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
+    for key, value in client_state.items():
+        why = why_not_loaded(value)
+        if why is not None:
+            logger.warning(f"client_state[{key!r}] is saved, but this checkpoint will not load: {why}")
     return client_state
 
 

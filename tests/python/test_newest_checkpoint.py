@@ -1,0 +1,164 @@
+"""Which checkpoint is the newest, which ones stay, and what is taken where the newest is not to be had; in both layouts."""
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import random
+import time
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from common import run_ranks, single_rank
+from models import config, full_weights, make_model, train
+
+LAYOUTS = ("native", "deepspeed")
+
+
+@pytest.fixture(autouse=True)
+def world_of_one(monkeypatch):
+    single_rank(monkeypatch)
+
+
+def built(layout: str, stage: int = 1, optimizer: dict | None = None, **checkpoint: Any) -> Any:
+    import deepspeed
+    more = {} if optimizer is None else {"optimizer": optimizer}
+    return deepspeed.initialize(model=make_model(), config=config(stage, checkpoint={"format": layout, **checkpoint}, **more))[0]
+
+
+@pytest.mark.parametrize("save_dir, tag", [("./runs", None), ("runs//x/", None), ("runs", "a/b")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_latest_is_written_with_the_checkpoint_beside_training(layout, save_dir, tag, tmp_path, monkeypatch):
+    """Not only when somebody waits: a run that is killed later goes on from it."""
+    monkeypatch.chdir(tmp_path)
+    engine = built(layout, async_save=True)
+    train(engine, 1)
+    engine.save_checkpoint(save_dir, tag=tag)
+    job = engine._running_save._job
+    until = time.monotonic() + 60
+    while not job.done and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (tmp_path / save_dir / "latest").read_text() == (tag or "global_step1")
+    other = built(layout)
+    other.load_checkpoint(save_dir)
+    assert other.global_steps == 1
+    engine.wait_for_checkpoint()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_latest_names_is_never_removed(layout, tmp_path):
+    engine = built(layout, keep_last=1)
+    engine.save_checkpoint(tmp_path, tag="resume")
+    engine.save_checkpoint(tmp_path, tag="best", save_latest=False)
+    engine.save_checkpoint(tmp_path, tag="better", save_latest=False)
+    assert sorted(name for name in os.listdir(tmp_path) if not name.endswith(".py")) == ["better", "latest", "resume"]
+    assert engine.load_checkpoint(tmp_path)[0].startswith(str(tmp_path / "resume"))
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 16, b"\xff\xfe", b"two\nlines", b"gone"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_latest_that_is_damaged_does_not_hide_the_checkpoints(layout, text, tmp_path, caplog):
+    engine = built(layout)
+    for _ in range(2):
+        train(engine, 1)
+        engine.save_checkpoint(tmp_path)
+    (tmp_path / "latest").write_bytes(text)
+    other = built(layout)
+    path, _ = other.load_checkpoint(tmp_path)
+    assert path.startswith(str(tmp_path / "global_step2")) and other.global_steps == 2
+
+
+def body_damaged_latest(folder: str):
+    import deepspeed
+    deepspeed.init_distributed()
+    engine = built("native", stage=3)
+    engine.save_checkpoint(folder, tag="t")
+    torch.distributed.barrier()
+    if engine.global_rank == 0:
+        with open(os.path.join(folder, "latest"), "wb") as file:
+            file.write(b"\xff\xfe")
+    torch.distributed.barrier()
+    assert engine.load_checkpoint(folder)[0].startswith(os.path.join(folder, "t"))
+
+
+def test_a_latest_that_is_damaged_is_the_same_for_all_ranks(tmp_path):
+    run_ranks(body_damaged_latest, 2, {"folder": str(tmp_path)})
+
+
+OTHERS = [{"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}, {"type": "Lion", "params": {"lr": 1e-3}}, {"type": "Adagrad", "params": {"lr": 0.1}}]
+
+
+def body_misfit(folder: str, layout: str, other: dict):
+    import deepspeed
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    engine = built(layout)
+    train(engine, 1, rank=rank)
+    engine.save_checkpoint(folder)
+    changed = built(layout, optimizer=other)
+    with pytest.raises(deepspeed._C.CheckpointError, match="saved with another one|rank . failed"):
+        changed.load_checkpoint(folder)
+    changed.load_checkpoint(folder, load_optimizer_states=False)
+    train(changed, 2, rank=rank)
+    changed.save_checkpoint(folder, tag="other")
+    before = full_weights(engine.module)
+    with pytest.raises(deepspeed._C.CheckpointError, match="saved with another one|rank . failed"):
+        engine.load_checkpoint(folder)  # though the older one would do
+    for name, value in full_weights(engine.module).items():
+        assert torch.equal(before[name], value), name
+    engine.load_checkpoint(folder, tag="global_step1")
+    train(engine, 1, rank=rank)
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: other["type"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_older_checkpoint_does_not_hide_a_mistake(layout, other, tmp_path):
+    run_ranks(body_misfit, 2, {"folder": str(tmp_path), "layout": layout, "other": other})
+
+
+def drawn() -> list[float]:
+    return [torch.rand(1).item(), random.random(), float(numpy.random.rand())]
+
+
+def body_random(folder: str, layout: str, stage: int):
+    import deepspeed
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    for seed in (torch.manual_seed, random.seed, numpy.random.seed):
+        seed(100 + rank)
+    engine = built(layout, stage)
+    train(engine, 1, rank=rank)
+    drawn()
+    engine.save_checkpoint(folder)
+    expected = drawn()
+    other = built(layout, stage)
+    other.load_checkpoint(folder, load_module_only=True)
+    assert drawn() != expected
+    other.load_checkpoint(folder)
+    assert drawn() == expected
+
+
+@pytest.mark.parametrize("stage", (0, 1, 3))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_rank_goes_on_with_its_random_numbers(layout, stage, tmp_path):
+    run_ranks(body_random, 2, {"folder": str(tmp_path), "layout": layout, "stage": stage})
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_client_state_that_will_not_load_is_said_when_it_is_saved(layout, tmp_path, caplog, monkeypatch):
+    from deepspeed.utils import logger
+    monkeypatch.setattr(logger, "propagate", True)
+    engine = built(layout)
+    with caplog.at_level(logging.WARNING):
+        engine.save_checkpoint(tmp_path, client_state={"good": {"a": [1, torch.ones(2), (None, "x")]}, "numbers": numpy.float64(3)})
+    assert not [record for record in caplog.records if "will not load" in record.message]
+    with caplog.at_level(logging.WARNING):
+        engine.save_checkpoint(tmp_path, client_state={"colour": Colour.RED})
+    assert [record for record in caplog.records if "client_state['colour']" in record.message and "add_safe_globals" in record.message]
