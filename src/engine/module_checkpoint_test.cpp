@@ -239,8 +239,11 @@ TEST_F(Checkpoint, CutAndMissingFilesAreNamedAndChangeNothing) {
             ADD_FAILURE() << "no error";
           } catch (const CheckpointError& error) {
             EXPECT_NE(std::string(error.what()).find(folder_), std::string::npos) << error.what();
-            if (part >= 0) {
-              EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+            // What only one rank reads, it alone names.
+            const std::string text = error.what();
+            const bool told = name.starts_with("rank_") && text.find("failed, this rank did not") != std::string::npos;
+            if (part >= 0 && !told) {
+              EXPECT_NE(text.find(name), std::string::npos) << text;
             }
           }
           EXPECT_EQ(trainer.engine->global_steps(), 0);

@@ -87,6 +87,8 @@ def body_two_ranks_resume(stage: int, path: str):
 def test_two_ranks_resume_bit_for_bit(stage, tmp_path):
     run_ranks(body_two_ranks_resume, 2, {"stage": stage, "path": str(tmp_path)})
     names = set(os.listdir(tmp_path / "here")) - {"manifest.json"}
+    assert {"rank_00000.pt", "rank_00001.pt"} <= names
+    names -= {"rank_00000.pt", "rank_00001.pt"}
     if stage == 0:
         assert names == {"mp_rank_00_model_states.pt"}
     elif stage < 3:
@@ -290,7 +292,7 @@ def test_saving_over_another_checkpoint_leaves_nothing_of_it(tmp_path):
         (tmp_path / "t" / "zero_pp_rank_5_mp_rank_00_optim_states.pt").write_bytes(b"of six ranks")
         (tmp_path / "t" / "mine.txt").write_text("not a checkpoint file")
         engine.save_checkpoint(tmp_path, tag="t")
-        assert len(os.listdir(tmp_path / "t")) == (3 if stage == 0 else 4)
+        assert len(os.listdir(tmp_path / "t")) == (4 if stage == 0 else 5)
         engine.load_checkpoint(tmp_path, tag="t")
 
 
