@@ -85,11 +85,7 @@ class ModuleEngine::Impl::Loader {
       open();
       check_module();
       check_optimizer();
-      // DeepSpeed's own checkpoints have no such file.
-      const bool same_ranks = saved_ranks_ == owner_.world.size();
-      const bool ours = file_size(folder_ + "/" + kManifestName).has_value();
-      if (same_ranks && ours && file_size(folder_ + "/" + native_rank_file(owner_.world.rank())))
-        random_ = read_random_state(folder_, owner_.world.rank());
+      if (has_random_ && saved_ranks_ == owner_.world.size()) random_ = read_random_state(folder_, owner_.world.rank());
     } catch (const Error&) {
       problem = std::current_exception();
     } catch (const std::exception& error) {
@@ -115,10 +111,11 @@ class ModuleEngine::Impl::Loader {
   // --- opening
   /// Where there is a manifest, every byte is read once, by one rank or the other. Files that are missing: open() knows
   /// whether they are needed.
-  void check_files() const {
+  void check_files() {
     if (!file_size(folder_ + "/" + kManifestName)) return;
     const Manifest manifest = read_manifest(folder_);
     for (size_t f = 0; f < manifest.files.size(); ++f) {
+      has_random_ = has_random_ || manifest.files[f].name == native_rank_file(owner_.world.rank());
       if (static_cast<int>(f % owner_.world.size()) != owner_.world.rank()) continue;
       if (!file_size(folder_ + "/" + manifest.files[f].name)) continue;
       const auto problems = verify_file(folder_, manifest.files[f], 1, caching_before_loading(manifest));
@@ -373,6 +370,7 @@ class ModuleEngine::Impl::Loader {
   std::string folder_;
   const LoadOptions& options_;
   bool wants_optimizer_;
+  bool has_random_ = false;           ///< DeepSpeed's own checkpoints have no such file
   std::optional<at::Tensor> random_;  ///< state of this rank's random numbers
   bool in_pieces_ = false;            ///< values of parameters are only in the optimizer files
   int64_t saved_ranks_ = 1;
