@@ -162,3 +162,32 @@ def test_client_state_that_will_not_load_is_said_when_it_is_saved(layout, tmp_pa
     with caplog.at_level(logging.WARNING):
         engine.save_checkpoint(tmp_path, client_state={"colour": Colour.RED})
     assert [record for record in caplog.records if "client_state['colour']" in record.message and "add_safe_globals" in record.message]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_error_says_which_other_checkpoint_is_there(layout, tmp_path):
+    from deepspeed._C import CheckpointError
+    engine = built(layout)
+    for _ in range(2):
+        train(engine, 1)
+        engine.save_checkpoint(tmp_path)
+    victim = max((tmp_path / "global_step2").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{victim.name}(.|\n)*newest other checkpoint in .* is global_step1"):
+        built(layout).load_checkpoint(tmp_path, tag="global_step2")
+
+
+@pytest.mark.parametrize("tag", ["../victim", "a/../../victim", "/tmp/elsewhere", "a\nb", "latest"])
+def test_tags_stay_below_their_folder(tag, tmp_path):
+    engine = built("native")
+    with pytest.raises(ValueError, match="tag"):
+        engine.save_checkpoint(tmp_path / "runs", tag=tag)
+    assert not (tmp_path / "victim").exists() and not os.path.exists("/tmp/elsewhere")
+
+
+def test_names_that_scripts_of_deepspeed_import(tmp_path):
+    """The copy of zero_to_fp32.py in a folder that DeepSpeed wrote."""
+    from deepspeed.checkpoint import constants
+    assert constants.AUTOEP_LAYERS_KEY == "ds_autoep_layers" and constants.FOLDING_METADATA_KEY == "folding"

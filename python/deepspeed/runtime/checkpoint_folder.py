@@ -198,6 +198,17 @@ def _layout(directory: str) -> str:
         return "native" if os.path.exists(os.path.join(directory, "common.pt")) else "deepspeed"
 
 
+def load_named(engine: Any, load_dir: str, tag: str, options: dict) -> tuple[str, dict]:
+    """That checkpoint or none; an error says which other one could be taken."""
+    try:
+        return open_checkpoint(engine, load_dir, tag).load(**options)
+    except CheckpointError as problem:
+        others = _other_tags(engine, load_dir, tag)
+        if not others or any_rank(engine, isinstance(problem, CheckpointMisfit), "a checkpoint that does not fit"):
+            raise
+        raise type(problem)(f"{problem}\nThe newest other checkpoint in {load_dir} whose files are all there is {others[0]}.") from problem
+
+
 def load_newest(engine: Any, load_dir: str, latest: str, options: dict) -> tuple[str, dict]:
     """The checkpoint that `latest` names, else the newest other one that is intact. latest: "" when the file is damaged."""
     first: CheckpointError | None = None

@@ -20,7 +20,7 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
 from deepspeed.checkpoint.safe_load import why_not_loaded
 from deepspeed.runtime import pretrained
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
-from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_newest, open_checkpoint, restore_replaced
+from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_named, load_newest, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups, optimizer_state
 from deepspeed.runtime.data_position import saved_position
@@ -45,13 +45,18 @@ class CheckpointMethods:
     # ---- saving
     def save_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None, save_latest: bool = True,
                         exclude_frozen_parameters: bool = False) -> bool:
-        """Saves model, optimizer, scheduler, counters and `client_state` under save_dir/tag. Collective: all ranks must call."""
+        """Saves model, optimizer, scheduler, counters, random numbers and `client_state` under save_dir/tag. Collective: all ranks must call.
+
+        tag: "global_step<n>" when it is None; a name, or a path below save_dir. save_latest: save_dir/latest names it afterwards, for load_checkpoint
+        without a tag. exclude_frozen_parameters: only what is trained, and buffers. Raises on all ranks what the disk says; a save beside
+        training (`checkpoint.async_save`) that failed is raised here, before anything is saved, or by wait_for_checkpoint()."""
         self.live_core("save_checkpoint").check_whole()
         if not save_dir:
             raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
         client_state = _checked_client_state(client_state)
         save_dir = os.fspath(save_dir)
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
+        _check_path(tag)
         self._check_tag(tag)
         tag = text_of_rank_0(self, tag, "checkpoint tag")  # a checkpoint is one folder
         self.wait_for_checkpoint()
@@ -289,7 +294,11 @@ class CheckpointMethods:
                         custom_load_fn: Callable | None = None) -> tuple[str | None, dict | None]:
         """(path of what was loaded, the client's state), or (None, None) when there is no `latest`. Collective.
 
-        Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then."""
+        load_module_strict: weights that are missing or unknown are errors. load_optimizer_states: masters, states, their step, random numbers and the
+        position of the data; load_module_only: weights alone. custom_load_fn(src, dst): puts the whole model's state dictionary into the module.
+
+        Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then, except that damage among
+        the tensors of a native checkpoint is seen while they are read: the engine then refuses to train until another one is loaded."""
         self.live_core("load_checkpoint")
         if not load_dir:
             raise ValueError(f"load_dir must be a non-empty string, got {load_dir!r}")
@@ -303,7 +312,7 @@ class CheckpointMethods:
             from deepspeed.runtime.universal_load import load_universal
             return load_universal(self, load_dir, tag, **options)
         if tag is not None:
-            return open_checkpoint(self, load_dir, str(tag)).load(**options)
+            return load_named(self, load_dir, str(tag), options)
         # As rank 0 sees it: other machines may not see the same files.
         latest = text_of_rank_0(self, _read_latest(load_dir) if self.global_rank == 0 else None, "latest checkpoint")
         return (None, None) if latest is None else load_newest(self, load_dir, latest, options)
@@ -322,6 +331,15 @@ def _checked_client_state(client_state: dict | None) -> dict:
         if why is not None:
             logger.warning(f"client_state[{key!r}] is saved, but this checkpoint will not load: {why}")
     return client_state
+
+
+def _check_path(tag: str) -> None:
+    """The name of a folder below save_dir, or a path to one."""
+    if os.path.isabs(tag) or ".." in tag.replace("\\", "/").split("/") or not tag.isprintable():
+        raise ValueError(f"a checkpoint's tag is the name of a folder in save_dir, or a path to one below it, got {tag!r}: pass the folder as "
+                         "save_dir and its last part as tag")
+    if os.path.basename(tag) == "latest":
+        raise ValueError("a checkpoint cannot have the tag 'latest': the file of this name says which one is the newest; choose another tag")
 
 
 def _read_latest(load_dir: str) -> str | None:
