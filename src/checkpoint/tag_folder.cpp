@@ -104,14 +104,16 @@ void keep_foreign_files(const std::string& old_folder, const std::string& new_fo
   }
 }
 
-/// Removes a folder, or puts it out of the way where the system does not let it: files of another user, or open ones.
-void remove_or_hide(const std::string& save_dir, const std::string& tag, const std::string& folder) {
+/// Removes a folder. Renamed first, so that a removal that is cut short leaves no half checkpoint under its name; what
+/// the system does not let go, files of another user or open ones, is out of the way then.
+void remove_renamed(const std::string& save_dir, const std::string& tag, const std::string& folder) {
+  std::string away = hidden_folder(save_dir, tag, kRemoved);
+  for (int i = 1; is_directory(away); ++i) away = hidden_folder(save_dir, tag + "." + std::to_string(i), kRemoved);
+  if (is_directory(folder)) rename_file(folder, away);
   try {
-    remove_directories(folder);
+    remove_directories(away);
   } catch (const IoError&) {
-    std::string away = hidden_folder(save_dir, tag, kRemoved);
-    for (int i = 1; is_directory(away); ++i) away = hidden_folder(save_dir, tag + "." + std::to_string(i), kRemoved);
-    rename_file(folder, away);
+    // remove_abandoned() tries again.
   }
 }
 
@@ -126,7 +128,7 @@ std::string put_in_place(const std::string& save_dir, const std::string& tag, co
   std::string old = folder;
   if (!exchange_names(folder, target)) {
     old = hidden_folder(save_dir, tag, kReplaced);  // of a kill between the two names: restore_replaced()
-    remove_directories(old);
+    remove_renamed(save_dir, tag, old);
     rename_file(target, old);
     rename_file(folder, target);
   }
@@ -149,11 +151,7 @@ void remove_older(const std::string& save_dir, const std::string& newest, const 
   for (const TagFacts& facts : list_tags(save_dir)) {
     if (facts.tag == newest || !facts.problem.empty()) continue;
     if (++kept <= options.keep_last || facts.tag == named || below + facts.tag == named_above) continue;
-    // Renamed first, so that a removal that is cut short leaves no half checkpoint under its name.
-    const std::string away = hidden_folder(save_dir, facts.tag, kRemoved);
-    remove_directories(away);
-    rename_file(save_dir + "/" + facts.tag, away);
-    remove_directories(away);
+    remove_renamed(save_dir, facts.tag, save_dir + "/" + facts.tag);
   }
 }
 
@@ -163,7 +161,7 @@ void remove_leftover(const std::string& save_dir, const std::string& tag, const 
   if (!is_directory(folder)) return;
   if (!tag.empty() && file_size(folder + "/" + kManifestName) && is_directory(target))
     keep_foreign_files(folder, target);
-  remove_or_hide(save_dir, tag, folder);
+  remove_renamed(save_dir, tag, folder);
 }
 
 /// Makes the folder and those above it; those that were not there are on the disk when their parents are.
@@ -232,7 +230,11 @@ void remove_abandoned(const std::string& save_dir, std::chrono::seconds age) {
     }
     if (now - changed < static_cast<double>(age.count())) continue;
     try {
-      remove_leftover(save_dir, saving.empty() ? replaced : saving, folder);
+      if (saving.empty() && replaced.empty()) {
+        remove_directories(folder);
+      } else {
+        remove_leftover(save_dir, saving.empty() ? replaced : saving, folder);
+      }
     } catch (const IoError&) {
       // It stays, and the others need not.
     }
@@ -288,7 +290,7 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   attempt([&] {
     if (old.empty()) return;
     keep_foreign_files(old, save_dir + "/" + tag);
-    remove_or_hide(save_dir, tag, old);
+    remove_renamed(save_dir, tag, old);
     sync_directory(save_dir);
   });
   attempt([&] {
