@@ -234,7 +234,8 @@ class SaveJob:
     """One rank's part of one save; the rank that `commits` also makes the whole valid. Errors are raised where they are waited for.
 
     plan: save_dir, tag, layout ("native" or "deepspeed"), rank, ranks, tensor_file, threads, commits, info (JSON), write_latest,
-    latest_dir and latest_text (where `latest` stands above save_dir, else ""), keep_last, patience_s. slices: (name, shape of the whole, offset, number of elements, dtype, tensor or function that returns it).
+    latest_dir and latest_text (where `latest` stands above save_dir, else ""), keep_last, patience_s. slices: (name, shape of the whole,
+    offset, number of elements, dtype, tensor or function that returns it). memory: kept for the next save.
     archives: files of torch.save as (name, pickle, per storage a list of (bytes, tensor or function that returns it))."""
     def __init__(self, plan: dict[str, Any], slices: Sequence[tuple[str, Sequence[int], int, int, torch.dtype, Any]],
                  archives: Sequence[tuple[str, bytes, Sequence[list[tuple[int, Any]]]]], memory: KeptMemory | None = None) -> None: ...
@@ -272,12 +273,10 @@ class CheckpointTensors:
 def begin_save(save_dir: str, tag: str) -> str:
     """Makes the empty folder that a save is written into; returns its path. By one rank."""
 def abandon_save(save_dir: str, tag: str) -> None:
-    """Removes that folder."""
+    """Removes that folder; files of others in it go to the checkpoint."""
 def saving_folder(save_dir: str, tag: str) -> str: ...
 def read_latest(save_dir: str) -> str | None:
     """What SAVE_DIR/latest says, "" when it is damaged, None when there is none."""
-def write_latest(save_dir: str, tag: str) -> None:
-    """Readers see the old or the new text."""
 def restore_replaced(save_dir: str) -> None:
     """Gives a checkpoint its name back that a killed run left under another. By one rank, before the folder is read."""
 def list_tags(save_dir: str) -> list[dict[str, Any]]:

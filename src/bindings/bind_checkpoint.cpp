@@ -203,7 +203,6 @@ void register_checkpoint(py::module_& m) {
       "layout_of", [](const std::string& folder) { return read_manifest(folder).layout; }, py::arg("folder"),
       ReleaseGil());
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
-  m.def("write_latest", &write_latest, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def("read_latest", &read_latest, py::arg("save_dir"), ReleaseGil());
   m.def("list_tags", &tags_of, py::arg("save_dir"));
   m.def("verify_tag", &verify_tag, py::arg("folder"), py::arg("deep"), py::arg("threads") = 1,

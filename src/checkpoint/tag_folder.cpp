@@ -136,6 +136,21 @@ std::string put_in_place(const std::string& save_dir, const std::string& tag, co
   return old;
 }
 
+/// Files that are not there, or not of the size that the manifest says.
+std::vector<std::string> missing_files(const std::string& folder, const Manifest& manifest) {
+  std::vector<std::string> problems;
+  for (const ManifestFile& file : manifest.files) {
+    const auto bytes = file_size(folder + "/" + file.name);
+    if (!bytes) {
+      problems.push_back(fmt::format("checkpoint {}: the file {} is missing", folder, file.name));
+    } else if (*bytes != file.checksums.bytes) {
+      problems.push_back(fmt::format("checkpoint {}: the file {} has {} bytes, expected {}", folder, file.name, *bytes,
+                                     file.checksums.bytes));
+    }
+  }
+  return problems;
+}
+
 double saved_at(const Manifest& manifest, const std::string& folder) {
   const Json info = config::parse_json_text(manifest.info);
   if (info.contains("saved_at") && info["saved_at"].is_number()) return info["saved_at"].get<double>();
@@ -143,12 +158,13 @@ double saved_at(const Manifest& manifest, const std::string& folder) {
 }
 
 /// Never the one that was saved last or that `latest` names, nor what is not known to be a checkpoint.
-void remove_older(const std::string& save_dir, const std::string& newest, const CommitOptions& options) {
+void remove_older(const std::string& save_dir, const std::string& newest, const std::vector<TagFacts>& others,
+                  const CommitOptions& options) {
   const std::string named = read_latest(save_dir).value_or("");
   const std::string named_above = options.latest_dir.empty() ? "" : read_latest(options.latest_dir).value_or("");
   const std::string below = options.latest_text.substr(0, options.latest_text.rfind('/') + 1);
   int kept = 1;
-  for (const TagFacts& facts : list_tags(save_dir)) {
+  for (const TagFacts& facts : others) {
     if (facts.tag == newest || !facts.problem.empty()) continue;
     if (++kept <= options.keep_last || facts.tag == named || below + facts.tag == named_above) continue;
     remove_renamed(save_dir, facts.tag, save_dir + "/" + facts.tag);
@@ -177,8 +193,7 @@ void make_synced(const std::string& folder) {
 }
 
 /// A clock that was set back, or another machine's, must not make this checkpoint older than those that were there.
-std::string later_than_others(const std::string& save_dir, const std::string& info) {
-  const std::vector<TagFacts> others = list_tags(save_dir);
+std::string later_than(const std::vector<TagFacts>& others, const std::string& info) {
   Json read = config::parse_json_text(info);
   if (others.empty() || !read.is_object() || !read.contains("saved_at") || !read["saved_at"].is_number()) return info;
   constexpr double kLater = 1e-3;
@@ -266,7 +281,8 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   const std::string folder = saving_folder(save_dir, tag);
   wait_for_parts(folder, options);
   Manifest manifest = read_parts(folder, options);
-  manifest.info = later_than_others(save_dir, manifest.info);
+  const std::vector<TagFacts> others = list_tags(save_dir);  // once: their manifests are read for it
+  manifest.info = later_than(others, manifest.info);
   for (const ManifestFile& file : manifest.files) {
     const auto bytes = file_size(folder + "/" + file.name);
     DS_CHECK_AS(CheckpointError, bytes == file.checksums.bytes,
@@ -278,8 +294,8 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   write_text(folder + "/" + kManifestName, manifest_text(manifest));
   sync_directory(folder);
   const std::string old = put_in_place(save_dir, tag, folder);
-  if (options.write_latest && options.latest_dir.empty()) write_latest(save_dir, tag);
-  if (options.write_latest && !options.latest_dir.empty()) write_latest(options.latest_dir, options.latest_text);
+  const bool above = !options.latest_dir.empty();
+  if (options.write_latest) write_latest(above ? options.latest_dir : save_dir, above ? options.latest_text : tag);
   // What cannot be removed, because it is another user's for instance, stays: the checkpoint is valid.
   const auto attempt = [](const auto& work) {
     try {
@@ -294,7 +310,7 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
     sync_directory(save_dir);
   });
   attempt([&] {
-    if (options.keep_last > 0) remove_older(save_dir, tag, options);
+    if (options.keep_last > 0) remove_older(save_dir, tag, others, options);
   });
   attempt([&] { remove_abandoned(save_dir, kAbandonedAfter); });
 }
@@ -337,7 +353,7 @@ std::vector<TagFacts> list_tags(const std::string& save_dir) {
     try {
       facts.manifest = read_manifest(folder);
       facts.saved_at = saved_at(facts.manifest, folder);
-      const auto problems = verify_tag(folder, /*deep=*/false);
+      const auto problems = missing_files(folder, facts.manifest);
       if (!problems.empty()) facts.problem = problems.front();
     } catch (const Error& error) {
       facts.problem = error.what();
@@ -353,17 +369,10 @@ std::vector<std::string> verify_tag(const std::string& folder, bool deep, int th
   std::vector<std::string> problems;
   try {
     const Manifest manifest = read_manifest(folder);
+    if (!deep) return missing_files(folder, manifest);
     const FileCaching caching = loads_next ? caching_before_loading(manifest) : FileCaching::kDirect;
     for (const ManifestFile& file : manifest.files) {
-      const auto bytes = file_size(folder + "/" + file.name);
-      if (deep) {
-        for (std::string& problem : verify_file(folder, file, threads, caching)) problems.push_back(std::move(problem));
-      } else if (!bytes) {
-        problems.push_back(fmt::format("checkpoint {}: the file {} is missing", folder, file.name));
-      } else if (*bytes != file.checksums.bytes) {
-        problems.push_back(fmt::format("checkpoint {}: the file {} has {} bytes, expected {}", folder, file.name,
-                                       *bytes, file.checksums.bytes));
-      }
+      for (std::string& problem : verify_file(folder, file, threads, caching)) problems.push_back(std::move(problem));
     }
   } catch (const Error& error) {
     problems.emplace_back(error.what());

@@ -156,18 +156,8 @@ class ModuleEngine::Impl::Saver {
       owner_.agree(problem_, what_);
     } catch (...) {
       if (job != nullptr) job->cancel();
-      abandon();
+      owner_.remove_failed_save(parent_, name_);
       throw;
-    }
-  }
-
-  /// Removes the folder when nobody writes into it any more. Nothing of this may hide why the save failed.
-  void abandon() {
-    try {
-      owner_.world.barrier("a save that failed");
-      if (rank_ == 0) abandon_save(parent_, name_);
-    } catch (const Error&) {
-      // The folder has a dot in front; the next save of the tag removes it.
     }
   }
 
@@ -206,7 +196,8 @@ class ModuleEngine::Impl::Saver {
     if (beside) {
       owner_.running_save = std::move(job);
       owner_.running_save_name = what_;
-      owner_.abandon_running_save = [parent = parent_, name = name_] { abandon_save(parent, name); };
+      owner_.running_save_dir = parent_;
+      owner_.running_save_tag = name_;
       owner_.running_save_reported = false;
       return;
     }
@@ -461,16 +452,15 @@ void ModuleEngine::Impl::wait_for_save() {
     together([&] { job->wait(); });
   } catch (...) {
     job->cancel();
-    remove_failed_save();
+    remove_failed_save(running_save_dir, running_save_tag);
     throw;
   }
 }
 
-/// What a save that failed left goes when nobody writes into it any more. Nothing of this may hide why it failed.
-void ModuleEngine::Impl::remove_failed_save() {
+void ModuleEngine::Impl::remove_failed_save(const std::string& save_dir, const std::string& tag) const {
   try {
     world.barrier("a save that failed");
-    if (world.rank() == 0) abandon_running_save();
+    if (world.rank() == 0) abandon_save(save_dir, tag);
   } catch (const Error&) {
     // The folder has a dot in front; the next save of the tag removes it.
   }

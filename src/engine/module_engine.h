@@ -46,7 +46,8 @@ class ModuleEngine::Impl {
   void wait_for_save();
   /// Logs once that what save() began has failed. Waits for nothing.
   void report_save();
-  void remove_failed_save();
+  /// What a save that failed left goes when nobody writes into it any more. Nothing of this may hide why it failed.
+  void remove_failed_save(const std::string& save_dir, const std::string& tag) const;
 
   std::shared_ptr<torch::nn::Module> model;
   Config config;
@@ -59,7 +60,7 @@ class ModuleEngine::Impl {
   std::unique_ptr<LrSchedule> schedule;   ///< null: rates stay
   std::unique_ptr<SaveJob> running_save;  ///< beside training
   std::string running_save_name;
-  std::function<void()> abandon_running_save;  ///< removes what it left when it failed
+  std::string running_save_dir, running_save_tag;
   bool running_save_reported = false;
   std::shared_ptr<ShardImage> save_image;   ///< memory for the copy that is written beside training
   std::shared_ptr<KeptMemory> save_memory;  ///< what a save that training waits for goes through

@@ -18,7 +18,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gpt"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory):
-    """(model, held-out windows) after 120 steps on sixty files of Python's standard library."""
+    """(model, held-out windows) after 200 steps on sixty files of Python's standard library."""
     folder = tmp_path_factory.mktemp("perplexity")
     (folder / "text").mkdir()
     for source in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
         settings = {"train_micro_batch_size_per_gpu": 16, "gradient_clipping": 1.0, "optimizer": {"type": "AdamW", "params": {"lr": 3e-3}}}
         engine = deepspeed.initialize(model=net, config=settings)[0]
         windows = data.TrainingWindows(text.train, 64, 16, seed=1, rank=0)
-        for step in range(120):
+        for step in range(200):
             engine.backward(engine(*windows.batch(step)))
             engine.step()
         engine.destroy()
@@ -52,7 +52,7 @@ def _perplexity(model: torch.nn.Module, held_out: list) -> float:
     return math.exp(total / sum(weight for *_, weight in held_out))
 
 
-@pytest.mark.parametrize("bits, grows_by", [(8, 1.02), (4, 2.0)])  # 4 bits: 1.34 and 1.60 with the library of two Pythons
+@pytest.mark.parametrize("bits, grows_by", [(8, 1.02), (4, 1.5)])
 def test_perplexity_hardly_grows(bits, grows_by, trained):
     from deepspeed.inference.quantization import _init_group_wise_weight_quantization
     from deepspeed.inference.quantization.layers import QuantizedEmbedding, QuantizedLinear

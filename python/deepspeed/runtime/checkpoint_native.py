@@ -172,12 +172,9 @@ class NativeLoader(CheckpointLoader):
         self.aliases = self.models[0].get("shared_params") or {}
 
     def _rank_state(self) -> dict | None:
-        """Of this rank, when as many ranks saved as now load."""
-        if self.models[0]["dp_world_size"] != self.engine.communicator.size:
-            return None
-        name = rank_file(self.engine.communicator.rank)
-        self.tensors.check_file(name)
-        return load_file(os.path.join(self.directory, name))
+        if self.models[0]["dp_world_size"] == self.engine.communicator.size:
+            self.tensors.check_file(rank_file(self.engine.communicator.rank))
+        return super()._rank_state()
 
     # ---- what is there
     def _stored(self, name: str) -> tuple[str, torch.Size, torch.dtype] | None:
