@@ -71,9 +71,16 @@ def initialize(args: Any = None, model: torch.nn.Module | None = None, optimizer
         model_parameters: parameters or parameter groups to train (default: all); `parameters` is accepted too.
         training_data: a dataset; the third result is then its data loader over the data-parallel ranks.
         lr_scheduler: a scheduler, or a function from an optimizer to one; wins over the configuration's `scheduler`.
-        config: dictionary, path of a JSON file, or base64 of JSON; `config_params` and args.deepspeed_config are synonyms.
+        distributed_port: port on rank 0's machine, used where torch.distributed is set up here.
+        mpu: an object with get_data_parallel_group() and the like, for ranks that are divided between data and model or sequence parallelism.
+        dist_init_required: whether torch.distributed is set up here; None: when it is not yet.
+        collate_fn: puts the samples of training_data together to a batch.
+        config: dictionary, path of a JSON file, or base64 of JSON; `config_params` and args.deepspeed_config are synonyms. docs/config.md has
+            every key.
+        mesh_param: not built; None.
 
-    Returns: (engine, optimizer, data loader or None, scheduler or None)
+    Returns: (engine, optimizer, data loader or None, scheduler or None). Wrong keys and values of the configuration raise ValueError with
+        the key's name. Collective: all ranks call it.
     """
     from deepspeed.runtime.setup import make_engine
     if model_parameters is None:

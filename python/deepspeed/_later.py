@@ -158,7 +158,22 @@ swapping of tensors by the program itself (deepspeed.ops.aio reads and writes te
   runtime.swap_tensor.async_swapper: AsyncTensorSwapper
 
 checkpoint engines of the program's own
-  runtime.checkpoint_engine: CheckpointEngine TorchCheckpointEngine
+  runtime.checkpoint_engine.checkpoint_engine: CheckpointEngine CheckpointCommitInfo
+  runtime.checkpoint_engine.torch_checkpoint_engine: TorchCheckpointEngine
+  runtime.checkpoint_engine.fast_checkpoint_engine: FastCheckpointEngine
+  runtime.checkpoint_engine.decoupled_checkpoint_engine: DecoupledCheckpointEngine
+  runtime.checkpoint_engine.datastates_checkpoint_engine: DataStatesCheckpointEngine
+  runtime.checkpoint_engine.utils: create_checkpoint_engine
+  runtime.checkpoint_engine: = runtime.checkpoint_engine.checkpoint_engine[CheckpointEngine] runtime.checkpoint_engine.torch_checkpoint_engine
+    runtime.checkpoint_engine.fast_checkpoint_engine runtime.checkpoint_engine.decoupled_checkpoint_engine runtime.checkpoint_engine.utils
+
+DeepCompile
+  compile:
+  compile.config: CompileConfig
+
+collectives of lists of tensors
+  runtime.comm:
+  runtime.comm.coalesced_collectives: reduce_scatter_coalesced all_to_all_quant_reduce
 
 reshaping of Megatron-DeepSpeed's checkpoints
   checkpoint.deepspeed_checkpoint: DeepSpeedCheckpoint

@@ -1,6 +1,7 @@
 // ds_ckpt: what is in a checkpoint, whether it is intact, what is different in two of them, and copies in other forms.
 // Exit status: 0; 1 when a checkpoint is damaged or two are different; 2 for what could not be done at all.
 #include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "checkpoint/ckpt_listing.h"
 #include "checkpoint/ckpt_progress.h"
 #include "checkpoint/tag_verify.h"
@@ -263,6 +265,15 @@ void add_reshard(CLI::App& app, Request& request, int& status) {
   command->callback([&] { status = reshard(request); });
 }
 
+/// CLI11 says of an unknown command that there is none.
+void check_command(const CLI::App& app, const std::vector<std::string>& words) {
+  if (words.empty() || words[0].starts_with("-")) return;
+  std::vector<std::string> names;
+  for (const CLI::App* const command : app.get_subcommands({})) names.push_back(command->get_name());
+  if (std::find(names.begin(), names.end(), words[0]) != names.end()) return;
+  ds_throw<Error>("there is no command {}; the commands are {}", printable(words[0]), fmt::join(names, ", "));
+}
+
 }  // namespace
 
 int main(int count, char** values) {
@@ -277,6 +288,7 @@ int main(int count, char** values) {
   add_reshard(app, request, status);
   try {
     std::vector<std::string> words = program_arguments(count, values);
+    check_command(app, words);
     std::reverse(words.begin(), words.end());  // as CLI11 wants them
     app.parse(std::move(words));
     return status;

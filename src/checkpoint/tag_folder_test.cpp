@@ -409,16 +409,48 @@ TEST_F(TagFolderTest, PartsAreReadAndDamageIsFoundWhateverTheSizeOfBlocks) {
     set_checksums(file.checksums, 0, values.data(), file.checksums.bytes);
     EXPECT_TRUE(verify_file(root_, file, 2).empty()) << block;
     std::vector<char> first(10), middle(1'500'000), last(5);
-    read_verified(root_, file,
-                  {{2'999'996, 5, last.data()}, {1'000'001, 1'500'000, middle.data()}, {4090, 10, first.data()}}, 3);
+    read_verified(
+        root_,
+        {{&file, {{2'999'996, 5, last.data()}, {1'000'001, 1'500'000, middle.data()}, {4090, 10, first.data()}}}}, 3);
     EXPECT_EQ(0, std::memcmp(first.data(), values.data() + 4090, first.size())) << block;
     EXPECT_EQ(0, std::memcmp(middle.data(), values.data() + 1'000'001, middle.size())) << block;
     EXPECT_EQ(0, std::memcmp(last.data(), values.data() + 2'999'996, last.size())) << block;
     file.checksums.blocks[static_cast<size_t>(2'000'000 / block)] ^= 1;
     EXPECT_EQ(damaged_blocks(root_, file, 0, file.checksums.count()), std::vector<int64_t>{2'000'000 / block});
-    EXPECT_THROW(read_verified(root_, file, {{1'999'999, 2, first.data()}}), CheckpointError) << block;
-    EXPECT_NO_THROW(read_verified(root_, file, {{0, 10, first.data()}})) << block;
+    EXPECT_THROW(read_verified(root_, {{&file, {{1'999'999, 2, first.data()}}}}), CheckpointError) << block;
+    EXPECT_NO_THROW(read_verified(root_, {{&file, {{0, 10, first.data()}}}})) << block;
   }
+}
+
+TEST_F(TagFolderTest, ManyFilesAreReadInOneGo) {
+  make_directories(root_);
+  constexpr int kFiles = 40;
+  std::vector<std::vector<char>> values(kFiles), found(kFiles);
+  std::vector<ManifestFile> files(kFiles);
+  std::vector<FileParts> wanted;
+  for (int f = 0; f < kFiles; ++f) {
+    values[f].resize(static_cast<size_t>(f % 7 * 700'000 + 1));
+    for (size_t i = 0; i < values[f].size(); ++i) values[f][i] = static_cast<char>((i + f) * 7 % 251);
+    files[f] = {fmt::format("file{}", f), {.block_bytes = 4096 << f % 5 * 2, .blocks = {}}};
+    FileChecksums& sums = files[f].checksums;
+    sums.bytes = static_cast<int64_t>(values[f].size());
+    sums.blocks.resize(static_cast<size_t>(sums.count()));
+    set_checksums(sums, 0, values[f].data(), sums.bytes);
+    std::ofstream(root_ + "/" + files[f].name, std::ios::binary).write(values[f].data(), sums.bytes);
+    found[f].resize(f % 3 == 1 ? 0 : values[f].size());  // of some nothing is wanted
+    wanted.push_back({&files[f], {{0, static_cast<int64_t>(found[f].size()), found[f].data()}}});
+  }
+  for (const int threads : {1, 8}) {
+    read_verified(root_, wanted, threads);
+    for (int f = 0; f < kFiles; ++f) {
+      EXPECT_TRUE(f % 3 == 1 || found[f] == values[f]) << f;
+      std::fill(found[f].begin(), found[f].end(), '\0');
+    }
+  }
+  files[31].checksums.blocks.back() ^= 1;  // nothing is wanted of it
+  EXPECT_NO_THROW(read_verified(root_, wanted, 8));
+  files[33].checksums.blocks.back() ^= 1;
+  EXPECT_THROW(read_verified(root_, wanted, 8), CheckpointError);
 }
 
 TEST_F(TagFolderTest, AnArchiveThatFailsEndsTheWritingOfTensors) {

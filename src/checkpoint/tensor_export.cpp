@@ -193,7 +193,7 @@ std::vector<SourceRange> ranges_of_rank(const TensorSource& source, int rank, in
 ManifestFile copy_verified(const std::string& from, const ManifestFile& file, const std::string& to) {
   FileChecksums written =
       write_stream(to + "/" + file.name, file.checksums.bytes, [&](int64_t offset, int64_t bytes, char* data) {
-        read_verified(from, file, {{offset, bytes, data}});
+        read_verified(from, {{&file, {{offset, bytes, data}}}});
       });
   check_written(to + "/" + file.name, written);
   return {file.name, std::move(written)};

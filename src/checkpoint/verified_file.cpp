@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 #include <numeric>
+#include <optional>
 
 #include "base/error.h"
 #include "base/thread_team.h"
@@ -28,24 +29,30 @@ void check_size(const std::string& folder, const ManifestFile& file) {
               folder, file.name, *bytes, file.checksums.bytes);
 }
 
-/// Blocks [first, first + count) of a file, which are read at once.
+/// Ascending blocks of a file.
+struct FileBlocks {
+  const ManifestFile* file = nullptr;
+  std::vector<int64_t> blocks;
+};
+
+/// Blocks [first, first + count) of file number `file`, which are read at once.
 struct BlockRun {
+  size_t file = 0;
   int64_t first = 0;
   int64_t count = 0;
 };
 
-int64_t longest_run(const FileChecksums& sums) {
-  return kRunBytes / sums.block_bytes;
-}
-
-/// blocks: ascending.
-std::vector<BlockRun> runs_of(const std::vector<int64_t>& blocks, const FileChecksums& sums) {
+std::vector<BlockRun> runs_of(const std::vector<FileBlocks>& files) {
   std::vector<BlockRun> runs;
-  for (const int64_t block : blocks) {
-    if (runs.empty() || runs.back().first + runs.back().count != block || runs.back().count == longest_run(sums)) {
-      runs.push_back({block, 0});
+  for (size_t f = 0; f < files.size(); ++f) {
+    const int64_t longest = kRunBytes / files[f].file->checksums.block_bytes;
+    const size_t begin = runs.size();
+    for (const int64_t block : files[f].blocks) {
+      if (runs.size() == begin || runs.back().first + runs.back().count != block || runs.back().count == longest) {
+        runs.push_back({f, block, 0});
+      }
+      ++runs.back().count;
     }
-    ++runs.back().count;
   }
   return runs;
 }
@@ -64,21 +71,24 @@ ReadShape shape_for(int64_t runs, int threads) {
   return {readers, std::min<int64_t>(runs, 1 + (readers == 1 ? kAheadAlone : kAheadOfEach))};
 }
 
-/// Called with a block's number, its bytes, and whether their checksum is right; from several threads at once.
-using BlockVisit = std::function<void(int64_t block, const char* data, bool intact)>;
+/// Called with a file's and a block's number, its bytes, and whether their checksum is right; from several threads at
+/// once.
+using BlockVisit = std::function<void(size_t file, int64_t block, const char* data, bool intact)>;
 
-/// Reads blocks of a file in ascending order. Each thread has some of them read ahead while it sums and uses one.
+/// Reads blocks of files, one file after the other, in ascending order and without a pause between files. Each thread
+/// has some of them read ahead while it sums and uses one.
 class BlockReader {
  public:
-  BlockReader(const std::string& folder, const ManifestFile& file, const std::vector<int64_t>& blocks, int threads,
+  BlockReader(std::string folder, std::vector<FileBlocks> files, int threads,
               FileCaching caching = FileCaching::kDirect, KeptMemory* memory = nullptr)
-      : sums_(file.checksums),
-        runs_(runs_of(blocks, sums_)),
+      : folder_(std::move(folder)),
+        files_(std::move(files)),
+        caching_(caching),
+        runs_(runs_of(files_)),
         shape_(shape_for(static_cast<int64_t>(runs_.size()), threads)),
         place_bytes_(bytes_of_longest()),
         memory_(memory, shape_.readers * shape_.places * place_bytes_),
-        queue_({.depth = 32, .block_bytes = kChunkBytes}),
-        file_(queue_.open(folder + "/" + file.name, FileMode::kRead, caching)) {}
+        queue_({.depth = 32, .block_bytes = kChunkBytes}) {}
 
   /// Throws what reading or `visit` throws, after all threads have ended.
   void run(const BlockVisit& visit) {
@@ -99,10 +109,12 @@ class BlockReader {
     FileTransfer transfer;
   };
 
+  [[nodiscard]] const FileChecksums& sums_of(const BlockRun& run) const { return files_[run.file].file->checksums; }
+
   [[nodiscard]] int64_t bytes_of_longest() const {
-    int64_t blocks = 1;
-    for (const BlockRun& run : runs_) blocks = std::max(blocks, run.count);
-    return blocks * sums_.block_bytes;
+    int64_t bytes = 1;
+    for (const BlockRun& run : runs_) bytes = std::max(bytes, run.count * sums_of(run).block_bytes);
+    return bytes;
   }
 
   void work(char* memory, const BlockVisit& visit) {
@@ -111,9 +123,9 @@ class BlockReader {
     std::deque<Reading> readings;
     while (!failed_) {
       while (!free.empty()) {
-        const size_t next = next_++;
-        if (next >= runs_.size()) break;
-        readings.push_back({runs_[next], free.back(), start(runs_[next], free.back())});
+        std::optional<Reading> reading = start_next(free.back());
+        if (!reading) break;
+        readings.push_back(std::move(*reading));
         free.pop_back();
       }
       if (readings.empty()) return;
@@ -123,27 +135,43 @@ class BlockReader {
       next->transfer.wait();
       for (int64_t i = 0; i < next->run.count; ++i) {
         const int64_t block = next->run.first + i;
-        const char* const data = next->place + i * sums_.block_bytes;
-        visit(block, data, checksum_of(data, sums_.bytes_of(block)) == sums_.blocks[static_cast<size_t>(block)]);
+        const FileChecksums& sums = sums_of(next->run);
+        const char* const data = next->place + i * sums.block_bytes;
+        visit(next->run.file, block, data,
+              checksum_of(data, sums.bytes_of(block)) == sums.blocks[static_cast<size_t>(block)]);
       }
       free.push_back(next->place);
       readings.erase(next);
     }
   }
 
-  FileTransfer start(const BlockRun& run, char* place) {
-    const int64_t begin = run.first * sums_.block_bytes;
-    return file_.read(begin, place, std::min(run.count * sums_.block_bytes, sums_.bytes - begin));
+  /// In order, so that one file is opened after the other.
+  std::optional<Reading> start_next(char* place) {
+    const std::lock_guard lock(mutex_);
+    if (next_ == runs_.size()) return std::nullopt;
+    const BlockRun& run = runs_[next_];
+    if (next_ == 0 || runs_[next_ - 1].file != run.file) {
+      open_ = queue_.open(folder_ + "/" + files_[run.file].file->name, FileMode::kRead,
+                          caching_);  // the last of its transfers closes the one before
+    }
+    ++next_;
+    const FileChecksums& sums = sums_of(run);
+    const int64_t begin = run.first * sums.block_bytes;
+    const int64_t bytes = std::min(run.count * sums.block_bytes, sums.bytes - begin);
+    return Reading{run, place, open_->read(begin, place, bytes)};
   }
 
-  const FileChecksums& sums_;
+  const std::string folder_;
+  const std::vector<FileBlocks> files_;
+  const FileCaching caching_;
   const std::vector<BlockRun> runs_;
   ReadShape shape_;
   int64_t place_bytes_;
   BorrowedMemory memory_;
   AsyncFileQueue queue_;
-  AsyncFile file_;
-  std::atomic<size_t> next_ = 0;
+  std::mutex mutex_;
+  size_t next_ = 0;                ///< run; under the mutex
+  std::optional<AsyncFile> open_;  ///< of the last run that was begun; under the mutex
   std::atomic<bool> failed_ = false;
 };
 
@@ -153,40 +181,57 @@ std::string damage_text(const std::string& folder, const ManifestFile& file, int
                      folder, file.name, first * sums.block_bytes, std::min(sums.bytes, (last + 1) * sums.block_bytes));
 }
 
-}  // namespace
-
-void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads,
-                   KeptMemory* memory) {
-  std::erase_if(parts, [](const FilePart& part) { return part.bytes == 0; });
+/// Sorts the parts of a file, and says which blocks they touch.
+FileBlocks blocks_of_parts(const std::string& folder, const ManifestFile& file, std::vector<FilePart>& parts) {
   check_size(folder, file);
   const FileChecksums& sums = file.checksums;
   std::sort(parts.begin(), parts.end(), [](const FilePart& a, const FilePart& b) { return a.begin < b.begin; });
-  std::vector<int64_t> blocks;
-  int64_t longest = 0;
+  FileBlocks touched{&file, {}};
   for (const FilePart& part : parts) {
     DS_CHECK_AS(CheckpointError, part.begin >= 0 && part.bytes <= sums.bytes - part.begin,
                 "checkpoint {}: bytes {} to {} of {} were asked for, which has {}", folder, part.begin,
                 part.begin + part.bytes, file.name, sums.bytes);
-    longest = std::max(longest, part.bytes);
     const int64_t last = (part.begin + part.bytes - 1) / sums.block_bytes;
     for (int64_t b = part.begin / sums.block_bytes; b <= last; ++b) {
-      if (blocks.empty() || blocks.back() < b) blocks.push_back(b);
+      if (touched.blocks.empty() || touched.blocks.back() < b) touched.blocks.push_back(b);
     }
   }
-  if (blocks.empty()) return;
-  BlockReader reader(folder, file, blocks, threads, FileCaching::kDirect, memory);
-  reader.run([&](int64_t block, const char* data, bool intact) {
+  return touched;
+}
+
+/// Bytes [begin, end) of a file, which `data` points to, to where the parts want them. parts: sorted. longest: of them.
+void copy_to_parts(const std::vector<FilePart>& parts, int64_t longest, const char* data, int64_t begin, int64_t end) {
+  // None that begins before this reaches the bytes.
+  auto part = std::lower_bound(parts.begin(), parts.end(), begin - longest + 1,
+                               [](const FilePart& p, int64_t value) { return p.begin < value; });
+  for (; part != parts.end() && part->begin < end; ++part) {
+    const int64_t from = std::max(begin, part->begin), to = std::min(end, part->begin + part->bytes);
+    if (from >= to) continue;
+    std::memcpy(static_cast<char*>(part->destination) + (from - part->begin), data + (from - begin),
+                static_cast<size_t>(to - from));
+  }
+}
+
+}  // namespace
+
+void read_verified(const std::string& folder, std::vector<FileParts> files, int threads, KeptMemory* memory) {
+  std::vector<FileBlocks> touched;
+  std::vector<int64_t> longest;
+  for (FileParts& wanted : files) std::erase_if(wanted.parts, [](const FilePart& part) { return part.bytes == 0; });
+  std::erase_if(files, [](const FileParts& wanted) { return wanted.parts.empty(); });
+  for (FileParts& wanted : files) {
+    touched.push_back(blocks_of_parts(folder, *wanted.file, wanted.parts));
+    longest.push_back(std::max_element(wanted.parts.begin(), wanted.parts.end(), [](const auto& a, const auto& b) {
+                        return a.bytes < b.bytes;
+                      })->bytes);
+  }
+  if (files.empty()) return;
+  BlockReader reader(folder, std::move(touched), threads, FileCaching::kDirect, memory);
+  reader.run([&](size_t number, int64_t block, const char* data, bool intact) {
+    const ManifestFile& file = *files[number].file;
     DS_CHECK_AS(CheckpointError, intact, "{}", damage_text(folder, file, block, block));
-    const int64_t begin = block * sums.block_bytes, end = begin + sums.bytes_of(block);
-    // None that begins before this reaches the block.
-    auto part = std::lower_bound(parts.begin(), parts.end(), begin - longest + 1,
-                                 [](const FilePart& p, int64_t value) { return p.begin < value; });
-    for (; part != parts.end() && part->begin < end; ++part) {
-      const int64_t from = std::max(begin, part->begin), to = std::min(end, part->begin + part->bytes);
-      if (from >= to) continue;
-      std::memcpy(static_cast<char*>(part->destination) + (from - part->begin), data + (from - begin),
-                  static_cast<size_t>(to - from));
-    }
+    const int64_t begin = block * file.checksums.block_bytes;
+    copy_to_parts(files[number].parts, longest[number], data, begin, begin + file.checksums.bytes_of(block));
   });
 }
 
@@ -196,9 +241,9 @@ std::vector<int64_t> damaged_blocks(const std::string& folder, const ManifestFil
   std::vector<int64_t> blocks(count), damaged;
   std::iota(blocks.begin(), blocks.end(), first);
   if (blocks.empty()) return damaged;
-  BlockReader reader(folder, file, blocks, threads, caching);
+  BlockReader reader(folder, {{&file, blocks}}, threads, caching);
   std::mutex mutex;
-  reader.run([&](int64_t block, const char*, bool intact) {
+  reader.run([&](size_t, int64_t block, const char*, bool intact) {
     const std::lock_guard lock(mutex);
     if (!intact) damaged.push_back(block);
     if (read) read(file.checksums.bytes_of(block));
@@ -252,8 +297,14 @@ const ManifestTensor* CheckpointTensors::find(const std::string& name) const {
   return found == places_.end() ? nullptr : &manifest_.tensors[found->second];
 }
 
+std::vector<FileParts> CheckpointTensors::no_parts() const {
+  std::vector<FileParts> files;
+  for (const ManifestFile& file : manifest_.files) files.push_back({&file, {}});
+  return files;
+}
+
 void CheckpointTensors::read(const std::vector<Request>& requests, int threads) const {
-  std::vector<std::vector<FilePart>> parts(manifest_.files.size());
+  std::vector<FileParts> wanted = no_parts();
   for (const Request& request : requests) {
     const ManifestTensor* tensor = find(request.name);
     DS_CHECK_AS(CheckpointError, tensor != nullptr, "checkpoint {} has no tensor {}", folder_, request.name);
@@ -265,13 +316,11 @@ void CheckpointTensors::read(const std::vector<Request>& requests, int threads) 
     for (const ManifestSlice& slice : tensor->slices) {
       const int64_t from = std::max(slice.offset, request.offset), to = std::min(slice.offset + slice.numel, end);
       if (from >= to) continue;
-      parts[slice.file].push_back({slice.begin + (from - slice.offset) * element, (to - from) * element,
-                                   static_cast<char*>(request.destination) + (from - request.offset) * element});
+      wanted[slice.file].parts.push_back({slice.begin + (from - slice.offset) * element, (to - from) * element,
+                                          static_cast<char*>(request.destination) + (from - request.offset) * element});
     }
   }
-  for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, memory_.get());
-  }
+  read_verified(folder_, std::move(wanted), threads, memory_.get());
 }
 
 size_t CheckpointTensors::index_of(const std::string& file) const {
@@ -282,13 +331,11 @@ size_t CheckpointTensors::index_of(const std::string& file) const {
 }
 
 void CheckpointTensors::read_files(const std::vector<FileRequest>& requests, int threads) const {
-  std::vector<std::vector<FilePart>> parts(manifest_.files.size());
+  std::vector<FileParts> wanted = no_parts();
   for (const FileRequest& request : requests) {
-    parts[index_of(request.file)].push_back({request.begin, request.bytes, request.destination});
+    wanted[index_of(request.file)].parts.push_back({request.begin, request.bytes, request.destination});
   }
-  for (size_t f = 0; f < parts.size(); ++f) {
-    if (!parts[f].empty()) read_verified(folder_, manifest_.files[f], std::move(parts[f]), threads, memory_.get());
-  }
+  read_verified(folder_, std::move(wanted), threads, memory_.get());
 }
 
 void CheckpointTensors::check_file(const std::string& name) const {

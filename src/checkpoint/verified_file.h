@@ -22,10 +22,15 @@ struct FilePart {
   void* destination = nullptr;
 };
 
-/// Reads the parts of one file, some megabytes ahead. threads: this computation may use; half of them check and copy.
-/// Throws CheckpointError that names file and bytes when the file is missing, has another size, or a block's checksum
-/// is wrong; IoError when it cannot be read.
-void read_verified(const std::string& folder, const ManifestFile& file, std::vector<FilePart> parts, int threads = 1,
+struct FileParts {
+  const ManifestFile* file = nullptr;
+  std::vector<FilePart> parts;
+};
+
+/// Reads parts of files of a folder, some megabytes ahead. threads: this computation may use; half of them check and
+/// copy. memory: that is read into, where the caller keeps some. Throws CheckpointError that names file and bytes when
+/// a file is missing, has another size, or a block's checksum is wrong; IoError when it cannot be read.
+void read_verified(const std::string& folder, std::vector<FileParts> files, int threads = 1,
                    KeptMemory* memory = nullptr);
 
 /// How to verify files that are loaded afterwards: through the page cache, so that the disk is read once; past it where
@@ -84,6 +89,8 @@ class CheckpointTensors {
  private:
   /// Position in the manifest. Throws CheckpointError.
   [[nodiscard]] size_t index_of(const std::string& file) const;
+  /// All files of the manifest, of which nothing is wanted yet.
+  [[nodiscard]] std::vector<FileParts> no_parts() const;
 
   std::string folder_;
   Manifest manifest_;

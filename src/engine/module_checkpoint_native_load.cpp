@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/shape.h"
+#include "checkpoint/checkpoint_kind.h"
 #include "checkpoint/tag_folder.h"
 #include "comm/host_values.h"
 #include "engine/checkpoint_names.h"
@@ -250,26 +251,52 @@ class ModuleEngine::Impl::NativeLoader {
   std::exception_ptr problem_;
 };
 
-namespace {
-
-/// By rank 0: whether a folder holds the native format; a damaged manifest does not hide it.
-bool is_native(const std::string& folder) {
-  if (!file_size(folder + "/" + kManifestName)) return false;
+LoadedCheckpoint ModuleEngine::Impl::load_tag(const std::string& folder, const LoadOptions& options) {
+  CheckpointKind kind = CheckpointKind::kNone;
   try {
-    return read_manifest(folder).layout == "native";
+    if (world.rank() == 0) kind = checkpoint_kind(folder);
   } catch (const Error&) {
-    return file_size(folder + "/" + kNativeCommon).has_value();
+    // Files that cannot be looked at: whoever opens them says why.
+  }
+  kind = static_cast<CheckpointKind>(
+      broadcast_values(world, device(), {static_cast<int64_t>(kind)}, 0, "kind of a checkpoint").front());
+  DS_CHECK_AS(CheckpointMisfit, kind != CheckpointKind::kUniversal,
+              "{} is a universal checkpoint, which this API does not read: load it in Python with "
+              "checkpoint.load_universal and save it there",
+              folder);
+  if (kind == CheckpointKind::kNative) return NativeLoader(*this, folder, options).run();
+  return load_files(folder, options);
+}
+
+LoadedCheckpoint ModuleEngine::Impl::load_named(const std::string& directory, const LoadOptions& options) {
+  std::exception_ptr failure;
+  try {
+    return load_tag(directory + "/" + options.tag, options);
+  } catch (const CommError&) {
+    throw;  // the others are not there to be asked
+  } catch (const Error&) {
+    failure = std::current_exception();
+  }
+  const bool fits = !is_misfit(failure);
+  const std::vector<std::string> others = older_tags(directory, options.tag);
+  try {
+    std::rethrow_exception(failure);
+  } catch (const CheckpointError& error) {
+    if (!fits || others.empty()) throw;
+    ds_throw<CheckpointError>("{}\nThe newest other checkpoint in {} whose files are all there is {}", error.what(),
+                              directory, others.front());
   }
 }
 
-}  // namespace
-
-LoadedCheckpoint ModuleEngine::Impl::load_tag(const std::string& folder, const LoadOptions& options) {
-  const int64_t mine = world.rank() == 0 && is_native(folder) ? 1 : 0;
-  if (broadcast_values(world, device(), {mine}, 0, "layout of a checkpoint").front() != 0) {
-    return NativeLoader(*this, folder, options).run();
+bool ModuleEngine::Impl::is_misfit(const std::exception_ptr& failure) const {
+  int64_t mine = 0;
+  try {
+    std::rethrow_exception(failure);
+  } catch (const CheckpointMisfit&) {
+    mine = 1;
+  } catch (const Error&) {
   }
-  return load_files(folder, options);
+  return all_reduce_values(world, device(), {mine}, ReduceOp::kMax, "a checkpoint that does not fit").front() != 0;
 }
 
 std::optional<LoadedCheckpoint> ModuleEngine::Impl::load(const std::string& directory, const LoadOptions& options) {
@@ -284,7 +311,7 @@ std::optional<LoadedCheckpoint> ModuleEngine::Impl::load(const std::string& dire
       log.warning("{}", error.what());
     }
   }
-  if (!options.tag.empty()) return load_tag(directory + "/" + options.tag, options);
+  if (!options.tag.empty()) return load_named(directory, options);
   const std::optional<std::string> tag = latest_tag(directory);
   if (!tag) {
     if (world.rank() == 0) log.warning("there is no file {}/latest: pass a tag, or check the directory", directory);
@@ -299,21 +326,18 @@ LoadedCheckpoint ModuleEngine::Impl::load_newest(const std::string& directory, c
   std::exception_ptr first;
   for (size_t i = 0;; ++i) {
     std::string problem;
-    bool misfit = false;
+    std::exception_ptr failure;
     try {
       return load_tag(directory + "/" + tags[i], options);
     } catch (const CommError&) {
       throw;  // the others are not there to try something else
     } catch (const Error& error) {
       problem = error.what();
-      misfit = dynamic_cast<const CheckpointMisfit*>(&error) != nullptr;
-      if (first == nullptr) first = std::current_exception();
+      failure = std::current_exception();
     }
+    if (first == nullptr) first = failure;
     // One that is whole but of another model or optimizer: an older one would hide the mistake.
-    const int64_t mine = misfit ? 1 : 0;
-    if (all_reduce_values(world, device(), {mine}, ReduceOp::kMax, "a checkpoint that does not fit").front() != 0) {
-      std::rethrow_exception(first);
-    }
+    if (is_misfit(failure)) std::rethrow_exception(first);
     if (i == 0) {
       const auto older = older_tags(directory, tag);
       tags.insert(tags.end(), older.begin(), older.end());

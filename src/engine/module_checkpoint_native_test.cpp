@@ -1,5 +1,7 @@
 // The native format and the folders of the C++ API: a run goes on bit for bit, at any level and number of ranks, and
 // what is not whole is not loaded.
+#include <gmock/gmock.h>
+
 #include <fstream>
 
 #include "checkpoint/tag_folder.h"
@@ -102,7 +104,12 @@ TEST_F(NativeCheckpoint, TheNewestIntactOneIsLoadedWhenTheLatestIsDamaged) {
       flip(latest + "/" + file);
       on_ranks(2, [&](const Communicator& world) {
         Trainer trainer(config_text("3"), world);
-        EXPECT_THROW((void)trainer.engine->load_checkpoint(folder, {.tag = "global_step2"}), CheckpointError);
+        try {
+          (void)trainer.engine->load_checkpoint(folder, {.tag = "global_step2"});
+          ADD_FAILURE() << "the damage was not seen";
+        } catch (const CheckpointError& error) {
+          EXPECT_THAT(error.what(), testing::HasSubstr("all there is global_step1"));
+        }
         EXPECT_EQ(trainer.engine->global_steps(), 0);
         EXPECT_EQ(trainer.engine->load_checkpoint(folder)->path, folder + "/global_step1");
         EXPECT_EQ(trainer.engine->global_steps(), 1);
@@ -206,6 +213,36 @@ TEST_F(NativeCheckpoint, WhatDoesNotFitIsNotReplacedByAnOlderOne) {
     Trainer adam(config_text("1", native()), world);
     EXPECT_THROW((void)adam.engine->load_checkpoint(folder_), CheckpointError);  // though an older one would do
     EXPECT_TRUE(adam.engine->load_checkpoint(folder_, {.tag = "global_step1"}).has_value());
+  });
+}
+
+TEST_F(NativeCheckpoint, AnUnfinishedOneAndAUniversalOneAreNamedAsSuch) {
+  on_ranks(2, [&](const Communicator& world) {
+    Trainer trainer(config_text("1", native()), world);
+    trainer.engine->save_checkpoint(folder_, {.tag = "older"});
+    trainer.engine->save_checkpoint(folder_, {.tag = "t"});
+    const auto why_not = [&] {
+      try {
+        (void)trainer.engine->load_checkpoint(folder_, {.tag = "t"});
+        return std::string("it was loaded");
+      } catch (const CheckpointError& error) {
+        return std::string(error.what());
+      }
+    };
+    const auto change = [&](const auto& what) {
+      world.barrier("test");
+      if (world.rank() == 0) what();
+      world.barrier("test");
+    };
+    change([&] { remove_file(folder_ + "/t/manifest.json"); });
+    EXPECT_THAT(why_not(), testing::AnyOf(testing::HasSubstr("manifest.json"), testing::HasSubstr("see that rank")));
+    change([&] {
+      remove_file(folder_ + "/t/common.pt");
+      make_directories(folder_ + "/t/zero");
+      std::ofstream(folder_ + "/t/mp_rank_00_model_states.pt") << "x";
+    });
+    EXPECT_THAT(why_not(), testing::HasSubstr("universal checkpoint"));
+    EXPECT_THROW((void)trainer.engine->load_checkpoint(folder_), CheckpointError) << "`latest` names it";
   });
 }
 

@@ -85,6 +85,10 @@ class ModuleEngine::Impl {
 
   using ReadNumber = std::function<double(const PyValue& value, const char* what)>;
   LoadedCheckpoint load_tag(const std::string& folder, const LoadOptions& options);
+  /// That of options.tag; an error says which other one could be taken.
+  LoadedCheckpoint load_named(const std::string& directory, const LoadOptions& options);
+  /// Whether the failure to load says on any rank that the checkpoint is of another model or optimizer. Collective.
+  [[nodiscard]] bool is_misfit(const std::exception_ptr& failure) const;
   /// `tag`, or the newest other one that is intact.
   LoadedCheckpoint load_newest(const std::string& directory, const std::string& tag, const LoadOptions& options);
   LoadedCheckpoint load_files(const std::string& folder, const LoadOptions& options);

@@ -298,3 +298,7 @@ def test_help_of_every_command():
     for command in ("ls", "verify", "diff", "convert", "reshard"):
         assert "--help" in ds_ckpt(command, "--help")
     assert "subcommand" in ds_ckpt(status=2).lower()
+
+
+def test_an_unknown_command_is_named():
+    assert "there is no command lss; the commands are ls, verify, diff, convert, reshard" in ds_ckpt("lss", status=2)

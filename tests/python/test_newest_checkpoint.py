@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from common import run_ranks, single_rank
+from deepspeed._C import CheckpointError
 from models import config, full_weights, make_model, train
 
 LAYOUTS = ("native", "deepspeed")
@@ -191,3 +192,62 @@ def test_names_that_scripts_of_deepspeed_import(tmp_path):
     """The copy of zero_to_fp32.py in a folder that DeepSpeed wrote."""
     from deepspeed.checkpoint import constants
     assert constants.AUTOEP_LAYERS_KEY == "ds_autoep_layers" and constants.FOLDING_METADATA_KEY == "folding"
+
+
+def test_client_state_that_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
+    engine = built("native")
+    with pytest.raises(TypeError, match=r"client_state\['f'\].*cannot be saved"):
+        engine.save_checkpoint(tmp_path / "new", client_state={"f": lambda: 1})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("wrong", [5, None, "", ["a"]])
+def test_folders_that_are_no_paths(wrong, tmp_path):
+    engine = built("native")
+    for method, name in ((engine.save_checkpoint, "save_dir"), (engine.load_checkpoint, "load_dir")):
+        with pytest.raises(ValueError, match=name):
+            method(wrong)
+
+
+@pytest.mark.parametrize("tag", ["u", None])
+def test_a_universal_checkpoint_is_named_as_one(tag, tmp_path):
+    """Also where `latest` names it: an older one of another kind would hide the missing setting."""
+    engine = built("native")
+    engine.save_checkpoint(tmp_path, tag="older")
+    engine.save_universal_checkpoint(tmp_path, tag="u")
+    (tmp_path / "latest").write_text("u")
+    with pytest.raises(CheckpointError, match="checkpoint.load_universal"):
+        engine.load_checkpoint(tmp_path, tag=tag)
+
+
+def test_a_native_folder_without_manifest_is_not_finished(tmp_path):
+    engine = built("native")
+    engine.save_checkpoint(tmp_path, tag="t")
+    (tmp_path / "t" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no finished checkpoint.*manifest.json"):
+        engine.load_checkpoint(tmp_path, tag="t")
+
+
+def body_other_folders(folder: str, layout: str):
+    import deepspeed
+    from deepspeed.utils.logging import logger
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    engine = built(layout)
+    with pytest.raises(CheckpointError, match="rank 1 does not see|rank 1 failed"):
+        engine.save_checkpoint(f"{folder}/{rank}", tag="t")
+    assert not os.path.exists(f"{folder}/0/t") and not os.path.exists(f"{folder}/1")
+    engine.save_checkpoint(folder, tag="t")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    with pytest.raises(CheckpointError):
+        engine.load_checkpoint(folder if rank == 0 else f"{folder}/other", tag="t")
+    assert (rank == 1) == any(f"{folder}/other/t, rank 0 {folder}/t" in line for line in said), said
+    engine.load_checkpoint(folder, tag="t")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_that_name_different_folders(layout, tmp_path):
+    run_ranks(body_other_folders, 2, {"folder": str(tmp_path), "layout": layout})

@@ -187,6 +187,7 @@ def body_fails_on_one_rank(folder: str) -> None:
     train(engine, 1, rank=rank)
     engine.save_universal_checkpoint(folder, tag="u")
     before = sorted(os.listdir(folder))
+    torch.distributed.barrier()  # before the other rank begins the next one
     write = universal_checkpoint.write
     universal_checkpoint.write = full_disk if rank == 1 else write
     with pytest.raises(OSError if rank == 1 else deepspeed._C.CheckpointError, match="No space left" if rank == 1 else "rank 1 failed"):

@@ -219,3 +219,25 @@ def test_damaged_and_native_checkpoints_are_not_converted(tmp_path, monkeypatch)
         with pytest.raises(CheckpointError, match=said):
             to_universal(parse_arguments(arguments))
         assert not (tmp_path / f"universal_{layout}").exists()
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_conversion_that_fails_leaves_the_earlier_files(safe, tmp_path, monkeypatch, capsys):
+    write_checkpoint(tmp_path, [f"layer.{i}" for i in range(3)], (10, 25))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    other = out / ("pytorch_model.bin" if safe else "model.safetensors")
+    other.write_text("of another format")
+    zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict(str(tmp_path), str(out), "1KB", safe)
+    assert "tensors, 3,000 bytes in 3 files" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    read_one, count = zero_to_fp32.GatheredTensor.contiguous, iter(range(100))
+    monkeypatch.setattr(zero_to_fp32.GatheredTensor, "contiguous", lambda self: read_one(self) if next(count) < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict(str(tmp_path), str(out), "1KB", safe)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.undo()
+    zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict(str(tmp_path), str(out), None, safe)
+    whole = "model.safetensors" if safe else "pytorch_model.bin"
+    assert sorted(path.name for path in out.iterdir()) == sorted(["config.json", other.name, whole]), "parts of the earlier set are gone"

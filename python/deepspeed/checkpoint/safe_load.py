@@ -97,10 +97,14 @@ def load_object(path: str) -> Any:
 
 
 def why_not_loaded(value: Any) -> str | None:
-    """What keeps an object that is about to be saved from being loaded again; None: nothing. Values of tensors are not looked at."""
+    """What keeps an object that is about to be saved from being loaded again; None: nothing. Values of tensors are not looked at.
+    TypeError when it cannot even be saved."""
     buffer = io.BytesIO()
     try:
         torch.save(_without_values(value), buffer)
+    except Exception as error:
+        raise TypeError(f"it cannot be saved: {error}") from error
+    try:
         buffer.seek(0)
         with torch.serialization.safe_globals(_harmless()):
             torch.load(buffer, map_location="cpu", weights_only=True)

@@ -23,9 +23,10 @@ FOLDER_NAMES = tuple(name for whole in _WHOLE for name in (whole, f"{whole}.inde
 """Where the reading of a folder begins: with the first of these that is there."""
 
 
-def write_weights(folder: str, filename: str, parts: Sequence[dict], total_bytes: int, write: Callable[[dict, str], Any]) -> None:
+def write_weights(folder: str, filename: str, parts: Sequence[dict], total_bytes: int, write: Callable[[dict, str], Any],
+                  other_formats_go: bool = True) -> None:
     """`parts` (name -> tensor), each by write(part, path), as the folder's set `filename`. A set of one of FOLDER_NAMES is then the only
-    one of these names; other files stay. OSError, or what `write` raises."""
+    one of these names, or with other_formats_go=False of its own format; other files stay. OSError, or what `write` raises."""
     work = os.path.join(folder, f".{filename}.saving")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     make_folders(folder)
@@ -40,7 +41,7 @@ def write_weights(folder: str, filename: str, parts: Sequence[dict], total_bytes
             text = json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2, sort_keys=True)
             names.append(f"{filename}.index.json")
             replace_text(os.path.join(work, names[-1]), f"{text}\n")
-        _publish(work, folder, filename, names)
+        _publish(work, folder, names, _WHOLE if other_formats_go and filename in _WHOLE else (filename,))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -50,23 +51,23 @@ def _part_names(filename: str, count: int) -> list[str]:
     return [filename] if count == 1 else [f"{stem}-{number + 1:05d}-of-{count:05d}{ending}" for number in range(count)]
 
 
-def _publish(work: str, folder: str, filename: str, names: list[str]) -> None:
+def _publish(work: str, folder: str, names: list[str], replaced: Sequence[str]) -> None:
+    """replaced: names of the sets that go, the new one's among them."""
     if len(names) > 1:
-        _remove(os.path.join(folder, f"{filename}.index.json"))
+        _remove(os.path.join(folder, names[-1]))
         sync_folder(folder)
     for name in names[:-1]:
         os.replace(os.path.join(work, name), os.path.join(folder, name))
     sync_folder(folder)
     os.replace(os.path.join(work, names[-1]), os.path.join(folder, names[-1]))
     sync_folder(folder)
-    for name in _of_earlier_sets(folder, filename, names):
+    for name in _of_earlier_sets(folder, replaced, names):
         _remove(os.path.join(folder, name))
     sync_folder(folder)
 
 
-def _of_earlier_sets(folder: str, filename: str, new: list[str]) -> list[str]:
+def _of_earlier_sets(folder: str, wholes: Sequence[str], new: list[str]) -> list[str]:
     """Files where reading begins come first: what is removed in part is not begun with."""
-    wholes = _WHOLE if filename in _WHOLE else (filename,)
     beginnings = [name for whole in wholes for name in (whole, f"{whole}.index.json")]
     endings = [os.path.splitext(whole) for whole in wholes]
     part = re.compile("|".join(rf"{re.escape(stem)}-\d{{5,}}-of-\d{{5,}}{re.escape(ending)}" for stem, ending in endings))

@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any, Iterator
 
 import torch
+
+from deepspeed.utils.logging import logger
 
 
 def _reduced(engine: Any, values: list[int], op: str, what: str) -> list[int]:
@@ -34,6 +37,22 @@ def text_of_rank_0(engine: Any, text: str | None, what: str) -> str | None:
     if length < 0:
         return None
     return bytes(_reduced(engine, list(encoded) if first else [0] * length, "max", what)).decode()
+
+
+def path_text(path: Any, name: str) -> str:
+    """What a caller gave as the folder `name`, as text."""
+    if not path or not isinstance(path, (str, bytes, os.PathLike)):
+        raise ValueError(f"{name} must be the path of a folder, a non-empty string, got {path!r}")
+    return os.fsdecode(path)
+
+
+def warn_of_other_place(engine: Any, path: str) -> None:
+    """Ranks that read other folders than rank 0 see other files, or none. Other machines may have one folder at two places, so it is no
+    error."""
+    path = os.path.abspath(path)
+    first = text_of_rank_0(engine, path, "folder of a checkpoint")
+    if path != first:
+        logger.warning(f"rank {engine.global_rank} loads {path}, rank 0 {first}: they should be the same folder")
 
 
 class Together:

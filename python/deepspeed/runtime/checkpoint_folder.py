@@ -19,7 +19,7 @@ from deepspeed.checkpoint.safe_load import has_manifest, verify_before_loading
 from deepspeed.git_version_info import version
 from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
-from deepspeed.runtime.checkpoint_native import NativeLoader
+from deepspeed.runtime.checkpoint_native import COMMON, NativeLoader
 from deepspeed.runtime.checkpoint_pickle import pickled
 from deepspeed.runtime.checkpoint_restore import CheckpointMisfit
 from deepspeed.runtime.memory_plan import ranks_per_host
@@ -49,6 +49,11 @@ class CheckpointSave:
             with self.together.attempt():
                 _C.begin_save(self.parent, self.name)
         self.together.agree()  # the folder is there for all
+        first = text_of_rank_0(engine, os.path.abspath(self.path), "folder of a checkpoint")
+        with self.together.attempt():
+            if not os.path.isdir(self.folder):
+                raise CheckpointError(f"rank {engine.global_rank} does not see {os.path.abspath(self.folder)}; rank 0 saves to {first}: save_dir "
+                                      "must be one folder that all ranks see, on several machines one on a shared file system")
 
     def write(self, name: str, state: Any) -> None:
         """A file of torch.save's format. Tensors in `state` must keep their values until start() has returned."""
@@ -175,6 +180,8 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
     """What loads a checkpoint of its layout. Raises on all ranks when a file is damaged; nothing has changed then."""
     directory = os.path.join(load_dir, tag)
     layout = text_of_rank_0(engine, _layout(directory) if engine.global_rank == 0 else None, "layout of a checkpoint")
+    if layout == "universal":
+        raise CheckpointMisfit(f"{directory} is a universal checkpoint: set checkpoint.load_universal to true to load it. Nothing was changed.")
     if layout == "native":
         return NativeLoader(engine, directory)
     if layout == "deepspeed":
@@ -191,11 +198,13 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
 def _layout(directory: str) -> str:
     """"damaged" where a manifest cannot be read, "" where there is none: then it is another program's."""
     if not has_manifest(directory):
-        return ""
+        if os.path.exists(os.path.join(directory, COMMON)):
+            return "native"  # not finished, which is what the loader says
+        return "universal" if os.path.isdir(os.path.join(directory, "zero")) else ""
     try:
         return _C.layout_of(directory)
     except CheckpointError:
-        return "native" if os.path.exists(os.path.join(directory, "common.pt")) else "deepspeed"
+        return "native" if os.path.exists(os.path.join(directory, COMMON)) else "deepspeed"
 
 
 def load_named(engine: Any, load_dir: str, tag: str, options: dict) -> tuple[str, dict]:

@@ -227,7 +227,7 @@ class NativeLoader(CheckpointLoader):
     @torch.no_grad()
     def _store(self, optimizer: bool, module: bool) -> None:
         engine = self.engine
-        together = Together(engine, f"load_checkpoint({self.directory})", CheckpointError, PARTS_ARE_LOADED, one_class=True)
+        together = self._together()
         trained = {e.index: e for group in optimizer_groups(engine) for e in group}
         if engine._stepper is not None:
             engine._core.begin_load()
@@ -238,7 +238,6 @@ class NativeLoader(CheckpointLoader):
         if module:
             self._store_whole(trained, together)
             set_extra_state(engine.module, self.models[0].get("module") or {})
-        together.agree()
         self._follow(module, together, trained if optimizer and not self._in_one_pass else {})
         if engine._stepper is None:
             return
@@ -257,20 +256,28 @@ class NativeLoader(CheckpointLoader):
         return self.engine._stepper is None or bool(self.engine._core.file_tier_facts()) or self.engine.device.type != "cpu"
 
     def _follow(self, module: bool, together: Together, trained: dict[int, Any]) -> None:
-        """Weights from the masters that were read, or masters from weights; beside that, states of `trained` are read."""
+        """Agrees, then weights from the masters that were read, or masters from weights. Beside that, states of `trained` are read: no
+        rank waits for the masters of another one before it goes on reading."""
         core = self.engine._core
-        if self.engine._stepper is None:
-            return
-        follow = core.refresh_parameters if module else core.refresh_from_parameters
+
+        def follow() -> None:
+            together.agree()
+            if self.engine._stepper is not None:
+                (core.refresh_parameters if module else core.refresh_from_parameters)()
+
         if not trained:
             follow()
             return
+        states = self._together()
         with concurrent.futures.ThreadPoolExecutor(1, "weights") as beside:
             following = beside.submit(follow)
-            with together.attempt():
+            with states.attempt():
                 self._read_fragments(trained, masters=False, states=True)
             following.result()
-        together.agree()
+        states.agree()
+
+    def _together(self) -> Together:
+        return Together(self.engine, f"load_checkpoint({self.directory})", CheckpointError, PARTS_ARE_LOADED, one_class=True)
 
     def _read_fragments(self, trained: dict[int, Any], masters: bool, states: bool) -> None:
         """This rank's pieces of masters and states, straight into the engine's memory where that is possible."""

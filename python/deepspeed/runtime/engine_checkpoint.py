@@ -19,7 +19,7 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             SHARED_PARAMS, TOLD_TO_CLIENTS, ZERO_FILE_PREFIX)
 from deepspeed.checkpoint.safe_load import why_not_loaded
 from deepspeed.runtime import pretrained
-from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0
+from deepspeed.runtime.agreement import Together, path_text, same_everywhere, text_of_rank_0, warn_of_other_place
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_named, load_newest, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups, optimizer_state
@@ -51,10 +51,8 @@ class CheckpointMethods:
         without a tag. exclude_frozen_parameters: only what is trained, and buffers. Raises on all ranks what the disk says; a save beside
         training (`checkpoint.async_save`) that failed is raised here, before anything is saved, or by wait_for_checkpoint()."""
         self.live_core("save_checkpoint").check_whole()
-        if not save_dir:
-            raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
-        client_state = _checked_client_state(client_state)
-        save_dir = os.fspath(save_dir)
+        save_dir = path_text(save_dir, "save_dir")
+        client_state = _checked_client_state(client_state, warns=self.global_rank == 0)
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
         _check_path(tag)
         self._check_tag(tag)
@@ -261,7 +259,9 @@ class CheckpointMethods:
         elif self.zero_gather_16bit_weights_on_model_save():
             state = self._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters)
         else:
-            logger.info(f"Did not save the model {path} because stage3_gather_16bit_weights_on_model_save is False")
+            if self.global_rank == 0:
+                logger.warning(f"Did not save the model {path} because zero_optimization.stage3_gather_16bit_weights_on_model_save is false: "
+                               "set it to true, or call save_checkpoint()")
             return False
         together = Together(self, f"save_16bit_model({path})", CheckpointError)
         if self.global_rank == 0:
@@ -282,7 +282,8 @@ class CheckpointMethods:
     def save_universal_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None) -> bool:
         """A universal checkpoint in save_dir/tag, named by save_dir/latest_universal. Collective; one parameter in memory at a time."""
         from deepspeed.runtime.universal_save import save_universal
-        return save_universal(self, save_dir, tag, _checked_client_state(client_state))
+        return save_universal(self, path_text(save_dir, "save_dir"), tag,
+                              _checked_client_state(client_state, warns=self.global_rank == 0))
 
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
         """save_16bit_model by its older name."""
@@ -300,10 +301,9 @@ class CheckpointMethods:
         Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then, except that damage among
         the tensors of a native checkpoint is seen while they are read: the engine then refuses to train until another one is loaded."""
         self.live_core("load_checkpoint")
-        if not load_dir:
-            raise ValueError(f"load_dir must be a non-empty string, got {load_dir!r}")
-        load_dir = os.fspath(load_dir)
+        load_dir = path_text(load_dir, "load_dir")
         self.wait_for_checkpoint()
+        warn_of_other_place(self, os.path.join(load_dir, "" if tag is None else str(tag)))
         options = {"strict": load_module_strict, "optimizer": load_optimizer_states and not load_module_only,
                    "scheduler": load_lr_scheduler_states and not load_module_only, "module_only": load_module_only,
                    "custom_load_fn": custom_load_fn}
@@ -318,7 +318,7 @@ class CheckpointMethods:
         return (None, None) if latest is None else load_newest(self, load_dir, latest, options)
 
 
-def _checked_client_state(client_state: dict | None) -> dict:
+def _checked_client_state(client_state: dict | None, warns: bool) -> dict:
     client_state = {} if client_state is None else client_state
     if not isinstance(client_state, dict):
         raise ValueError(f"client_state must be a dictionary, got {type(client_state).__name__}: {client_state!r:.80}")
@@ -327,8 +327,11 @@ def _checked_client_state(client_state: dict | None) -> dict:
     if reserved:
         raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
     for key, value in client_state.items():
-        why = why_not_loaded(value)
-        if why is not None:
+        try:
+            why = why_not_loaded(value)
+        except TypeError as problem:
+            raise TypeError(f"client_state[{key!r}]: {problem}") from problem
+        if why is not None and warns:
             logger.warning(f"client_state[{key!r}] is saved, but this checkpoint will not load: {why}")
     return client_state
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from deepspeed.checkpoint.constants import (BUFFER_NAMES, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             PARTITION_COUNT, SHARED_PARAMS, ZERO_STAGE)
 from deepspeed.checkpoint.safe_load import check_folder, load_file, run_as_program
+from deepspeed.checkpoint.weight_files import write_weights
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
 OUTPUT_DTYPE_NAMES = {"fp32": torch.float32, "float32": torch.float32, "fp16": torch.float16, "float16": torch.float16,
@@ -255,7 +256,8 @@ def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, 
                                           tag: str | None = None, exclude_frozen_parameters: bool = False) -> None:
     """Writes the state dictionary into `output_dir`, as pytorch_model*.bin or model*.safetensors with an index when there are parts.
 
-    In memory is one part, or with safe_serialization one tensor; the checkpoint's files are mapped."""
+    In memory is one part, or with safe_serialization one tensor; the checkpoint's files are mapped. Files of an earlier conversion stay
+    as they are until the new ones are complete. Prints what was written."""
     wanted = _resolve_output_dtype(dtype)
     state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, exclude_frozen_parameters, lazy_mode=True)
     if safe_serialization:
@@ -263,20 +265,13 @@ def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, 
     stem, ending = ("model", "safetensors") if safe_serialization else ("pytorch_model", "bin")
     limit = sys.maxsize if max_shard_size is None else _byte_size(max_shard_size)
     parts, total = _split(state, limit, wanted)
-    os.makedirs(output_dir, exist_ok=True)
-    weight_map = {}
-    for number, part in enumerate(parts):
-        name = f"{stem}.{ending}" if len(parts) == 1 else f"{stem}-{number + 1:05d}-of-{len(parts):05d}.{ending}"
-        path = os.path.join(output_dir, name)
-        if safe_serialization:
-            _save_safetensors(part, path, wanted)
-        else:
-            torch.save(to_torch_tensor(part, dtype=wanted), path)
-        weight_map.update(dict.fromkeys(part, name))
-    if len(parts) > 1:
-        with open(os.path.join(output_dir, f"{stem}.{ending}.index.json"), "w", encoding="utf-8") as file:
-            json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, file, indent=2, sort_keys=True)
-            file.write("\n")
+    write = _save_safetensors if safe_serialization else _save_pickle
+    write_weights(output_dir, f"{stem}.{ending}", parts, total, lambda part, path: write(part, path, wanted), other_formats_go=False)
+    print(f"{os.path.join(output_dir, stem)}*.{ending}: {len(state)} tensors, {total:,} bytes in {len(parts)} file{'s' if len(parts) > 1 else ''}")
+
+
+def _save_pickle(part: dict[str, Any], path: str, wanted: torch.dtype) -> None:
+    torch.save(to_torch_tensor(part, dtype=wanted), path)
 
 
 def _without_aliases(state: dict[str, Any]) -> dict[str, Any]:
