@@ -41,6 +41,24 @@ TEST(ManifestTest, AManifestIsRead) {
   EXPECT_EQ(said_about(good()), "");
 }
 
+TEST(ManifestTest, EveryBitIsCoveredByTheChecksumHoweverTheTextIsLaidOut) {
+  const std::string written = signed_text(good());
+  EXPECT_NO_THROW((void)parse_manifest(config::parse_json_text(written).dump(2), "m"));
+  for (const std::string& text : {written, config::parse_json_text(written).dump(2)}) {
+    for (size_t i = 0; i < text.size(); ++i) {
+      for (int bit = 0; bit < 8; ++bit) {
+        std::string damaged = text;
+        damaged[i] = static_cast<char>(damaged[i] ^ 1 << bit);
+        try {
+          const Manifest found = parse_manifest(damaged, "m");
+          EXPECT_EQ(manifest_text(found), manifest_text(parse_manifest(text, "m"))) << "byte " << i << " bit " << bit;
+        } catch (const CheckpointError&) {
+        }
+      }
+    }
+  }
+}
+
 TEST(ManifestTest, AnythingOfAnotherKindIsRefusedByName) {
   const Json wrong[] = {Json(),      Json(true), Json(-1),         Json(1.5),
                         Json(1e300), Json("x"),  Json::array({1}), Json::object()};
