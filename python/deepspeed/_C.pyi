@@ -273,7 +273,7 @@ class CheckpointTensors:
 def begin_save(save_dir: str, tag: str) -> str:
     """Makes the empty folder that a save is written into; returns its path. By one rank."""
 def abandon_save(save_dir: str, tag: str) -> None:
-    """Removes that folder; files of others in it go to the checkpoint."""
+    """Removes that folder. Where it is a whole checkpoint that the new one had already changed names with, files of others in it go to that."""
 def saving_folder(save_dir: str, tag: str) -> str: ...
 def read_latest(save_dir: str) -> str | None:
     """What SAVE_DIR/latest says, "" when it is damaged, None when there is none."""
@@ -281,8 +281,8 @@ def restore_replaced(save_dir: str) -> None:
     """Gives a checkpoint its name back that a killed run left under another. By one rank, before the folder is read."""
 def list_tags(save_dir: str) -> list[dict[str, Any]]:
     """Folders with a manifest, newest first: tag, saved_at, problem ("" when the manifest is usable), layout, bytes, info."""
-def layout_of(folder: str) -> str:
-    """"native" or "deepspeed", from the manifest."""
+def checkpoint_kind(path: str) -> str:
+    """"native", "deepspeed", "universal", "safetensors" or "nothing known", from the manifest's first bytes or from what files are there."""
 def verify_tag(folder: str, deep: bool, threads: int = 1, loads_next: bool = False) -> list[str]:
     """What is wrong, a line each. deep: every byte is read; loads_next: in the way that is best for who loads the files afterwards."""
 

@@ -164,8 +164,9 @@ checkpoint engines of the program's own
   runtime.checkpoint_engine.decoupled_checkpoint_engine: DecoupledCheckpointEngine
   runtime.checkpoint_engine.datastates_checkpoint_engine: DataStatesCheckpointEngine
   runtime.checkpoint_engine.utils: create_checkpoint_engine
-  runtime.checkpoint_engine: = runtime.checkpoint_engine.checkpoint_engine[CheckpointEngine] runtime.checkpoint_engine.torch_checkpoint_engine
-    runtime.checkpoint_engine.fast_checkpoint_engine runtime.checkpoint_engine.decoupled_checkpoint_engine runtime.checkpoint_engine.utils
+  runtime.checkpoint_engine: = runtime.checkpoint_engine.checkpoint_engine runtime.checkpoint_engine.torch_checkpoint_engine
+    runtime.checkpoint_engine.fast_checkpoint_engine runtime.checkpoint_engine.decoupled_checkpoint_engine
+    runtime.checkpoint_engine.datastates_checkpoint_engine runtime.checkpoint_engine.utils
 
 DeepCompile
   compile:

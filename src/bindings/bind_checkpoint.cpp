@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include "bindings/bindings.h"
+#include "checkpoint/checkpoint_kind.h"
 #include "checkpoint/save_job.h"
 #include "checkpoint/torch_archive.h"
 #include "checkpoint/verified_file.h"
@@ -200,7 +201,7 @@ void register_checkpoint(py::module_& m) {
   m.def("restore_replaced", &restore_replaced, py::arg("save_dir"), ReleaseGil());
   m.def("abandon_save", &abandon_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def(
-      "layout_of", [](const std::string& folder) { return read_manifest(folder).layout; }, py::arg("folder"),
+      "checkpoint_kind", [](const std::string& path) { return name_of(checkpoint_kind(path)); }, py::arg("path"),
       ReleaseGil());
   m.def("saving_folder", &saving_folder, py::arg("save_dir"), py::arg("tag"));
   m.def("read_latest", &read_latest, py::arg("save_dir"), ReleaseGil());

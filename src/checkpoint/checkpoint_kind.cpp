@@ -23,8 +23,9 @@ CheckpointKind kind_by_names(const std::string& folder) {
                        [&](const std::string& name) { return name.starts_with(begin) && name.ends_with(end); });
   };
   if (any("common.pt", "") && any("rank_", ".pt")) return CheckpointKind::kNative;
+  if (any("", "_optim_states.pt")) return CheckpointKind::kDeepSpeed;
   if (is_directory(folder + "/zero") && any("", "_model_states.pt")) return CheckpointKind::kUniversal;
-  if (any("", "_model_states.pt") || any("", "_optim_states.pt")) return CheckpointKind::kDeepSpeed;
+  if (any("", "_model_states.pt")) return CheckpointKind::kDeepSpeed;
   if (any("", ".safetensors")) return CheckpointKind::kSafetensors;
   return CheckpointKind::kNone;
 }
@@ -40,7 +41,7 @@ CheckpointKind checkpoint_kind(const std::string& path) {
   if (path.ends_with(".safetensors") && file_size(path)) return CheckpointKind::kSafetensors;
   if (file_size(path + "/" + kManifestName)) {
     try {
-      const std::string layout = read_manifest(path).layout;
+      const std::string layout = manifest_layout(path);
       if (layout == "native") return CheckpointKind::kNative;
       if (layout == "deepspeed") return CheckpointKind::kDeepSpeed;
     } catch (const CheckpointError&) {

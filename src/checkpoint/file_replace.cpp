@@ -31,6 +31,7 @@ void replace_file_by(const std::string& path, const std::function<void(const std
   const std::string work = path + ".tmp";
   Unfinished unfinished(work);
   write(work);
+  sync_file(work);  // before it is seen: who waits for it may take it away at once
   rename_file(work, path);
   unfinished.finish();
 }

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
-#include <sstream>
 #include <tuple>
 
 #include "base/checked_math.h"
@@ -45,14 +45,19 @@ class Reader {
     return value;
   }
   int64_t count(const Json& value, const char* what) const {
-    check(value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= uint64_t{1} << 62) &&
-              value.get<int64_t>() >= 0,
-          "{} is {}, which is no size", what, value.dump().substr(0, 40));
+    const bool fits =
+        value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= uint64_t{1} << 62);
+    if (!fits || value.get<int64_t>() < 0) fail("{} is {}, which is no size", what, value.dump().substr(0, 40));
     return value.get<int64_t>();
   }
   template <typename... Args>
   void check(bool holds, fmt::format_string<Args...> format, Args&&... args) const {
-    if (!holds) ds_throw<CheckpointError>("{}: {}", where_, fmt::format(format, std::forward<Args>(args)...));
+    if (!holds) fail(format, std::forward<Args>(args)...);
+  }
+  /// For arguments that take time to make: a manifest has tens of thousands of numbers.
+  template <typename... Args>
+  [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
+    ds_throw<CheckpointError>("{}: {}", where_, fmt::format(format, std::forward<Args>(args)...));
   }
   [[nodiscard]] Reader at(const std::string& inner) const { return Reader(where_ + ", " + inner); }
 
@@ -70,7 +75,7 @@ bool is_plain_name(const std::string& name) {
 std::vector<uint64_t> read_checksums(const Json& json, const Reader& reader) {
   std::vector<uint64_t> blocks;
   const auto add = [&](std::string_view text) {
-    reader.check(parse_checksum(text, blocks.emplace_back()), "{} is no checksum", printable(text));
+    if (!parse_checksum(text, blocks.emplace_back())) reader.fail("{} is no checksum", printable(text));
   };
   if (json.is_string()) {
     const std::string_view text = json.get_ref<const std::string&>();
@@ -80,7 +85,7 @@ std::vector<uint64_t> read_checksums(const Json& json, const Reader& reader) {
   }
   reader.check(json.is_array(), "\"xxh3\" is neither text nor a list");
   for (const Json& item : json) {
-    reader.check(item.is_string(), "{} is no checksum", item.dump().substr(0, 40));
+    if (!item.is_string()) reader.fail("{} is no checksum", item.dump().substr(0, 40));
     add(item.get_ref<const std::string&>());
   }
   return blocks;
@@ -116,9 +121,10 @@ void check_slices(const ManifestTensor& tensor, const std::vector<ManifestFile>&
     const auto bytes = checked_product(slice.numel, size_of(tensor.dtype));
     const auto last = bytes ? checked_sum(slice.begin, *bytes) : std::nullopt;
     const ManifestFile& file = files[slice.file];
-    reader.check(end && last && *last <= file.checksums.bytes,
-                 "{} elements at byte {} are not inside {} with its {} bytes", slice.numel, slice.begin,
-                 printable(file.name), file.checksums.bytes);
+    if (!end || !last || *last > file.checksums.bytes) {
+      reader.fail("{} elements at byte {} are not inside {} with its {} bytes", slice.numel, slice.begin,
+                  printable(file.name), file.checksums.bytes);
+    }
     position = *end;
   }
   reader.check(is_part ? position <= tensor.numel() : position == tensor.numel(), "{} elements are stored of {}",
@@ -219,20 +225,21 @@ void check_bytes_once(const Manifest& manifest, const Reader& reader) {
             [](const Stretch& a, const Stretch& b) { return std::tie(a.file, a.begin) < std::tie(b.file, b.begin); });
   for (size_t i = 1; i < stretches.size(); ++i) {
     const Stretch &before = stretches[i - 1], &here = stretches[i];
-    reader.check(here.file != before.file || here.begin >= before.end,
-                 "tensors {} and {} have the same bytes of file {}", printable(before.tensor->name),
-                 printable(here.tensor->name), printable(manifest.files[here.file].name));
+    if (here.file == before.file && here.begin < before.end) {
+      reader.fail("tensors {} and {} have the same bytes of file {}", printable(before.tensor->name),
+                  printable(here.tensor->name), printable(manifest.files[here.file].name));
+    }
   }
 }
 
 void check_manifest(const Manifest& manifest, bool is_part, const Reader& reader) {
   std::set<std::string_view> names;
   for (const ManifestFile& file : manifest.files) {
-    reader.check(names.insert(file.name).second, "the file {} is listed twice", printable(file.name));
+    if (!names.insert(file.name).second) reader.fail("the file {} is listed twice", printable(file.name));
   }
   names.clear();
   for (const ManifestTensor& tensor : manifest.tensors) {
-    reader.check(names.insert(tensor.name).second, "the tensor {} is listed twice", printable(tensor.name));
+    if (!names.insert(tensor.name).second) reader.fail("the tensor {} is listed twice", printable(tensor.name));
     check_slices(tensor, manifest.files, is_part, reader.at("tensor " + printable(tensor.name)));
   }
   check_bytes_once(manifest, reader);
@@ -276,10 +283,23 @@ Manifest read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifestName;
   std::ifstream in(native_path(path).c_str(), std::ios::binary);
   DS_CHECK_AS(CheckpointError, in.good(), "{} is no finished checkpoint: it has no {}", folder, kManifestName);
-  std::ostringstream text;
-  text << in.rdbuf();
-  DS_CHECK_AS(CheckpointError, !in.bad() && !text.bad(), "cannot read {}", path);
-  return parse_manifest(std::move(text).str(), path);
+  std::string text(static_cast<size_t>(file_size(path).value_or(0)), '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  DS_CHECK_AS(CheckpointError, in.gcount() == static_cast<std::streamsize>(text.size()), "cannot read {}", path);
+  return parse_manifest(text, path);
+}
+
+std::string manifest_layout(const std::string& folder) {
+  std::ifstream in(native_path(folder + "/" + kManifestName).c_str(), std::ios::binary);
+  std::string head(256, '\0');
+  in.read(head.data(), static_cast<std::streamsize>(head.size()));
+  for (const char* const layout : {"native", "deepspeed"}) {
+    const Json begin = {{"format", kFormat}, {"version", kVersion}, {"layout", layout}};
+    std::string text = begin.dump();
+    text.back() = ',';
+    if (head.starts_with(text)) return layout;
+  }
+  return read_manifest(folder).layout;
 }
 
 std::string manifest_text(const Manifest& manifest) {

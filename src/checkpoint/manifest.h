@@ -63,6 +63,9 @@ struct Manifest {
 [[nodiscard]] Manifest parse_manifest(std::string_view text, const std::string& file, bool is_part = false);
 /// A checkpoint's folder. Throws CheckpointError when there is no manifest, or as above.
 [[nodiscard]] Manifest read_manifest(const std::string& folder);
+/// The member "layout" alone, from the first bytes where they hold it: nothing else is read or checked then. Throws as
+/// read_manifest.
+[[nodiscard]] std::string manifest_layout(const std::string& folder);
 [[nodiscard]] std::string manifest_text(const Manifest& manifest);
 
 /// One rank's part of a manifest while the ranks write; joined, slices of a tensor are put in order. Throws

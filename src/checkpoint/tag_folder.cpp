@@ -40,7 +40,6 @@ std::string part_name(const char* prefix, int rank) {
 
 void write_text(const std::string& path, const std::string& text) {
   replace_file(path, [&](std::ostream& out) { out << text; });
-  sync_file(path);
 }
 
 std::string read_text(const std::string& path) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -13,6 +14,7 @@
 #include "checkpoint/save_job.h"
 #include "checkpoint/shard_writer.h"
 #include "checkpoint/verified_file.h"
+#include "config/json_text.h"
 #include "platform/files.h"
 #include "platform/resources.h"
 
@@ -420,6 +422,44 @@ TEST_F(TagFolderTest, PartsAreReadAndDamageIsFoundWhateverTheSizeOfBlocks) {
     EXPECT_THROW(read_verified(root_, {{&file, {{1'999'999, 2, first.data()}}}}), CheckpointError) << block;
     EXPECT_NO_THROW(read_verified(root_, {{&file, {{0, 10, first.data()}}}})) << block;
   }
+}
+
+/// The committing rank removes the parts when all are there, which may be before the last one's writer is back.
+TEST_F(TagFolderTest, APartIsFinishedWhenItIsSeen) {
+  make_directories(root_);
+  const std::string seen = root_ + "/part_1";
+  std::atomic<bool> ended = false;
+  std::thread committer([&] {
+    while (!ended) remove_file(seen);
+  });
+  Manifest part;
+  part.layout = "native";
+  part.info = "{}";
+  for (int i = 0; i < 300; ++i) EXPECT_NO_THROW(finish_part(root_, 1, part));
+  ended = true;
+  committer.join();
+}
+
+TEST_F(TagFolderTest, TheLayoutOfAManifestIsFoundHoweverItIsLaidOut) {
+  make_directories(root_);
+  const std::string path = root_ + "/" + kManifestName;
+  const auto write = [&](const std::string& text) { std::ofstream(path, std::ios::binary) << text; };
+  for (const std::string layout : {"native", "deepspeed", "another"}) {
+    Manifest manifest;
+    manifest.layout = layout;
+    manifest.info = "{}";
+    const std::string text = manifest_text(manifest);
+    write(text);
+    EXPECT_EQ(manifest_layout(root_), layout);
+    write(config::parse_json_text(text).dump(1));
+    EXPECT_EQ(manifest_layout(root_), layout);
+    write(text.substr(0, 20));
+    EXPECT_THROW((void)manifest_layout(root_), CheckpointError);
+  }
+  write("");
+  EXPECT_THROW((void)manifest_layout(root_), CheckpointError);
+  remove_file(path);
+  EXPECT_THROW((void)manifest_layout(root_), CheckpointError);
 }
 
 TEST_F(TagFolderTest, ManyFilesAreReadInOneGo) {

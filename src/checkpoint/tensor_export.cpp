@@ -288,7 +288,6 @@ WeightFiles write_weights(TensorSource& source, const std::string& folder, const
     const nlohmann::json index = {{"metadata", {{"total_size", files.bytes}}}, {"weight_map", std::move(map)}};
     const std::string path = work.path() + "/" + kIndexName;
     replace_file(path, [&](std::ostream& out) { out << index.dump(2) << "\n"; });
-    sync_file(path);
     files.names.emplace_back(kIndexName);
   }
   publish(work.path(), folder, files.names);

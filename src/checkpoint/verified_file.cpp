@@ -280,12 +280,12 @@ std::vector<std::string> verify_file(const std::string& folder, const ManifestFi
 
 CheckpointTensors::CheckpointTensors(std::string folder, int threads)
     : folder_(std::move(folder)), manifest_(read_manifest(folder_)), memory_(std::make_unique<KeptMemory>()) {
-  int64_t largest = 0;
+  int64_t runs = 0;
   for (const ManifestFile& file : manifest_.files) {
     check_size(folder_, file);
-    largest = std::max(largest, file.checksums.bytes);
+    runs += file.checksums.bytes / kRunBytes;
   }
-  if (const int64_t runs = largest / kRunBytes; threads > 0 && runs > kAheadAlone) {
+  if (threads > 0 && runs > kAheadAlone) {
     const ReadShape shape = shape_for(runs, threads);
     memory_->prepare(shape.readers * shape.places * kRunBytes);
   }

@@ -22,6 +22,7 @@ struct FilePart {
   void* destination = nullptr;
 };
 
+/// What is wanted of one file; nothing of it is read when there are no parts. The file must outlive the reading.
 struct FileParts {
   const ManifestFile* file = nullptr;
   std::vector<FilePart> parts;
@@ -57,8 +58,8 @@ std::vector<std::string> damage_lines(const std::string& folder, const ManifestF
 /// The tensors of one checkpoint. Threads: read() from several at once.
 class CheckpointTensors {
  public:
-  /// threads: what read() is going to be told; the memory that it needs is got meanwhile. Throws CheckpointError: no
-  /// manifest, damaged, files missing or of another size (their bytes are not read yet).
+  /// threads: what read() is going to be told; the memory that it needs for all files together is got meanwhile. Throws
+  /// CheckpointError: no manifest, damaged, files missing or of another size (their bytes are not read yet).
   explicit CheckpointTensors(std::string folder, int threads = 0);
 
   struct Request {
@@ -95,7 +96,7 @@ class CheckpointTensors {
   std::string folder_;
   Manifest manifest_;
   std::map<std::string, int> places_;
-  std::unique_ptr<KeptMemory> memory_;  ///< that is read into, kept from one file to the next
+  std::unique_ptr<KeptMemory> memory_;  ///< that is read into, kept from one read() to the next
 };
 
 }  // namespace deepscale

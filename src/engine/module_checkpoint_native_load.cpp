@@ -48,8 +48,7 @@ class ModuleEngine::Impl::NativeLoader {
       read_fragments(/*masters=*/true, states && one_pass);
     });
     store_untrained();
-    owner_.agree(problem_, parts);
-    follow(states && !one_pass);
+    follow(parts, states && !one_pass);
     if (wants_optimizer_ && saved_optimizer() != nullptr) attempt([&] { restore_optimizer(); });
     owner_.agree(problem_, parts);
     owner_.engine->end_load(wants_optimizer_);
@@ -186,15 +185,19 @@ class ModuleEngine::Impl::NativeLoader {
     batch.flush();
   }
 
-  /// Weights from the masters that were read. Beside that, states are read where they still are to be.
-  void follow(bool states) {
-    if (owner_.optimizer.groups.empty()) return;
-    if (!states) return owner_.engine->refresh_parameters();
+  /// Agrees, then weights from the masters that were read. Beside that, states are read where they still are to be: no
+  /// rank waits for the masters of another one before it goes on reading.
+  void follow(const std::string& what, bool states) {
+    const auto weights_of_masters = [this, what, problem = problem_] {
+      owner_.agree(problem, what);
+      if (!owner_.optimizer.groups.empty()) owner_.engine->refresh_parameters();
+    };
+    if (!states || problem_ != nullptr) return weights_of_masters();
     std::future<void> weights;
     try {
-      weights = std::async(std::launch::async, [this] { owner_.engine->refresh_parameters(); });
+      weights = std::async(std::launch::async, weights_of_masters);
     } catch (const std::system_error&) {  // no thread to be had
-      owner_.engine->refresh_parameters();
+      weights_of_masters();
     }
     attempt([&] { read_fragments(/*masters=*/false, /*states=*/true); });
     if (weights.valid()) weights.get();
@@ -277,14 +280,23 @@ LoadedCheckpoint ModuleEngine::Impl::load_named(const std::string& directory, co
   } catch (const Error&) {
     failure = std::current_exception();
   }
-  const bool fits = !is_misfit(failure);
-  const std::vector<std::string> others = older_tags(directory, options.tag);
+  const std::vector<std::string> others = tags_instead(directory, options.tag, failure);
   try {
     std::rethrow_exception(failure);
   } catch (const CheckpointError& error) {
-    if (!fits || others.empty()) throw;
+    if (others.empty()) throw;
     ds_throw<CheckpointError>("{}\nThe newest other checkpoint in {} whose files are all there is {}", error.what(),
                               directory, others.front());
+  }
+}
+
+std::vector<std::string> ModuleEngine::Impl::tags_instead(const std::string& directory, const std::string& tag,
+                                                          const std::exception_ptr& failure) const {
+  try {
+    // One that is whole but of another model or optimizer: an older one would hide the mistake.
+    return is_misfit(failure) ? std::vector<std::string>() : older_tags(directory, tag);
+  } catch (const CommError&) {
+    std::rethrow_exception(failure);  // of this rank alone, which says more
   }
 }
 
@@ -336,13 +348,9 @@ LoadedCheckpoint ModuleEngine::Impl::load_newest(const std::string& directory, c
       failure = std::current_exception();
     }
     if (first == nullptr) first = failure;
-    // One that is whole but of another model or optimizer: an older one would hide the mistake.
-    if (is_misfit(failure)) std::rethrow_exception(first);
-    if (i == 0) {
-      const auto older = older_tags(directory, tag);
-      tags.insert(tags.end(), older.begin(), older.end());
-    }
-    if (i + 1 == tags.size()) std::rethrow_exception(first);
+    const std::vector<std::string> others = tags_instead(directory, tag, failure);
+    if (i == 0) tags.insert(tags.end(), others.begin(), others.end());
+    if (others.empty() || i + 1 == tags.size()) std::rethrow_exception(first);
     if (world.rank() == 0) log.warning("{}\nThe checkpoint {} is tried instead", problem, tags[i + 1]);
   }
 }

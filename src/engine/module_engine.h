@@ -89,6 +89,10 @@ class ModuleEngine::Impl {
   LoadedCheckpoint load_named(const std::string& directory, const LoadOptions& options);
   /// Whether the failure to load says on any rank that the checkpoint is of another model or optimizer. Collective.
   [[nodiscard]] bool is_misfit(const std::exception_ptr& failure) const;
+  /// What may be loaded instead of `tag`, which failed: none when that fits another model. Collective; throws `failure`
+  /// when the other ranks are not there to be asked.
+  [[nodiscard]] std::vector<std::string> tags_instead(const std::string& directory, const std::string& tag,
+                                                      const std::exception_ptr& failure) const;
   /// `tag`, or the newest other one that is intact.
   LoadedCheckpoint load_newest(const std::string& directory, const std::string& tag, const LoadOptions& options);
   LoadedCheckpoint load_files(const std::string& folder, const LoadOptions& options);

@@ -360,13 +360,14 @@ def body_load_damaged_states(folder: str, stage: int) -> None:
     assert steps(engine, 2) == steps(other, 2)
 
 
+@pytest.mark.parametrize("key", ["fp32/", "exp_avg_sq/"])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_damage_among_the_states_of_one_rank_is_everybodys(stage, tmp_path):
+def test_damage_among_the_masters_or_states_of_one_rank_is_everybodys(stage, key, tmp_path):
     arguments = {"folder": str(tmp_path), "stage": stage}
     run_ranks(body_save_large, 2, arguments, timeout_s=300)
     damaged = tmp_path / "bad" / "rank_00001.safetensors"
-    states = [place for name, place in tensor_places(damaged).items() if name.startswith("exp_avg_sq/")]
-    flip_in(damaged, min(begin for begin, _ in states) + 2 * 65536)  # blocks away from what rank 0 reads, too
+    places = [place for name, place in tensor_places(damaged).items() if name.startswith(key)]
+    flip_in(damaged, min(begin for begin, _ in places) + 2 * 65536)  # blocks away from what rank 0 reads, too
     run_ranks(body_load_damaged_states, 2, arguments, timeout_s=300)
 
 

@@ -194,11 +194,56 @@ def test_names_that_scripts_of_deepspeed_import(tmp_path):
     assert constants.AUTOEP_LAYERS_KEY == "ds_autoep_layers" and constants.FOLDING_METADATA_KEY == "folding"
 
 
-def test_client_state_that_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
-    engine = built("native")
-    with pytest.raises(TypeError, match=r"client_state\['f'\].*cannot be saved"):
-        engine.save_checkpoint(tmp_path / "new", client_state={"f": lambda: 1})
-    assert not (tmp_path / "new").exists()
+def body_client_state(folder: str, layout: str):
+    import deepspeed
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    engine = built(layout, stage=3)
+    for bad in (0, 1):
+        state = {"f": lambda: 1} if rank == bad else {"f": 1}
+        if bad == 1 and layout == "native":  # rank 0's is saved
+            engine.save_checkpoint(folder, tag="zero", client_state=state)
+            continue
+        with pytest.raises(TypeError if rank == bad else deepspeed._C.CheckpointError, match=r"client_state\['f'\].*cannot be saved|failed"):
+            engine.save_checkpoint(folder, tag=f"bad{bad}", client_state=state)
+        assert not [name for name in os.listdir(folder) if "bad" in name]
+        torch.distributed.barrier()
+    engine.save_checkpoint(folder, tag="good", client_state={"f": 1})
+    assert engine.load_checkpoint(folder, tag="good")[1]["f"] == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_client_state_that_cannot_be_saved_is_refused_on_all_ranks(layout, tmp_path):
+    """Before anything is written; the ranks go on together."""
+    run_ranks(body_client_state, 2, {"folder": str(tmp_path), "layout": layout})
+
+
+def body_strange_folder(folder: str, layout: str):
+    import deepspeed
+    deepspeed.init_distributed()
+    strange = os.path.join(os.fsencode(folder), b"\xff")
+    os.makedirs(strange, exist_ok=True)
+    os.chdir(strange)
+    engine = built(layout)
+    engine.save_checkpoint("ck", tag="t")
+    assert engine.load_checkpoint("ck", tag="t")[0] is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_working_directory_whose_name_is_no_text(layout, tmp_path):
+    run_ranks(body_strange_folder, 2, {"folder": str(tmp_path), "layout": layout})
+
+
+def test_deepspeeds_files_beside_a_folder_called_zero(tmp_path):
+    engine = built("deepspeed")
+    train(engine, 1)
+    engine.save_checkpoint(tmp_path, tag="t")
+    (tmp_path / "t" / "manifest.json").unlink()
+    (tmp_path / "t" / "zero").mkdir()
+    other = built("deepspeed")
+    other.load_checkpoint(tmp_path, tag="t")
+    assert other.global_steps == 1
 
 
 @pytest.mark.parametrize("wrong", [5, None, "", ["a"]])
@@ -245,7 +290,12 @@ def body_other_folders(folder: str, layout: str):
     with pytest.raises(CheckpointError):
         engine.load_checkpoint(folder if rank == 0 else f"{folder}/other", tag="t")
     assert (rank == 1) == any(f"{folder}/other/t, rank 0 {folder}/t" in line for line in said), said
-    engine.load_checkpoint(folder, tag="t")
+    said.clear()
+    if rank == 0:
+        os.symlink(folder, f"{folder}/link")
+    torch.distributed.barrier()
+    engine.load_checkpoint(folder if rank == 0 else f"{folder}/link", tag="t")
+    assert not said
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -230,7 +230,7 @@ def test_a_conversion_that_fails_leaves_the_earlier_files(safe, tmp_path, monkey
     other = out / ("pytorch_model.bin" if safe else "model.safetensors")
     other.write_text("of another format")
     zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict(str(tmp_path), str(out), "1KB", safe)
-    assert "tensors, 3,000 bytes in 3 files" in capsys.readouterr().out
+    assert "tensors, 3,000 bytes in 3 parts" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     read_one, count = zero_to_fp32.GatheredTensor.contiguous, iter(range(100))
     monkeypatch.setattr(zero_to_fp32.GatheredTensor, "contiguous", lambda self: read_one(self) if next(count) < 2 else 1 / 0)

@@ -55,7 +55,7 @@ def check_folder(directory: str, instead: str) -> None:
     names what is damaged; for a checkpoint in the native format it says what to do instead."""
     if not has_manifest(directory):
         return
-    if _C.layout_of(directory) == "native":
+    if _C.checkpoint_kind(directory) == "native":
         raise CheckpointError(f"{directory} is a checkpoint in the native format, which is not read here: {instead}")
     verify_before_loading(directory)
 

@@ -31,27 +31,24 @@ def text_of_rank_0(engine: Any, text: str | None, what: str) -> str | None:
     """Rank 0's text (or None) on every rank."""
     if engine.communicator.size == 1:
         return text
-    encoded = b"" if text is None else text.encode()
+    encoded = b"" if text is None else text.encode(errors="surrogateescape")  # paths may hold any bytes
     first = engine.communicator.rank == 0
     length = _reduced(engine, [(-1 if text is None else len(encoded)) if first else -1], "max", what)[0]
     if length < 0:
         return None
-    return bytes(_reduced(engine, list(encoded) if first else [0] * length, "max", what)).decode()
-
-
-def path_text(path: Any, name: str) -> str:
-    """What a caller gave as the folder `name`, as text."""
-    if not path or not isinstance(path, (str, bytes, os.PathLike)):
-        raise ValueError(f"{name} must be the path of a folder, a non-empty string, got {path!r}")
-    return os.fsdecode(path)
+    return bytes(_reduced(engine, list(encoded) if first else [0] * length, "max", what)).decode(errors="surrogateescape")
 
 
 def warn_of_other_place(engine: Any, path: str) -> None:
     """Ranks that read other folders than rank 0 see other files, or none. Other machines may have one folder at two places, so it is no
-    error."""
+    error, and said once for a machine."""
     path = os.path.abspath(path)
     first = text_of_rank_0(engine, path, "folder of a checkpoint")
-    if path != first:
+    if path == first:
+        return
+    here = os.path.exists(first)
+    same = here and os.path.exists(path) and os.path.samefile(path, first)
+    if not same and (here or engine.local_rank == 0):
         logger.warning(f"rank {engine.global_rank} loads {path}, rank 0 {first}: they should be the same folder")
 
 
@@ -67,6 +64,11 @@ class Together:
         self._engine, self._what, self._error_class, self._consequence = engine, what, error_class, consequence
         self._one_class = one_class
         self._problem: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank has; the others know it from agree() on."""
+        return self._problem is not None
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from deepspeed.checkpoint.safe_load import has_manifest, verify_before_loading
 from deepspeed.git_version_info import version
 from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
-from deepspeed.runtime.checkpoint_native import COMMON, NativeLoader
+from deepspeed.runtime.checkpoint_native import NativeLoader
 from deepspeed.runtime.checkpoint_pickle import pickled
 from deepspeed.runtime.checkpoint_restore import CheckpointMisfit
 from deepspeed.runtime.memory_plan import ranks_per_host
@@ -48,12 +48,11 @@ class CheckpointSave:
         if engine.global_rank == 0:
             with self.together.attempt():
                 _C.begin_save(self.parent, self.name)
-        self.together.agree()  # the folder is there for all
-        first = text_of_rank_0(engine, os.path.abspath(self.path), "folder of a checkpoint")
+        self.together.agree()
         with self.together.attempt():
-            if not os.path.isdir(self.folder):
-                raise CheckpointError(f"rank {engine.global_rank} does not see {os.path.abspath(self.folder)}; rank 0 saves to {first}: save_dir "
-                                      "must be one folder that all ranks see, on several machines one on a shared file system")
+            if not _is_seen(self.folder):
+                raise CheckpointError(f"rank {engine.global_rank} does not see {os.path.abspath(self.folder)}, which rank 0 has made in its own "
+                                      "save_dir: that must be one folder for all ranks, on several machines one on a shared file system")
 
     def write(self, name: str, state: Any) -> None:
         """A file of torch.save's format. Tensors in `state` must keep their values until start() has returned."""
@@ -154,6 +153,15 @@ class CheckpointSave:
             _say_failure(self._job, self._name_for_people)
 
 
+def _is_seen(folder: str) -> bool:
+    """A new folder may come late over a network."""
+    for _ in range(40):
+        if os.path.isdir(folder):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _say_failure(job: Any, name: str) -> None:
     """Waits for what a job does beside training; logs when it failed."""
     try:
@@ -196,15 +204,10 @@ def open_checkpoint(engine: Any, load_dir: str, tag: str) -> CheckpointLoader:
 
 
 def _layout(directory: str) -> str:
-    """"damaged" where a manifest cannot be read, "" where there is none: then it is another program's."""
-    if not has_manifest(directory):
-        if os.path.exists(os.path.join(directory, COMMON)):
-            return "native"  # not finished, which is what the loader says
-        return "universal" if os.path.isdir(os.path.join(directory, "zero")) else ""
-    try:
-        return _C.layout_of(directory)
-    except CheckpointError:
-        return "native" if os.path.exists(os.path.join(directory, COMMON)) else "deepspeed"
+    """"native" (perhaps without its manifest: then it is not finished), "universal", "deepspeed", or "" for files of DeepSpeed's layout
+    without a manifest, which another program wrote, and for what is no checkpoint."""
+    kind = _C.checkpoint_kind(directory) if os.path.isdir(directory) else ""
+    return kind if kind in ("native", "universal") else "deepspeed" if has_manifest(directory) else ""
 
 
 def load_named(engine: Any, load_dir: str, tag: str, options: dict) -> tuple[str, dict]:

@@ -265,7 +265,7 @@ class NativeLoader(CheckpointLoader):
             if self.engine._stepper is not None:
                 (core.refresh_parameters if module else core.refresh_from_parameters)()
 
-        if not trained:
+        if not trained or together.failed:
             follow()
             return
         states = self._together()

@@ -19,7 +19,7 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             SHARED_PARAMS, TOLD_TO_CLIENTS, ZERO_FILE_PREFIX)
 from deepspeed.checkpoint.safe_load import why_not_loaded
 from deepspeed.runtime import pretrained
-from deepspeed.runtime.agreement import Together, path_text, same_everywhere, text_of_rank_0, warn_of_other_place
+from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0, warn_of_other_place
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_named, load_newest, restore_replaced
 from deepspeed.runtime.checkpoint_native import COMMON, NativeState, tensor_file
 from deepspeed.runtime.checkpoint_state import file_groups, optimizer_state
@@ -48,11 +48,12 @@ class CheckpointMethods:
         """Saves model, optimizer, scheduler, counters, random numbers and `client_state` under save_dir/tag. Collective: all ranks must call.
 
         tag: "global_step<n>" when it is None; a name, or a path below save_dir. save_latest: save_dir/latest names it afterwards, for load_checkpoint
-        without a tag. exclude_frozen_parameters: only what is trained, and buffers. Raises on all ranks what the disk says; a save beside
+        without a tag. exclude_frozen_parameters: only what is trained, and buffers. Raises on all ranks what the disk says, and TypeError for
+        a client_state that cannot be pickled; a save beside
         training (`checkpoint.async_save`) that failed is raised here, before anything is saved, or by wait_for_checkpoint()."""
         self.live_core("save_checkpoint").check_whole()
-        save_dir = path_text(save_dir, "save_dir")
-        client_state = _checked_client_state(client_state, warns=self.global_rank == 0)
+        save_dir = _path_text(save_dir, "save_dir")
+        client_state = self._checked_client_state(client_state, self.global_rank == 0 or self._config.checkpoint.format != "native")
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)
         _check_path(tag)
         self._check_tag(tag)
@@ -177,6 +178,22 @@ class CheckpointMethods:
                 first[id(param)] = name
         return aliases
 
+    def _checked_client_state(self, client_state: dict | None, writes: bool) -> dict:
+        """What is to be saved of it. writes: whether this rank's is. Raises on all ranks. Collective."""
+        together = Together(self, "save_checkpoint(client_state)", CheckpointError)
+        checked: dict = {}
+        with together.attempt():
+            checked = _own_client_state(client_state)
+            for key, value in checked.items() if writes else ():
+                try:
+                    why = why_not_loaded(value)
+                except TypeError as problem:
+                    raise TypeError(f"client_state[{key!r}]: {problem}") from problem
+                if why is not None and self.global_rank == 0:
+                    logger.warning(f"client_state[{key!r}] is saved, but this checkpoint will not load: {why}")
+        together.agree()
+        return checked
+
     def _check_tag(self, tag: str) -> None:
         """All ranks must save under one tag."""
         if not self.checkpoint_tag_validation_enabled() or self.communicator.size == 1:
@@ -253,7 +270,7 @@ class CheckpointMethods:
         if max_shard_size is not None and not save_filename.endswith(".safetensors"):
             raise ValueError(f"save_16bit_model(max_shard_size={max_shard_size!r}) writes parts in the safetensors format alone, and save_filename "
                              f"is {save_filename!r}: name it model.safetensors")
-        path = os.path.join(os.fspath(save_dir), save_filename)
+        path = os.path.join(_path_text(save_dir, "save_dir"), save_filename)
         if not self._config.shards_parameters:
             state = self.module_state_dict(exclude_frozen_parameters=exclude_frozen_parameters)
         elif self.zero_gather_16bit_weights_on_model_save():
@@ -282,8 +299,7 @@ class CheckpointMethods:
     def save_universal_checkpoint(self, save_dir: Any, tag: Any = None, client_state: dict | None = None) -> bool:
         """A universal checkpoint in save_dir/tag, named by save_dir/latest_universal. Collective; one parameter in memory at a time."""
         from deepspeed.runtime.universal_save import save_universal
-        return save_universal(self, path_text(save_dir, "save_dir"), tag,
-                              _checked_client_state(client_state, warns=self.global_rank == 0))
+        return save_universal(self, _path_text(save_dir, "save_dir"), tag, self._checked_client_state(client_state, True))
 
     def save_fp16_model(self, save_dir: Any, save_filename: str = "pytorch_model.bin") -> bool:
         """save_16bit_model by its older name."""
@@ -301,7 +317,7 @@ class CheckpointMethods:
         Raises CheckpointError naming the file when a file is missing, cut off or of another model; nothing is changed then, except that damage among
         the tensors of a native checkpoint is seen while they are read: the engine then refuses to train until another one is loaded."""
         self.live_core("load_checkpoint")
-        load_dir = path_text(load_dir, "load_dir")
+        load_dir = _path_text(load_dir, "load_dir")
         self.wait_for_checkpoint()
         warn_of_other_place(self, os.path.join(load_dir, "" if tag is None else str(tag)))
         options = {"strict": load_module_strict, "optimizer": load_optimizer_states and not load_module_only,
@@ -318,7 +334,7 @@ class CheckpointMethods:
         return (None, None) if latest is None else load_newest(self, load_dir, latest, options)
 
 
-def _checked_client_state(client_state: dict | None, warns: bool) -> dict:
+def _own_client_state(client_state: dict | None) -> dict:
     client_state = {} if client_state is None else client_state
     if not isinstance(client_state, dict):
         raise ValueError(f"client_state must be a dictionary, got {type(client_state).__name__}: {client_state!r:.80}")
@@ -326,14 +342,14 @@ def _checked_client_state(client_state: dict | None, warns: bool) -> dict:
     reserved = sorted(set(client_state) & set(MODEL_STATE_KEYS))
     if reserved:
         raise KeyError(f"client_state contains reserved checkpoint keys: {', '.join(reserved)}: rename them")
-    for key, value in client_state.items():
-        try:
-            why = why_not_loaded(value)
-        except TypeError as problem:
-            raise TypeError(f"client_state[{key!r}]: {problem}") from problem
-        if why is not None and warns:
-            logger.warning(f"client_state[{key!r}] is saved, but this checkpoint will not load: {why}")
     return client_state
+
+
+def _path_text(path: Any, name: str) -> str:
+    """What a caller gave as the folder `name`, as text."""
+    if not path or not isinstance(path, (str, bytes, os.PathLike)):
+        raise ValueError(f"{name} must be the path of a folder, a non-empty string, got {path!r}")
+    return os.fsdecode(path)
 
 
 def _check_path(tag: str) -> None:

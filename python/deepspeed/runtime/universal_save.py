@@ -23,7 +23,7 @@ def save_universal(engine: Any, save_dir: Any, tag: Any, client_state: dict) -> 
     if engine.live_core("save_universal_checkpoint") is None or engine._stepper is None:
         raise CheckpointError("save_universal_checkpoint: the engine has no optimizer, so there are no states to write: use save_checkpoint")
     tag = str(f"global_step{engine.global_steps}_universal" if tag is None else tag)
-    output = os.path.join(os.path.abspath(os.fspath(save_dir)), tag)
+    output = os.path.join(os.path.abspath(save_dir), tag)
     partial = _C.saving_folder(*os.path.split(output))
     together = Together(engine, f"save_universal_checkpoint({output})", CheckpointError)
     if engine.global_rank == 0:

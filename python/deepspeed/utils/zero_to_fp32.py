@@ -256,8 +256,8 @@ def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, 
                                           tag: str | None = None, exclude_frozen_parameters: bool = False) -> None:
     """Writes the state dictionary into `output_dir`, as pytorch_model*.bin or model*.safetensors with an index when there are parts.
 
-    In memory is one part, or with safe_serialization one tensor; the checkpoint's files are mapped. Files of an earlier conversion stay
-    as they are until the new ones are complete. Prints what was written."""
+    In memory is one part, or with safe_serialization one tensor; the checkpoint's files are mapped. A set of files of that name that is
+    there, whoever wrote it, stays as it is until the new one is complete (the disk needs room for both) and goes then. Prints what was written."""
     wanted = _resolve_output_dtype(dtype)
     state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, exclude_frozen_parameters, lazy_mode=True)
     if safe_serialization:
@@ -267,7 +267,8 @@ def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, 
     parts, total = _split(state, limit, wanted)
     write = _save_safetensors if safe_serialization else _save_pickle
     write_weights(output_dir, f"{stem}.{ending}", parts, total, lambda part, path: write(part, path, wanted), other_formats_go=False)
-    print(f"{os.path.join(output_dir, stem)}*.{ending}: {len(state)} tensors, {total:,} bytes in {len(parts)} file{'s' if len(parts) > 1 else ''}")
+    files = f"{stem}.{ending}" if len(parts) == 1 else f"{stem}-*.{ending} and their index"
+    print(f"{os.path.join(output_dir, files)}: {len(state)} tensors, {total:,} bytes in {len(parts)} parts")
 
 
 def _save_pickle(part: dict[str, Any], path: str, wanted: torch.dtype) -> None:
