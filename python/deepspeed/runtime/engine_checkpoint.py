@@ -348,7 +348,7 @@ def _own_client_state(client_state: dict | None) -> dict:
 def _path_text(path: Any, name: str) -> str:
     """What a caller gave as the folder `name`, as text."""
     if not path or not isinstance(path, (str, bytes, os.PathLike)):
-        raise ValueError(f"{name} must be the path of a folder, a non-empty string, got {path!r}")
+        raise ValueError(f"{name} must be a non-empty string, got {path!r}")
     return os.fsdecode(path)
 
 
