@@ -33,7 +33,7 @@ limited() {
   local child=$!
   # All jobs: also the heartbeat of logged(), which would keep who reads our output waiting.
   trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true; say interrupted; exit 130' INT
-  trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true; exit 143' TERM
+  trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true; say "stopped; run it again, and it goes on"; exit 143' TERM
   wait "$child" || status=$?
   trap - INT TERM
   return $status

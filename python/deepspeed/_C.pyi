@@ -39,6 +39,13 @@ class Pending:
     def wait(self) -> None: ...
     def wait_released(self) -> None: ...
 
+class OperationLog:
+    """What communicators made by Communicator.recorded() did while it was enabled. Every operation is then waited for at once."""
+    def __init__(self) -> None: ...
+    enabled: bool
+    def take(self) -> list[tuple[str, int, int, float]]:
+        """(operation, bytes of one rank's piece, ranks, milliseconds) since the last call."""
+
 class Communicator:
     @staticmethod
     def self_world() -> Communicator: ...
@@ -62,6 +69,8 @@ class Communicator:
     def allocate(self, numel: int, dtype: Any, device: Any = "cpu") -> Tensor: ...
     def allocate_common(self, numel: int, dtype: Any, device: Any = "cpu") -> Tensor | None: ...
     def subgroup(self, ranks: Sequence[int]) -> Communicator: ...
+    def recorded(self, log: OperationLog) -> Communicator:
+        """This communicator, whose operations go into `log`, those of its subgroups too."""
 
 class PlanGroups:
     """The groups that a sharding plan may name. `shard` and `replica` split `data` for MiCS/HSDP (default: data and self);
@@ -275,6 +284,9 @@ def begin_save(save_dir: str, tag: str) -> str:
 def abandon_save(save_dir: str, tag: str) -> None:
     """Removes that folder. Where it is a whole checkpoint that the new one had already changed names with, files of others in it go to that."""
 def saving_folder(save_dir: str, tag: str) -> str: ...
+def read_part(folder: str, rank: int) -> str:
+    """A rank's part of the manifest, in a folder where a save is under way."""
+def put_part(folder: str, rank: int, text: str) -> None: ...
 def read_latest(save_dir: str) -> str | None:
     """What SAVE_DIR/latest says, "" when it is damaged, None when there is none."""
 def restore_replaced(save_dir: str) -> None:

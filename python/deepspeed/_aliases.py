@@ -43,6 +43,7 @@ TABLE: dict[str, str | dict[str, Any]] = {
                                     "BFLOAT16": "bf16", "BFLOAT16_OLD": "bfloat16",
                                     **{f"ROUTE_{route.upper()}": route for route in ("train", "eval", "predict", "encode")}},
     "deepspeed.runtime.zero.linear": {"LinearModuleForZeroStage3": "torch.nn:Linear", "zero3_linear_wrap": "torch.nn.functional:linear"},
+    "deepspeed.ops.transformer.inference.config": {"DeepSpeedInferenceConfig": "deepspeed.ops.transformer.inference:DeepSpeedInferenceConfig"},
     "deepspeed.utils.torch": {"required_torch_version": "deepspeed.runtime.utils:required_torch_version"},
     "deepspeed.launcher.constants": {f"{name.upper()}_LAUNCHER": name for name in ("pdsh", "openmpi", "mvapich", "slurm", "mpich", "impi")},
     "deepspeed.runtime.zero.offload_constants": {"OFFLOAD_CPU_DEVICE": "cpu", "OFFLOAD_NVME_DEVICE": "nvme"},

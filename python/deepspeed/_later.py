@@ -26,7 +26,7 @@ pipeline parallelism
 mixture of experts
   moe.layer: MoE*
   moe.experts: Experts*
-  moe.sharded_moe: MOELayer* TopKGate* top1gating top2gating topkgating
+  moe.sharded_moe: MOELayer* TopKGate* top1gating top2gating topkgating _capacity
   moe.mappings: drop_tokens gather_tokens
 
 tensor parallelism
@@ -178,6 +178,28 @@ collectives of lists of tensors
 
 reshaping of Megatron-DeepSpeed's checkpoints
   checkpoint.deepspeed_checkpoint: DeepSpeedCheckpoint
+  checkpoint.reshape_meg_2d: reshape_meg_2d_parallel meg_2d_parallel_map get_mpu_ranks
+  checkpoint.reshape_3d_utils: model_3d_desc get_model_3d_descriptor
+  checkpoint.reshape_utils: merge_state partition_data
+  checkpoint.zero_checkpoint: ZeROCheckpoint
+
+DeepSpeed's own sharding in parts (parameters are sharded by the core)
+  runtime.zero.contiguous_memory_allocator: ContiguousMemoryAllocator
+  runtime.zero.partitioned_param_coordinator: PartitionedParameterCoordinator
+  utils.mixed_precision_linkage: link_hp_params lazy_init_hp_params_optimizer_state
+  ops.adam.multi_tensor_apply: MultiTensorApply
+
+DeepSpeed's debugging prints
+  utils.debug: debug_extract_module_and_param_names debug_clear_module_and_param_names debug_module2name debug_param2name log_rank_file
+
+communication backends as classes
+  comm.torch: TorchBackend
+
+weight quantization of checkpoints
+  runtime.weight_quantizer: WeightQuantization
+
+DeepSpeed's launcher as Python classes (`deepspeed` is a program here)
+  launcher.multinode_runner: MultiNodeRunner PDSHRunner OpenMPIRunner MPICHRunner IMPIRunner SlurmRunner MVAPICHRunner
 """
 
 

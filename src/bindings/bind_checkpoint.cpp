@@ -97,6 +97,7 @@ std::shared_ptr<SaveJob> make_job(const py::dict& plan, const std::vector<SliceT
   made.threads = plan["threads"].cast<int>();
   made.commits = plan["commits"].cast<bool>();
   made.commit.ranks = plan["ranks"].cast<int>();
+  made.commit.elsewhere = plan["elsewhere"].cast<std::vector<int>>();
   made.commit.info = plan["info"].cast<std::string>();
   made.commit.write_latest = plan["write_latest"].cast<bool>();
   made.commit.latest_dir = plan["latest_dir"].cast<std::string>();
@@ -198,6 +199,8 @@ void register_checkpoint(py::module_& m) {
       .def_property_readonly("layout", [](const CheckpointTensors& self) { return self.manifest().layout; })
       .def_property_readonly("info", [](const CheckpointTensors& self) { return self.manifest().info; });
   m.def("begin_save", &begin_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
+  m.def("read_part", &read_part, py::arg("folder"), py::arg("rank"), ReleaseGil());
+  m.def("put_part", &put_part, py::arg("folder"), py::arg("rank"), py::arg("text"), ReleaseGil());
   m.def("restore_replaced", &restore_replaced, py::arg("save_dir"), ReleaseGil());
   m.def("abandon_save", &abandon_save, py::arg("save_dir"), py::arg("tag"), ReleaseGil());
   m.def(

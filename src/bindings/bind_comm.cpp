@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "comm/c10d_process_group.h"
 #include "comm/communicator.h"
+#include "comm/recording_communicator.h"
 #include "comm/torch_communicator.h"
 
 namespace deepscale {
@@ -147,6 +148,15 @@ void register_comm(py::module_& m) {
       .def("wait", &PyPending::wait, ReleaseGil())
       .def("wait_released", &PyPending::wait_released, ReleaseGil());
 
+  py::class_<OperationLog, std::shared_ptr<OperationLog>>(m, "OperationLog")
+      .def(py::init<>())
+      .def_property("enabled", &OperationLog::enabled, &OperationLog::enable)
+      .def("take", [](OperationLog& self) {
+        std::vector<std::tuple<std::string, int64_t, int, double>> entries;
+        for (const auto& [operation, bytes, ranks, milliseconds] : self.take())
+          entries.emplace_back(operation, bytes, ranks, milliseconds);
+        return entries;
+      });
   py::class_<Communicator> communicator(m, "Communicator");
   communicator.def_static("self_world", &Communicator::self)
       .def_static("from_process_group", &from_process_group, py::arg("group"), py::arg("timeout_s") = py::none(),
@@ -159,6 +169,7 @@ void register_comm(py::module_& m) {
       .def_property_readonly(
           "timeout_s", [](const Communicator& self) { return std::chrono::duration<double>(self.timeout()).count(); })
       .def("subgroup", &Communicator::subgroup, py::arg("ranks"), ReleaseGil())
+      .def("recorded", &recorded, py::arg("log"))
       .def("__repr__", [](const Communicator& self) { return fmt::format("<Communicator: {}>", self.description()); });
   register_operations(communicator);
   register_memory(communicator);

@@ -19,6 +19,7 @@ using config::Json;
 constexpr char kPartPrefix[] = "part_";
 constexpr char kFailedPrefix[] = "failed_";
 constexpr char kLatest[] = "latest";
+constexpr char kBegun[] = ".begun_";  // of ranks that look whether they have a folder in common
 constexpr char kSaving[] = ".saving", kReplaced[] = ".replaced", kRemoved[] = ".removed";
 // Longer than commit_save() waits for the slowest rank.
 constexpr std::chrono::hours kAbandonedAfter(1);
@@ -73,11 +74,19 @@ void wait_for_parts(const std::string& folder, const CommitOptions& options) {
   }
 }
 
+/// All parts as one manifest. Throws where a file that should be here has not the size that its part says.
 Manifest read_parts(const std::string& folder, const CommitOptions& options) {
   std::vector<Manifest> parts;
   for (int rank = 0; rank < options.ranks; ++rank) {
     const std::string path = folder + "/" + part_name(kPartPrefix, rank);
     parts.push_back(parse_manifest(read_text(path), path, /*is_part=*/true));
+    if (std::find(options.elsewhere.begin(), options.elsewhere.end(), rank) != options.elsewhere.end()) continue;
+    for (const ManifestFile& file : parts.back().files) {
+      const auto bytes = file_size(folder + "/" + file.name);
+      DS_CHECK_AS(CheckpointError, bytes == file.checksums.bytes,
+                  "{}/{} has {} bytes right after it was written, expected {}", folder, file.name, bytes.value_or(0),
+                  file.checksums.bytes);
+    }
   }
   Manifest whole = join_manifests(parts);
   whole.info = options.info;
@@ -133,21 +142,6 @@ std::string put_in_place(const std::string& save_dir, const std::string& tag, co
   }
   sync_directory(save_dir);
   return old;
-}
-
-/// Files that are not there, or not of the size that the manifest says.
-std::vector<std::string> missing_files(const std::string& folder, const Manifest& manifest) {
-  std::vector<std::string> problems;
-  for (const ManifestFile& file : manifest.files) {
-    const auto bytes = file_size(folder + "/" + file.name);
-    if (!bytes) {
-      problems.push_back(fmt::format("checkpoint {}: the file {} is missing", folder, file.name));
-    } else if (*bytes != file.checksums.bytes) {
-      problems.push_back(fmt::format("checkpoint {}: the file {} has {} bytes, expected {}", folder, file.name, *bytes,
-                                     file.checksums.bytes));
-    }
-  }
-  return problems;
 }
 
 double saved_at(const Manifest& manifest, const std::string& folder) {
@@ -234,6 +228,10 @@ void restore_replaced(const std::string& save_dir) {
 void remove_abandoned(const std::string& save_dir, std::chrono::seconds age) {
   const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   for (const std::string& name : list_directory(save_dir)) {
+    if (name.starts_with(kBegun) && now - changed_at(save_dir + "/" + name).value_or(now) >= age.count()) {
+      remove_file(save_dir + "/" + name);
+      continue;
+    }
     const std::string saving = tag_of_hidden(name, kSaving), replaced = tag_of_hidden(name, kReplaced);
     if (saving.empty() && tag_of_hidden(name, kRemoved).empty() && replaced.empty()) continue;
     if (!replaced.empty() && !is_directory(save_dir + "/" + replaced)) continue;
@@ -268,6 +266,14 @@ void finish_part(const std::string& folder, int rank, const Manifest& part) {
   write_text(folder + "/" + part_name(kPartPrefix, rank), manifest_text(part));
 }
 
+std::string read_part(const std::string& folder, int rank) {
+  return read_text(folder + "/" + part_name(kPartPrefix, rank));
+}
+
+void put_part(const std::string& folder, int rank, const std::string& text) {
+  write_text(folder + "/" + part_name(kPartPrefix, rank), text);
+}
+
 void fail_part(const std::string& folder, int rank, const std::string& reason) noexcept {
   try {
     write_text(folder + "/" + part_name(kFailedPrefix, rank), reason);
@@ -282,12 +288,6 @@ void commit_save(const std::string& save_dir, const std::string& tag, const Comm
   Manifest manifest = read_parts(folder, options);
   const std::vector<TagFacts> others = list_tags(save_dir);  // once: their manifests are read for it
   manifest.info = later_than(others, manifest.info);
-  for (const ManifestFile& file : manifest.files) {
-    const auto bytes = file_size(folder + "/" + file.name);
-    DS_CHECK_AS(CheckpointError, bytes == file.checksums.bytes,
-                "{}/{} has {} bytes right after it was written, expected {}", folder, file.name, bytes.value_or(0),
-                file.checksums.bytes);
-  }
   for (int rank = 0; rank < options.ranks; ++rank) remove_file(folder + "/" + part_name(kPartPrefix, rank));
   sync_directory(folder);
   write_text(folder + "/" + kManifestName, manifest_text(manifest));
@@ -368,9 +368,11 @@ std::vector<std::string> verify_tag(const std::string& folder, bool deep, int th
   std::vector<std::string> problems;
   try {
     const Manifest manifest = read_manifest(folder);
-    if (!deep) return missing_files(folder, manifest);
+    problems = missing_files(folder, manifest);
+    if (!deep) return problems;
     const FileCaching caching = loads_next ? caching_before_loading(manifest) : FileCaching::kDirect;
     for (const ManifestFile& file : manifest.files) {
+      if (file_size(folder + "/" + file.name) != file.checksums.bytes) continue;  // named already
       for (std::string& problem : verify_file(folder, file, threads, caching)) problems.push_back(std::move(problem));
     }
   } catch (const Error& error) {

@@ -6,6 +6,9 @@
 // 4. gives the folder its name, SAVE_DIR/TAG; where there is one of that name, the two exchange names,
 // 5. and writes SAVE_DIR/latest.
 //
+// Ranks that have no folder in common (Ray's workers) do all this in each of their folders, where the manifest is the
+// same: brought together, their files are one checkpoint.
+//
 // Ranks meet through the file system alone, so a thread of each can do this beside training. Everything is brought to
 // the disk before the next step. What a killed run leaves has a dot in front, and goes with the next save of the tag,
 // or with any save when an hour has passed. Torch-free.
@@ -39,6 +42,9 @@ std::string begin_save(const std::string& save_dir, const std::string& tag);
 
 /// A rank is ready: its files are in the folder and on the disk.
 void finish_part(const std::string& folder, int rank, const Manifest& part);
+/// A rank's part as text, for ranks elsewhere, which put it into their folder. Throw IoError.
+[[nodiscard]] std::string read_part(const std::string& folder, int rank);
+void put_part(const std::string& folder, int rank, const std::string& text);
 /// A rank has failed; commit_save() of the other rank throws with this text.
 void fail_part(const std::string& folder, int rank, const std::string& reason) noexcept;
 
@@ -51,6 +57,8 @@ struct CommitOptions {
   /// After this save, older checkpoints beyond so many are removed, but never one that `latest` names; 0: none are.
   int keep_last = 0;
   std::chrono::milliseconds patience{std::chrono::minutes(30)};  ///< for the slowest rank
+  /// Ranks whose files are in folders of their own, to be brought together afterwards; their parts are copied here.
+  std::vector<int> elsewhere = {};
   const std::atomic<bool>* cancelled = nullptr;
 };
 

@@ -544,5 +544,49 @@ TEST_F(TagFolderTest, AnErrorOfATensorThatIsLoadedReachesTheCaller) {
   EXPECT_THROW(image.take(items, {}, 2), IoError);
 }
 
+TEST_F(TagFolderTest, FilesOfRanksElsewhereAreNotLookedForAndTheirCheckpointIsWholeWhenTheyAreBroughtTogether) {
+  const std::vector<std::string> roots = {root_ + "/a", root_ + "/b"};
+  std::vector<Manifest> parts;
+  for (int rank = 0; rank < 2; ++rank) {
+    const std::string folder = begin_save(roots[rank], "t");
+    const std::vector<float> values(1000, static_cast<float>(rank));
+    const ShardStream stream({item_of("weight", values)}, {});
+    const std::string name = "rank_" + std::to_string(rank) + ".safetensors";
+    Manifest part;
+    part.tag = "t";
+    part.files.push_back({name, write_shard(folder + "/" + name, stream)});
+    part.tensors.push_back({"weight", DType::kFloat32, {2000}, {{0, stream.begin_of(0), rank * 1000, 1000}}});
+    parts.push_back(part);
+  }
+  for (int here = 0; here < 2; ++here) {
+    for (int rank = 0; rank < 2; ++rank) finish_part(saving_folder(roots[here], "t"), rank, parts[rank]);
+    CommitOptions options;
+    options.ranks = 2;
+    options.info = here == 0 ? R"({"own_folders": true})" : R"({"own_folders": true, "saved_at": "never"})";
+    EXPECT_THROW(commit_save(roots[here], "t", options), CheckpointError);  // the other rank's file is not here
+    options.elsewhere = {1 - here};
+    commit_save(roots[here], "t", options);
+    const auto problems = verify_tag(roots[here] + "/t", /*deep=*/true);
+    ASSERT_EQ(problems.size(), 1u);
+    EXPECT_NE(problems.front().find("must be brought together"), std::string::npos) << problems.front();
+    EXPECT_THROW(CheckpointTensors(roots[here] + "/t", 1), CheckpointError);
+  }
+  std::filesystem::copy(roots[1], roots[0],
+                        std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(verify_tag(roots[0] + "/t", /*deep=*/true).empty());
+  EXPECT_EQ(read_latest(roots[0]), "t");
+  EXPECT_EQ(list_tags(roots[0]).size(), 1u);
+}
+
+TEST_F(TagFolderTest, WhatAManifestSaysOfItselfNeedNotBeOfTheKindThatIsExpected) {
+  for (const char* info : {R"({"own_folders": "yes"})", R"({"own_folders": {}})", R"({"own_folders": 1})"}) {
+    CommitOptions options;
+    options.info = info;
+    save("t", 1, 100, options);
+    EXPECT_TRUE(verify_tag(root_ + "/t", /*deep=*/true).empty()) << info;
+    EXPECT_EQ(list_tags(root_).at(0).problem, "") << info;
+  }
+}
+
 }  // namespace
 }  // namespace deepscale

@@ -63,7 +63,10 @@ void verify_blocks(const std::string& folder, const Manifest& manifest, const Ve
     }
   });
   for (size_t f = 0; f < manifest.files.size(); ++f) {
-    if (!unreadable[f].empty()) problems.push_back(unreadable[f]);
+    const auto is_known = [&](const std::string& problem) { return problem.starts_with(unreadable[f]); };
+    if (!unreadable[f].empty() && std::none_of(problems.begin(), problems.end(), is_known)) {
+      problems.push_back(unreadable[f]);
+    }
     join_lines(problems, damage_lines(folder, manifest.files[f], {damaged[f].begin(), damaged[f].end()}));
   }
 }
@@ -123,6 +126,7 @@ void verify_with_manifest(const std::string& folder, const VerifyOptions& option
   report.files = static_cast<int64_t>(manifest.files.size());
   report.tensors = static_cast<int64_t>(manifest.tensors.size());
   report.bytes = manifest.bytes();
+  report.problems = missing_files(folder, manifest);
   verify_blocks(folder, manifest, options, report.problems);
   if (report.problems.empty()) verify_headers(folder, manifest, report.problems);  // else the reason is known
   note_other_files(folder, manifest, report);

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/thread_team.h"
+#include "config/json_text.h"
 #include "platform/files.h"
 #include "platform/resources.h"
 
@@ -22,11 +23,18 @@ constexpr int64_t kRunBytes = 4 * kChunkBytes;  // read at once: fewer awakening
 constexpr int64_t kAheadAlone = 8, kAheadOfEach = 4;
 constexpr int64_t kPlacesOfOneOfSeveral = 3;
 
-void check_size(const std::string& folder, const ManifestFile& file) {
+/// What is wrong with the file's presence and size; empty: nothing.
+std::string size_problem(const std::string& folder, const ManifestFile& file) {
   const auto bytes = file_size(folder + "/" + file.name);
-  DS_CHECK_AS(CheckpointError, bytes.has_value(), "checkpoint {}: the file {} is missing", folder, file.name);
-  DS_CHECK_AS(CheckpointError, *bytes == file.checksums.bytes, "checkpoint {}: the file {} has {} bytes, expected {}",
-              folder, file.name, *bytes, file.checksums.bytes);
+  if (!bytes) return fmt::format("checkpoint {}: the file {} is missing", folder, file.name);
+  if (*bytes == file.checksums.bytes) return "";
+  return fmt::format("checkpoint {}: the file {} has {} bytes, expected {}", folder, file.name, *bytes,
+                     file.checksums.bytes);
+}
+
+void check_size(const std::string& folder, const ManifestFile& file) {
+  const std::string problem = size_problem(folder, file);
+  DS_CHECK_AS(CheckpointError, problem.empty(), "{}", problem);
 }
 
 /// Ascending blocks of a file.
@@ -278,13 +286,25 @@ std::vector<std::string> verify_file(const std::string& folder, const ManifestFi
   }
 }
 
+std::vector<std::string> missing_files(const std::string& folder, const Manifest& manifest) {
+  const config::Json info = config::parse_json_text(manifest.info);
+  const bool apart = info.is_object() && info.contains("own_folders") && info["own_folders"] == true;
+  std::vector<std::string> problems;
+  for (const ManifestFile& file : manifest.files) {
+    std::string problem = size_problem(folder, file);
+    if (problem.empty()) continue;
+    if (apart) problem += ": the ranks saved into folders of their own, whose files must be brought together in one";
+    problems.push_back(std::move(problem));
+  }
+  return problems;
+}
+
 CheckpointTensors::CheckpointTensors(std::string folder, int threads)
     : folder_(std::move(folder)), manifest_(read_manifest(folder_)), memory_(std::make_unique<KeptMemory>()) {
+  const std::vector<std::string> missing = missing_files(folder_, manifest_);
+  DS_CHECK_AS(CheckpointError, missing.empty(), "{}", missing.front());
   int64_t runs = 0;
-  for (const ManifestFile& file : manifest_.files) {
-    check_size(folder_, file);
-    runs += file.checksums.bytes / kRunBytes;
-  }
+  for (const ManifestFile& file : manifest_.files) runs += file.checksums.bytes / kRunBytes;
   if (threads > 0 && runs > kAheadAlone) {
     const ReadShape shape = shape_for(runs, threads);
     memory_->prepare(shape.readers * shape.places * kRunBytes);

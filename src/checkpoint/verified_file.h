@@ -34,6 +34,9 @@ struct FileParts {
 void read_verified(const std::string& folder, std::vector<FileParts> files, int threads = 1,
                    KeptMemory* memory = nullptr);
 
+/// Files that are not there, or not of the size that the manifest says, a line each.
+[[nodiscard]] std::vector<std::string> missing_files(const std::string& folder, const Manifest& manifest);
+
 /// How to verify files that are loaded afterwards: through the page cache, so that the disk is read once; past it where
 /// they would push each other out before they are used.
 [[nodiscard]] FileCaching caching_before_loading(const Manifest& manifest);

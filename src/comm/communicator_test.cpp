@@ -8,6 +8,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "comm/process_group_gloo.h"
+#include "comm/recording_communicator.h"
 #include "comm/run_ranks.h"
 #include "comm/torch_communicator.h"
 #include "deepscale/error.h"
@@ -53,7 +55,12 @@ struct World {
     if (kind == "self") return body(Communicator::self());
     if (kind == "gloo") return run_gloo(ranks, HostUse::kNever, body);
     if (kind == "both") return run_gloo(ranks, HostUse::kAuto, body);
-    run_ranks(ranks, [&](const std::shared_ptr<HostCommunicator>& host) { body(Communicator::host(host)); });
+    run_ranks(ranks, [&](const std::shared_ptr<HostCommunicator>& host) {
+      const auto log = std::make_shared<OperationLog>();
+      log->enable(true);
+      const Communicator plain = Communicator::host(host);
+      body(kind == "recorded" ? recorded(plain, log) : plain);
+    });
   }
 };
 
@@ -61,7 +68,7 @@ class CommunicatorTest : public testing::TestWithParam<World> {};
 
 INSTANTIATE_TEST_SUITE_P(AllWorlds, CommunicatorTest,
                          testing::Values(World{"self", 1}, World{"host", 2}, World{"host", 3}, World{"gloo", 2},
-                                         World{"gloo", 3}, World{"both", 2}, World{"both", 4}),
+                                         World{"gloo", 3}, World{"both", 2}, World{"both", 4}, World{"recorded", 3}),
                          [](const auto& info) { return info.param.kind + std::to_string(info.param.ranks); });
 
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble, at::kChar,
@@ -407,6 +414,33 @@ TEST(TorchCommunicator, AMissingPeerIsAnErrorWithinTheTimeout) {
       },
       std::chrono::milliseconds(500));
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
+}
+
+TEST(Communicator, OperationsAreRecordedWhileTheLogIsEnabled) {
+  run_ranks(2, [](const std::shared_ptr<HostCommunicator>& host) {
+    const auto log = std::make_shared<OperationLog>();
+    const Communicator comm = recorded(Communicator::host(host), log);
+    const at::Tensor full = at::zeros({200}), half = at::zeros({100});
+    comm.all_reduce(full, ReduceOp::kSum).wait();
+    EXPECT_TRUE(log->take().empty());
+    log->enable(true);
+    comm.all_reduce(full, ReduceOp::kSum).wait();
+    comm.reduce_scatter(full, half, ReduceOp::kSum).wait();
+    comm.all_gather(half, full).wait();
+    comm.subgroup({comm.rank()}).broadcast(half, 0).wait();
+    comm.barrier();
+    EXPECT_THROW(comm.broadcast(half, 7).wait(), CommError);
+    const std::vector<OperationLog::Entry> entries = log->take();
+    const auto text = [](const OperationLog::Entry& entry) {
+      return fmt::format("{} {} {}", entry.operation, entry.bytes, entry.ranks);
+    };
+    std::vector<std::string> texts;
+    for (const OperationLog::Entry& entry : entries) texts.push_back(text(entry));
+    EXPECT_EQ(texts, (std::vector<std::string>{"all_reduce 800 2", "reduce_scatter_tensor 400 2",
+                                               "all_gather_into_tensor 400 2", "broadcast 400 1", "barrier 0 2"}));
+    for (const OperationLog::Entry& entry : entries) EXPECT_GE(entry.milliseconds, 0.0);
+    EXPECT_TRUE(log->take().empty());
+  });
 }
 
 TEST(Communicator, ADeviceWithoutABackendIsNamed) {

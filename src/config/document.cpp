@@ -24,8 +24,8 @@ a dictionary, JSON text, or JSON text encoded as base64url. The C++ API reads th
 - A key that occurs twice in one object is an error that names it.
 - An unknown key is an error in the sections marked *strict* and a warning, with the nearest known key, elsewhere.
   At top level a key with dots is not split; it is ignored with a warning.
-- `"auto"` leaves the default. Where a program should have replaced it (top level, `optimizer.params`,
-  `scheduler.params`) there is a warning. While a model is built under `zero.Init`, batch sizes may be missing or `"auto"`.
+- `"auto"` leaves the default. Where a program should have replaced it (top level, `optimizer.params`, `scheduler.params`, and keys
+  `enabled`, `stage` and `device` of sections) there is a warning. While a model is built under `zero.Init`, batch sizes may be missing or `"auto"`.
 - `null` means "not set". It is accepted for every key at top level, and below where the type says so.
 - Integers may be written as floats (`5e8`). Numbers and booleans written as text (`"2"`, `"true"`) are read with a warning.
 - `Infinity` means "never" for `steps_per_print` and "unlimited" for stage-3 limits, which are printed as

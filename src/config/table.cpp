@@ -58,11 +58,16 @@ bool is_old_name(const Option& option, std::string_view key) {
   return std::find(old.begin(), old.end(), key) != old.end();
 }
 
+// Of sections, the keys that decide what is trained; the default of a size or a limit serves as well as another.
+bool decides(std::string_view path) {
+  return path.ends_with(".enabled") || path.ends_with(".stage") || path.ends_with(".device");
+}
+
 // Whether the value is to be read at all: "auto" and a tolerated null leave the default.
 bool is_given(const Section& section, const Option& option, const Json& value, const std::string& path,
               const Reading& reading) {
   if (value == "auto") {
-    if (section.root && reading.warn_auto) {
+    if (reading.warn_auto && (section.root || decides(path))) {
       reading.problems.warn(path, "is still \"auto\": nothing replaced it, so its default applies");
     }
     return false;

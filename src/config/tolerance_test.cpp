@@ -49,8 +49,8 @@ TEST(Tolerance, DeprecatedNamesForwardWithAWarning) {
   EXPECT_CONTAINS(error_of(R"("inference": {"mp_size": 1, "tp": {"tp_size": 1}})"), "cannot be given together");
 }
 
-TEST(Tolerance, AutoLeavesDefaultsSilentlyInsideSections) {
-  const Config config = parsed(R"("fp16": {"enabled": "auto", "loss_scale": 0}, "bf16": {"enabled": "auto"},
+TEST(Tolerance, AutoLeavesDefaultsOfSectionsSilentlyWhereTheyDecideNothing) {
+  const Config config = parsed(R"("fp16": {"enabled": false, "loss_scale": "auto"},
       "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto",
       "stage3_param_persistence_threshold": "auto", "leaf_module": {"names": "auto"}},
       "checkpoint": {"use_node_local_storage": "auto"}, "pipeline": {"stages": "auto"},
@@ -71,6 +71,11 @@ TEST(Tolerance, AutoThatNobodyReplacedIsWarnedAboutAtTopLevelAndInParameters) {
   EXPECT_EQ(config->scheduler.params.text, "{}");
   EXPECT_TRUE(warned(config, "gradient_clipping: is still \"auto\""));
   EXPECT_TRUE(warned(config, "optimizer.params.lr: is still \"auto\""));
+  const Config sections = parsed(R"("bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"},
+      "zero_optimization": {"stage": "auto", "offload_optimizer": {"device": "auto"}})");
+  for (const char* key : {"bf16.enabled", "fp16.enabled", "zero_optimization.stage", "offload_optimizer.device"}) {
+    EXPECT_TRUE(warned(sections, std::string(key) + ": is still \"auto\"")) << key;
+  }
 
   const Config early = Config::parse(with_batch(text), 1, ParseMode::kZeroInit);
   EXPECT_TRUE(early.warnings().empty());

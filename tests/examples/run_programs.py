@@ -168,13 +168,18 @@ def print_table(results: list[Result]) -> None:
     print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "FAILED"))
 
 
+def _letters(name: str) -> str:
+    """`gpt_like` finds GPTLike."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the example programs by their command lines.", prog="tests/examples/run.sh")
     parser.add_argument("folder", nargs="?", default=str(ROOT / "build" / "examples"), help="inputs, logs and outputs")
     parser.add_argument("--only", default="", metavar="TEXT", help="programs whose name contains this, in small letters or not")
     parser.add_argument("--list", action="store_true", help="print the command lines and run nothing")
     args = parser.parse_args()
-    chosen = [p for p in programs.all_programs() if args.only.lower() in p.name.lower()]
+    chosen = [p for p in programs.all_programs() if _letters(args.only) in _letters(p.name)]
     if not chosen:
         parser.error(f"--only {args.only}: no program has such a name; --list shows them")
     if args.list:

@@ -1,6 +1,6 @@
 """What all integration tests share: no network, no GPU, a world of one in pytest's own process, and the option --whole.
 
-By default a small set runs, with what CI installs (Transformers and Accelerate). --whole runs every combination.
+By default a small set runs, with what CI installs. --whole runs every combination.
 """
 from __future__ import annotations
 

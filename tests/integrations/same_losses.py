@@ -1,6 +1,6 @@
 """Trains a tiny Llama and a tiny OPT under Trainer, Accelerate and Lightning with this package and with DeepSpeed, and compares their losses.
 
-    python tests/integrations/same_losses.py --reference FOLDER [--only TEXT] [--markdown]
+    python tests/integrations/same_losses.py --reference FOLDER [--only TEXT] [--ranks N] [--own-adam]
 
 FOLDER is put before PYTHONPATH and holds DeepSpeed (`pip install --no-deps --target FOLDER deepspeed==0.19.8`; what it imports must be
 installed). Ours is what `import deepspeed` finds without it. Prints a table and fails where a loss differs by more than its dtype's rounding:
@@ -10,7 +10,8 @@ installed). Ours is what `import deepspeed` finds without it. Prints a table and
   DeepSpeed accumulates micro-batches in bf16 at some stages and in fp32 at others, and a weight that rounds to its other neighbour changes
   the losses of all later steps.
 
-Cases whose packages are missing are left out and named. Exit status 0 only when every other case ran and agrees.
+With several ranks the losses of all of them are compared. Both sides use torch's AdamW, or with --own-adam each side its own FusedAdam, which
+DeepSpeed compiles. Cases whose packages are missing are left out and named. Exit status 0 only when every other case ran and agrees.
 """
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,28 +56,57 @@ def missing_packages(case: Case) -> list[str]:
     return [name for name in (*PACKAGES[case.trainer], *(["peft"] if case.lora else [])) if importlib.util.find_spec(name) is None]
 
 
-def losses_of(cases: list[Case], first_path: str | None, timeout_s: float) -> dict[str, list[float] | str]:
-    """Losses by case name; a text is what went wrong. One process for each trainer, which trains its cases one after the other."""
+def losses_of(cases: list[Case], first_path: str | None, args: argparse.Namespace) -> dict[str, list[float] | str]:
+    """Losses of all ranks by case name; a text is what went wrong. The processes of a trainer train its cases one after the other."""
     found: dict[str, list[float] | str] = {}
     for trainer in PACKAGES:
         mine = [case for case in cases if case.trainer == trainer]
         if not mine:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "cases.json").write_text(json.dumps([list(case) for case in mine]))
-            run = subprocess.run([sys.executable, str(HERE / "same_losses_worker.py"), folder], env=environment(first_path), capture_output=True,
-                                 text=True, timeout=timeout_s, check=False, cwd=folder)
-            lines = Path(folder, "losses.jsonl")
-            rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
-        found.update({row["case"]: row.get("losses") or row["error"] for row in rows})
+            Path(folder, "cases.json").write_text(json.dumps({"cases": [list(case) for case in mine], "own_adam": args.own_adam}))
+            endings = run_workers(Path(folder), first_path, args.ranks, args.timeout)
+            by_rank = [rows_of(Path(folder, f"losses{rank}.jsonl")) for rank in range(args.ranks)]
         for case in mine:
-            found.setdefault(case.name, f"the process ended with {run.returncode}: {run.stderr[-600:]}")
+            results = [rows.get(case.name, ending) for rows, ending in zip(by_rank, endings)]
+            wrong = [result for result in results if isinstance(result, str)]
+            found[case.name] = wrong[0] if wrong else [loss for losses in results for loss in losses]
     return found
 
 
-def environment(first_path: str | None) -> dict[str, str]:
-    made = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-            "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+def rows_of(path: Path) -> dict[str, list[float] | str]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {row["case"]: row.get("losses") or row["error"] for row in rows}
+
+
+def run_workers(folder: Path, first_path: str | None, ranks: int, timeout_s: float) -> list[str]:
+    """How each rank's process ended. None is left."""
+    port, logs = free_port(), [folder / f"log{rank}" for rank in range(ranks)]
+    workers: list[subprocess.Popen] = []
+    try:
+        for rank, log in enumerate(logs):
+            with open(log, "wb") as output:
+                workers.append(subprocess.Popen([sys.executable, str(HERE / "same_losses_worker.py"), str(folder)], cwd=folder, stdout=output,
+                                                stderr=subprocess.STDOUT, env=environment(first_path, rank, ranks, port)))
+        deadline = time.monotonic() + timeout_s
+        for worker in workers:
+            try:
+                worker.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pass
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    late = f", after {timeout_s:.0f} s"
+    return [f"the process ended with {worker.returncode}{late if worker.returncode == -9 else ''}: {log.read_text(errors='replace')[-600:]}"
+            for worker, log in zip(workers, logs)]
+
+
+def environment(first_path: str | None, rank: int, ranks: int, port: int) -> dict[str, str]:
+    made = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+            "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     if first_path is not None:
         made["PYTHONPATH"] = os.pathsep.join([first_path, *filter(None, [os.environ.get("PYTHONPATH")])])
     return made
@@ -104,13 +135,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", required=True, help="folder that holds DeepSpeed, to be put before PYTHONPATH")
     parser.add_argument("--only", default="", help="only cases whose names have this text; several separated by commas")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one trainer's cases (DeepSpeed compiles when first used)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each training, on this machine")
+    parser.add_argument("--own-adam", action="store_true", help="FusedAdam of either side instead of torch's AdamW")
     args = parser.parse_args(arguments)
+    if args.ranks < 1:
+        parser.error(f"--ranks {args.ranks}: at least 1")
     if importlib.util.find_spec("deepspeed", None) is None or not Path(args.reference, "deepspeed").is_dir():
         parser.error(f"deepspeed must be importable, and {args.reference} must hold another one")
     wanted = [case for case in all_cases() if any(text in case.name for text in args.only.split(","))]
     left_out = {case: missing for case in wanted if (missing := missing_packages(case))}
     cases = [case for case in wanted if case not in left_out]
-    ours, theirs = (losses_of(cases, path, args.timeout) for path in (None, args.reference))
+    ours, theirs = (losses_of(cases, path, args) for path in (None, args.reference))
     print("| case | first loss | last, ours | last, DeepSpeed | largest difference | |\n|---|---:|---:|---:|---:|---|")
     failed = 0
     for case in cases:

@@ -1,10 +1,11 @@
 """Trains the cases of same_losses.py in this process, with whatever `import deepspeed` finds: same_losses_worker.py FOLDER
 
-Reads cases.json there and appends a line of JSON per case to losses.jsonl.
+One process for each rank; RANK and WORLD_SIZE say which. Reads cases.json there and appends a line of JSON per case to losses<RANK>.jsonl.
 """
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,20 @@ from same_losses import Case  # noqa: E402
 from tiny import auto_config, llama, lora_config, opt, saved, text_blocks  # noqa: E402
 
 STEPS, ACCUMULATE, LR = 5, 2, 5e-3
+RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def optimizer_of(module: torch.nn.Module, own_adam: bool) -> torch.optim.Optimizer:
+    trained = [param for param in module.parameters() if param.requires_grad]
+    if not own_adam:
+        return torch.optim.AdamW(trained, lr=LR)
+    from deepspeed.ops.adam import FusedAdam
+    return FusedAdam(trained, lr=LR, weight_decay=0.01)
+
+
+def loader() -> torch.utils.data.DataLoader:
+    """All ranks' batches; trainers give each rank its part."""
+    return torch.utils.data.DataLoader(text_blocks(2 * STEPS * ACCUMULATE * WORLD), batch_size=2)
 
 
 def model_of(case: Case, folder: Path) -> torch.nn.Module:
@@ -30,10 +45,12 @@ def model_of(case: Case, folder: Path) -> torch.nn.Module:
     return model
 
 
-def trainer_losses(case: Case, folder: Path) -> list[float]:
+def trainer_losses(case: Case, folder: Path, own_adam: bool) -> list[float]:
+    import deepspeed
     from trainer_runs import arguments, trainer
+    deepspeed.init_distributed(dist_backend="gloo")  # DeepSpeed's zero.Init sees one rank where only torch.distributed was initialised
     config = auto_config(case.stage)
-    config["optimizer"]["params"]["torch_adam"] = True  # DeepSpeed would compile its own
+    config["optimizer"]["params"]["torch_adam"] = not own_adam
     args = arguments(folder / "out", config, max_steps=STEPS, gradient_accumulation_steps=ACCUMULATE, learning_rate=LR, bf16=case.dtype == "bf16")
     run = trainer(model_of(case, folder), args)
     run.train()
@@ -41,19 +58,17 @@ def trainer_losses(case: Case, folder: Path) -> list[float]:
     return run.losses
 
 
-def accelerate_losses(case: Case, folder: Path) -> list[float]:
+def accelerate_losses(case: Case, folder: Path, own_adam: bool) -> list[float]:
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision="no" if case.dtype == "fp32" else "bf16", kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
                               deepspeed_plugin=DeepSpeedPlugin(zero_stage=case.stage, gradient_accumulation_steps=ACCUMULATE, gradient_clipping=1.0))
     model = model_of(case, folder)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
-    loader = torch.utils.data.DataLoader(text_blocks(2 * STEPS * ACCUMULATE), batch_size=2)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model, optimizer, batches = accelerator.prepare(model, optimizer_of(model, own_adam), loader())
     model.train()
     losses = []
-    for batch in loader:
+    for batch in batches:
         with accelerator.accumulate(model):
             loss = model(**batch).loss
             accelerator.backward(loss)
@@ -64,7 +79,7 @@ def accelerate_losses(case: Case, folder: Path) -> list[float]:
     return losses
 
 
-def lightning_losses(case: Case, folder: Path) -> list[float]:
+def lightning_losses(case: Case, folder: Path, own_adam: bool) -> list[float]:
     import pytorch_lightning
     from lightning_cpu import allow_cpu
 
@@ -81,29 +96,35 @@ def lightning_losses(case: Case, folder: Path) -> list[float]:
             return loss
 
         def configure_optimizers(self):
-            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=LR)
+            return optimizer_of(self, own_adam)
 
+    # Lightning is told of as many machines as there are ranks.
+    os.environ.update(LOCAL_RANK="0", LOCAL_SIZE="1", NODE_RANK=str(RANK), GROUP_RANK=str(RANK), TORCHELASTIC_RUN_ID="test", LOCAL_WORLD_SIZE="1")
     module = Module()
     strategy = allow_cpu("pytorch_lightning", index=0)(stage=case.stage)
-    pytorch_lightning.Trainer(accelerator="cpu", devices=1, strategy=strategy, precision="32-true" if case.dtype == "fp32" else "bf16-mixed", max_steps=STEPS,
+    precision = "32-true" if case.dtype == "fp32" else "bf16-mixed"
+    pytorch_lightning.Trainer(accelerator="cpu", devices=1, num_nodes=WORLD, strategy=strategy, precision=precision, max_steps=STEPS,
                               accumulate_grad_batches=ACCUMULATE, gradient_clip_val=1.0, default_root_dir=folder, logger=False,
-                              enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(
-                                  module, torch.utils.data.DataLoader(text_blocks(2 * STEPS * ACCUMULATE), batch_size=2))
+                              enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(module, loader())
     return module.losses
 
 
-def main(folder: Path) -> None:
+def main(given: Path) -> None:
+    folder = given / f"rank{RANK}"
     for name, config in (("llama", llama()), ("opt", opt())):
         saved(config, folder / name)
     runs = {"trainer": trainer_losses, "accelerate": accelerate_losses, "lightning": lightning_losses}
-    for values in json.loads((folder / "cases.json").read_text()):
+    wanted = json.loads((given / "cases.json").read_text())
+    for values in wanted["cases"]:
         case = Case(*values)
         try:
-            row = {"case": case.name, "losses": runs[case.trainer](case, folder)}
+            row = {"case": case.name, "losses": runs[case.trainer](case, folder, wanted["own_adam"])}
         except Exception:
             row = {"case": case.name, "error": traceback.format_exc()}
-        with open(folder / "losses.jsonl", "a", encoding="utf-8") as file:
+        with open(given / f"losses{RANK}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if "error" in row and WORLD > 1:
+            os._exit(1)  # the others would wait for this rank in the next case
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,21 @@ def test_ray_trains_example_loop(stage, world, offload, tmp_path):
     assert result["losses"][2] < result["losses"][1] < result["losses"][0]
     assert result["rates"][0] < result["rates"][3] and result["rates"][-1] == pytest.approx(5e-3)
     assert (tmp_path / "latest").is_file()
+
+
+@pytest.mark.whole
+@needs("ray")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_ray_train_itself(stage, tmp_path):
+    """Two of Ray's workers save into folders of their own; a second run resumes from what Ray made of them, exactly."""
+    command = [sys.executable, str(HERE / "ray_program.py"), str(tmp_path), str(stage)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    manifest, = (tmp_path / "first").glob("*/global_step4/manifest.json")
+    assert '"own_folders":true' in manifest.read_text().replace(" ", "")
+    assert result["first"]["world"] == 2 and result["second"]["first"] == 4
+    assert result["first"]["losses"] + result["second"]["losses"] == result["whole"]["losses"] and len(result["whole"]["losses"]) == 8
 
 
 def composer_plain(steps: int) -> list[float]:

@@ -40,27 +40,26 @@ def texts(count: int = 32) -> list[str]:
     return [bytes(block["input_ids"].tolist()).decode() for block in text_blocks(count)]
 
 
-def body_sft(path: str, world: int, lora: bool):
+def body_sft(path: str, stages: tuple, lora: bool):
+    """Stage None is torch alone; in a process of its own, because the Trainer takes DeepSpeed for as long as a process lives."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
-    from transformers.integrations import unset_hf_deepspeed_config
     from trl import SFTConfig, SFTTrainer
     data = Dataset.from_list([{"text": text} for text in texts()])
     losses = []
-    for stage in (2, 3) if world > 1 else (2, 3, None):
-        if stage is None:
-            unset_hf_deepspeed_config()
+    for stage in stages:
         args = SFTConfig(**options_of(f"{path}/out", stage, max_length=24))
         model = AutoModelForCausalLM.from_pretrained(f"{path}/start")
         run = recording(SFTTrainer)(model=model, args=args, train_dataset=data, processing_class=tokenizer(),
                                     peft_config=lora_config(r=8) if lora else None)
+        assert run.is_deepspeed_enabled == (stage is not None)
         run.train()
         run.save_model(f"{path}/{stage}")
         losses.append(run.losses)
         run.accelerator.free_memory()
     assert len(losses[0]) == 8 and all(map(math.isfinite, losses[0]))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert losses[0] == pytest.approx(losses[-1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[-1], rel=1e-6)
+    torch.save(losses[0], f"{path}/losses{stages[0]}.pt")
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["weights", "lora"])
@@ -68,7 +67,10 @@ def body_sft(path: str, world: int, lora: bool):
 def test_supervised_fine_tuning(world, lora, tmp_path):
     saved(llama(), tmp_path / "start")
     tokenizer().save_pretrained(tmp_path / "start")
-    run_ranks(body_sft, world, {"path": str(tmp_path), "world": world, "lora": lora})
+    run_ranks(body_sft, world, {"path": str(tmp_path), "stages": (2, 3), "lora": lora})
+    if world == 1:
+        run_ranks(body_sft, 1, {"path": str(tmp_path), "stages": (None,), "lora": lora})
+        assert torch.load(tmp_path / "losses2.pt") == pytest.approx(torch.load(tmp_path / "lossesNone.pt"), rel=1e-5)
 
 
 def body_preferences(path: str):

@@ -1,6 +1,6 @@
 """One rank of an interchange run; runs unchanged under real DeepSpeed and under this project, which only differ by what `deepspeed` is.
 
-    interchange_worker.py JOB    JOB: JSON with stage, dtype, optimizer, directory, load (bool), steps, save (bool), and if wanted offload,
+    interchange_worker.py JOB    JOB: JSON with stage, dtype, optimizer, directory, load (bool), steps, save (bool), and if wanted offload, frozen_group,
                                  universal (what is loaded), save_universal (what is saved)
 
 Prints one line: JSON with the losses after loading and the full final weights' sums. The environment gives rank and world.
@@ -46,6 +46,13 @@ def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
+def with_frozen_group(model: nn.Module) -> dict:
+    """Optimizer and scheduler of a client, as a trainer makes them; nothing of the first group is trained."""
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad == trained], "lr": lr} for trained, lr in ((False, 1.0), (True, 1e-2))]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
+    return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)}
+
+
 def main(job: dict) -> dict:
     import deepspeed
     torch.set_num_threads(1)
@@ -66,7 +73,11 @@ def main(job: dict) -> dict:
     if job.get("universal"):
         config["checkpoint"] = {"load_universal": True}
     model = Model()
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=[p for p in model.parameters() if p.requires_grad], config=config)
+    given = {"model_parameters": [p for p in model.parameters() if p.requires_grad]}
+    if job.get("frozen_group"):
+        del config["optimizer"], config["scheduler"]
+        given = with_frozen_group(model)
+    engine, *_ = deepspeed.initialize(model=model, config=config, **given)
     first = 0
     if job["load"]:
         path, client_state = engine.load_checkpoint(job["directory"])

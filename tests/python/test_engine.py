@@ -398,9 +398,56 @@ def test_progress_and_throughput_lines(caplog, capfd):
 
 
 def test_training_is_quiet_by_default(capfd):
-    train(engine_for(2), 2)
-    out, err = capfd.readouterr()
-    assert out == "" and "Warning" not in err
+    """One table from initialize(), and nothing else."""
+    engine = engine_for(2, bf16={"enabled": True})
+    out, table = capfd.readouterr()
+    lines = dict(line.split(None, 1) for line in table.splitlines())
+    assert out == "" and list(lines) == ["DeepScale", "ranks", "ZeRO", "precision", "parameters", "optimizer", "batch", "memory"]
+    assert lines["ZeRO"] == "stage 2" and lines["precision"] == "bf16" and lines["parameters"] == f"{engine.parameter_count()}, 430 trained"
+    assert lines["optimizer"] == "AdamW, lr 0.01" and lines["batch"] == "4, micro-batch 4, accumulation 1"
+    train(engine, 2)
+    assert capfd.readouterr() == ("", "")
+    engine_for(2, log_level="error")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_schedule_without_an_optimizer_is_said_to_have_no_effect(capfd):
+    import deepspeed
+    scheduler = deepspeed.initialize(model=make_model(), config={"train_micro_batch_size_per_gpu": 1, "log_level": "warning",
+                                                                 "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 7}}})[3]
+    assert scheduler is None and "scheduler (WarmupLR) has no effect: there is no optimizer" in capfd.readouterr().out
+
+
+def test_leftovers_of_auto_are_named(capfd):
+    engine_for(2, bf16={"enabled": "auto"}, log_level="warning")
+    assert 'bf16.enabled: is still "auto"' in capfd.readouterr().out
+
+
+def test_an_engine_without_an_optimizer_leaves_the_models_classes(tmp_path):
+    import copy
+    import pickle
+    import deepspeed
+    for stage in (0, 2, 3):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, bias=False))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        engine = deepspeed.initialize(model=model, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}})[0]
+        assert stage == 3 or all(type(layer) is torch.nn.Linear for layer in model)
+        engine(torch.ones(2, 4))
+        if stage < 3:
+            for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+                assert all(torch.equal(value, before[name]) for name, value in copied.state_dict().items())
+        engine.destroy()
+        assert all(type(layer) is torch.nn.Linear for layer in model)
+
+
+def test_copies_of_layers_that_only_run_forward_are_torchs_own(tmp_path):
+    from deepspeed.inference.decode import stream_linears
+    layer = torch.nn.Linear(3, 2)
+    expected = layer(torch.ones(1, 3))
+    stream_linears(layer)
+    torch.save(layer, tmp_path / "layer.pt")
+    again = torch.load(tmp_path / "layer.pt", weights_only=False)
+    assert type(layer) is not torch.nn.Linear and type(again) is torch.nn.Linear and torch.allclose(again(torch.ones(1, 3)), expected)
 
 
 @ranks(2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common import run_ranks, single_rank
+from deepspeed._C import CheckpointError
 from models import batch, config, full_weights, make_model, train, train_plain
 
 STAGES = (0, 1, 2, 3)
@@ -36,6 +37,61 @@ def test_groups_have_their_own_rates_and_schedules_change_them():
     assert kept is scheduler and shown.param_groups[0]["lr"] == pytest.approx(2.5e-3) and engine.get_lr() == [2.5e-3, 0.0]
     after = full_weights(engine.module)
     assert torch.equal(after["norm.weight"], before["norm.weight"]) and not torch.equal(after["up.weight"], before["up.weight"])
+
+
+@pytest.mark.parametrize("layout", ("deepspeed", "native"))
+@pytest.mark.parametrize("kind", (torch.optim.AdamW, torch.optim.NAdam))
+@pytest.mark.parametrize("stage", STAGES)
+def test_groups_without_trained_parameters_keep_their_place_for_schedulers(kind, stage, layout, tmp_path):
+    """LoRA under a trainer: one of its two groups is frozen whole, and its scheduler was made before the engine."""
+    import deepspeed
+
+    def make():
+        model = make_model()
+        frozen, trained = ([p for p in model.parameters() if (p.dim() > 1) == big] for big in (False, True))
+        for param in frozen:
+            param.requires_grad_(False)
+        optimizer = kind([{"params": frozen, "lr": 1.0}, {"params": trained, "lr": 1e-2}, {"params": [], "lr": 2.0}])
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)  # reckons from the groups' present rates
+        more = {"zero_allow_untested_optimizer": True, "checkpoint": {"format": layout}}
+        return deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config(stage, **more))[0]
+
+    engine = make()
+    train(engine, 2)
+    assert [group["lr"] for group in engine.optimizer.param_groups] == [0.25, 2.5e-3, 0.5] == engine.get_lr()
+    engine.save_checkpoint(str(tmp_path))
+    losses = train(engine, 2)
+    again = make()
+    again.load_checkpoint(str(tmp_path))
+    assert train(again, 2) == losses and again.get_lr()[:2] == engine.get_lr()[:2] == [0.0625, 6.25e-4]
+    assert torch.equal(full_weights(again.module)["norm.weight"], full_weights(make_model())["norm.weight"])
+    engine.destroy()
+    assert len(engine.basic_optimizer.param_groups) == 3
+
+
+@pytest.mark.parametrize("layout", ("deepspeed", "native"))
+def test_files_that_have_only_groups_with_trained_parameters(layout, tmp_path):
+    """Of a scheduler that did not know the others either: older files, and those of DeepSpeed where groups were empty."""
+    import deepspeed
+
+    def make(with_frozen: bool, frozen_options: dict | None = None):
+        model = make_model()
+        frozen, trained = ([p for p in model.parameters() if (p.dim() > 1) == big] for big in (False, True))
+        for param in frozen:
+            param.requires_grad_(False)
+        groups = [{"params": frozen, "lr": 1.0, **(frozen_options or {})}] * with_frozen + [{"params": trained, "lr": 1e-2}]
+        return deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups), config=config(1, checkpoint={"format": layout}),
+                                    lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step))[0]
+
+    old, new = make(False), make(True, {"amsgrad": True})
+    assert new._stepper.native  # what the frozen group asks for does not matter
+    train(old, 2)
+    old.save_checkpoint(str(tmp_path))
+    new.load_checkpoint(str(tmp_path))
+    assert train(new, 2) == train(old, 2) and new.get_lr()[1:] == old.get_lr() == [6.25e-4]
+    new.save_checkpoint(str(tmp_path), tag="new")
+    with pytest.raises(CheckpointError, match="scheduler has rates of 2 parameter groups, this one of 1|has 2 parameter groups, the optimizer 1"):
+        old.load_checkpoint(str(tmp_path), tag="new")
 
 
 @pytest.mark.parametrize("make", [

@@ -409,7 +409,7 @@ def body_the_summary_counts_the_engines_collectives() -> None:
 
     import deepspeed
     import torch.distributed as dist
-    engine = deepspeed.initialize(model=make_model(), config=config(2, comms_logger={"enabled": True, "prof_ops": ["all_reduce"]}))[0]
+    engine = deepspeed.initialize(model=make_model(), config=config(2, comms_logger={"enabled": True, "prof_all": False, "prof_ops": ["all_reduce"]}))[0]
     before = deepspeed.comm.log_summary(return_dict=True)["bytes_moved"]
     train_model(engine, 2, rank=dist.get_rank())
     deepspeed.comm.all_reduce(torch.ones(4))
@@ -427,3 +427,32 @@ def body_the_summary_counts_the_engines_collectives() -> None:
 
 def test_the_communications_summary_counts_the_engines_collectives():
     run_ranks(body_the_summary_counts_the_engines_collectives, 2)
+
+
+def body_the_summary_has_the_engines_operations(stage: int) -> None:
+    import deepspeed
+    import torch.distributed as dist
+    engine = deepspeed.initialize(model=make_model(), config=config(stage, comms_logger={"enabled": True}))[0]
+    deepspeed.comm.reset_log()
+    losses = train_model(engine, 3, rank=dist.get_rank())
+    facts = deepspeed.comm.log_summary(return_dict=True, show_straggler=True)
+    wanted = {0: {"all_reduce"}}.get(stage, {"reduce_scatter_tensor", "all_gather_into_tensor"})
+    assert wanted <= set(facts["summary"]) == set(facts["straggler_analysis"]) == set(deepspeed.comm.get_logged_comm_ops())
+    gradients = sum(param.numel() for param in engine.module.parameters() if param.requires_grad) * 4 if stage < 3 else 0
+    name = "all_reduce" if stage == 0 else "reduce_scatter_tensor"
+    size, record = max(facts["summary"][name].items())
+    assert size >= gradients and record["count"] >= 3 and record["total_latency_ms"] > 0 and record["busbw_avg_gbps"] > 0
+    deepspeed.comm.configure(enabled=False)
+    count = deepspeed.comm.get_comm_operation_count()
+    more = train_model(engine, 3, rank=dist.get_rank())
+    assert deepspeed.comm.get_comm_operation_count() == count
+    engine.destroy()
+    plain = deepspeed.initialize(model=make_model(), config=config(stage))[0]
+    assert train_model(plain, 3, rank=dist.get_rank()) == losses and train_model(plain, 3, rank=dist.get_rank()) == more
+    assert deepspeed.comm.get_comm_operation_count() == count
+
+
+@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+def test_the_communications_summary_has_the_engines_operations(stage):
+    """By operation and size, as DeepSpeed's; the losses are those without the logger."""
+    run_ranks(body_the_summary_has_the_engines_operations, 2, {"stage": stage})

@@ -5,7 +5,9 @@ import enum
 import logging
 import os
 import random
+import shutil
 import time
+import types
 from typing import Any
 
 import numpy
@@ -273,20 +275,114 @@ def test_a_native_folder_without_manifest_is_not_finished(tmp_path):
         engine.load_checkpoint(tmp_path, tag="t")
 
 
-def body_other_folders(folder: str, layout: str):
-    import deepspeed
+def what_is_said() -> list[str]:
+    """Lines that are logged from now on."""
     from deepspeed.utils.logging import logger
-    deepspeed.init_distributed()
-    rank = torch.distributed.get_rank()
-    engine = built(layout)
-    with pytest.raises(CheckpointError, match="rank 1 does not see|rank 1 failed"):
-        engine.save_checkpoint(f"{folder}/{rank}", tag="t")
-    assert not os.path.exists(f"{folder}/0/t") and not os.path.exists(f"{folder}/1")
-    engine.save_checkpoint(folder, tag="t")
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
+    return said
+
+
+def body_own_folders(folder: str, layout: str, stage: int, world: int):
+    """Ranks 1 and 2 have one folder, ranks 0 and 3 each its own. What an earlier run left in them is not what rank 0 has just made."""
+    import deepspeed
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    mine = f"{folder}/{ {2: 1}.get(rank, rank)}"
+    os.makedirs(f"{mine}/.t.saving", exist_ok=True)
+    said = what_is_said()
+    torch.distributed.barrier()
+    engine = built(layout, stage, **({"async_save": True} if stage == 2 else {}))
+    train(engine, 2)
+    engine.save_checkpoint(mine, tag="t", client_state={"note": 5})
+    engine.wait_for_checkpoint()
+    assert (rank == 0) == any(f"{world - 1} ranks ({', '.join(map(str, range(1, world)))}) do not see" in line for line in said), said
+    torch.distributed.barrier()
+    assert sorted(name for name in os.listdir(mine) if not name.endswith(".py")) == ["latest", "t"]
+    assert open(f"{mine}/t/manifest.json").read() == open(f"{folder}/0/t/manifest.json").read()
+    with pytest.raises(CheckpointError, match="is missing: the ranks saved into folders of their own|see that rank's error"):
+        engine.load_checkpoint(mine)
+    torch.distributed.barrier()
+    shutil.copytree(mine, f"{folder}/all", dirs_exist_ok=True)
+    torch.distributed.barrier()
+    losses = train(engine, 2)
+    again = built(layout, stage)
+    _, client = again.load_checkpoint(f"{folder}/all")
+    assert client["note"] == 5 and train(again, 2) == losses
+    said.clear()
+    again.save_checkpoint(f"{folder}/shared", tag="t")
+    again.load_checkpoint(f"{folder}/shared")
+    assert not any("do not see" in line for line in said)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage,world", [(2, 2), (3, 4)])
+def test_ranks_save_into_folders_of_their_own(layout, stage, world, tmp_path):
+    """As Ray's workers do."""
+    run_ranks(body_own_folders, world, {"folder": str(tmp_path), "layout": layout, "stage": stage, "world": world})
+
+
+def body_late_view(folder: str, mode: str):
+    """One folder; rank 1 sees new files in it late, as over a network."""
+    import deepspeed
+    from deepspeed.runtime import checkpoint_folder
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    engine = built("native")
+    said, list_really, see_really = what_is_said(), os.listdir, checkpoint_folder._is_seen
+
+    def list_late(path: str) -> list[str]:
+        own = {"one": f"_{rank}", "nobody": f"_{rank}", "soon": "", "not even itself": "?"}[mode]
+        blind = mode == "nobody" or rank == 1
+        return [name for name in list_really(path) if not (blind and name.startswith(".begun_")) or name.endswith(own)]
+
+    checkpoint_folder.os = types.SimpleNamespace(**{**vars(os), "listdir": list_late})
+    checkpoint_folder._is_seen = lambda path, attempts: rank == 0 or (path.endswith("_") and see_really(path, 1))
+    engine.save_checkpoint(f"{folder}/own{rank}", tag="t") if mode == "soon" else None
+    for tag in ("a", "b"):
+        if mode == "soon":  # at the second look
+            engine.save_checkpoint(f"{folder}/shared", tag=tag)
+            assert not engine._saves_apart
+        else:
+            with pytest.raises(CheckpointError, match="does not see in|rank . failed"):
+                engine.save_checkpoint(f"{folder}/shared", tag=tag)
+    torch.distributed.barrier()
+    assert set(list_really(f"{folder}/shared")) == ({"a", "b", "latest"} if mode == "soon" else set())
+    assert not any("0 ranks" in line for line in said)
+
+
+@pytest.mark.parametrize("mode", ["one", "nobody", "soon", "not even itself"])
+def test_a_shared_folder_that_is_seen_late(mode, tmp_path):
+    """Nobody takes it for its own and clears it while others write."""
+    run_ranks(body_late_view, 2, {"folder": str(tmp_path), "mode": mode})
+
+
+def body_cannot_save_apart(folder: str):
+    import deepspeed
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    engine = built("native")
+    if rank == 1:
+        open(f"{folder}/1", "w").close()  # no folder
+    torch.distributed.barrier()
+    with pytest.raises((CheckpointError, OSError), match=f"{folder}/1" if rank == 1 else "rank 1 failed"):
+        engine.save_checkpoint(f"{folder}/{rank}", tag="t")
+    assert rank == 1 or not os.listdir(f"{folder}/0")
+
+
+def test_a_folder_of_its_own_that_cannot_be_written(tmp_path):
+    run_ranks(body_cannot_save_apart, 2, {"folder": str(tmp_path)})
+
+
+def body_other_folders(folder: str, layout: str):
+    import deepspeed
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    engine = built(layout)
+    engine.save_checkpoint(folder, tag="t")
+    said = what_is_said()
     with pytest.raises(CheckpointError):
         engine.load_checkpoint(folder if rank == 0 else f"{folder}/other", tag="t")
     assert (rank == 1) == any(f"{folder}/other/t, rank 0 {folder}/t" in line for line in said), said

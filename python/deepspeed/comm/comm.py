@@ -153,7 +153,7 @@ def get_comm_operation_count() -> int:
 
 def get_logged_comm_ops() -> list[str]:
     """Names of the recorded operations."""
-    return list(comms_logger.comms_dict)
+    return comms_logger.operations()
 
 
 def _bytes(message: Any) -> int:

@@ -16,6 +16,7 @@ from deepspeed.comm import communicators
 from deepspeed.utils.logging import log_dist
 
 COLUMN_WIDTH = 20
+_OF_ENGINES = {"all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "broadcast", "all_to_all_single", "barrier"}
 TRIM = 0.1
 
 
@@ -71,6 +72,7 @@ class CommsLogger:
             value = section.get(key) if isinstance(section, dict) else getattr(section, key, None)
             if value is not None:
                 setattr(self, key, value)
+        communicators.engine_operations.enable(self.enabled and (self.prof_all or not _OF_ENGINES.isdisjoint(self.prof_ops)))
 
     def wants(self, operation: str, prof: bool) -> bool:
         return self.enabled and (self.prof_all or prof or operation in self.prof_ops)
@@ -98,13 +100,25 @@ class CommsLogger:
 
     # ---- what was recorded
 
+    def collect(self) -> None:
+        """Adds what engines did since the last time. Engines call it at every step."""
+        for operation, size, ranks, latency_ms in communicators.engine_operations.take():
+            if self.wants(operation, False):
+                self.append(operation, f"{operation} | [Caller Func: engine]" if self.debug else operation, latency_ms, size, ranks)
+
     def reset(self) -> None:
+        communicators.engine_operations.take()
         self.comms_dict.clear()
 
+    def operations(self) -> list[str]:
+        self.collect()
+        return list(self.comms_dict)
+
     def has_data(self) -> bool:
-        return bool(self.comms_dict)
+        return bool(self.operations())
 
     def total_operations(self) -> int:
+        self.collect()
         return sum(record[0] for sizes in self.comms_dict.values() for record in sizes.values())
 
     def summary(self) -> dict[str, dict[int, dict[str, Any]]]:
@@ -132,11 +146,15 @@ class CommsLogger:
 
     def log_all(self, print_log: bool = True, show_straggler: bool = False, return_dict: bool = False) -> dict | None:
         """Prints the tables on rank 0; show_straggler is collective."""
+        self.collect()
         summary = self.summary()
         stragglers = self.stragglers() if show_straggler else None
         moved = communicators.bytes_moved()
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if print_log and rank == 0:
+            if not summary and not self.enabled:
+                print("nothing was recorded: the communications logger is off; set comms_logger.enabled to true, or call "
+                      "deepspeed.comm.configure(enabled=True)")
             print(_summary_table(summary), flush=True)
             if stragglers is not None:
                 print(_straggler_table(stragglers), flush=True)

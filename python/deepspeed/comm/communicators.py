@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from deepspeed._C import Communicator
+    from deepspeed._C import Communicator, OperationLog
 
 # Keyed by the group object: when torch drops a group, its communicator goes too.
 _communicators: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -32,6 +32,33 @@ def get_communicator(group: dist.ProcessGroup | None = None) -> "Communicator":
         found = _C.Communicator.from_process_group(group)
         _communicators[group] = found
     return found
+
+
+class EngineOperations:
+    """What the collectives of engines took, for the communications logger. They run inside the core, which notes them while it is enabled."""
+
+    def __init__(self) -> None:
+        self._enabled = False
+        self._log: "OperationLog | None" = None  # made with the first engine: the logger alone needs no core
+
+    def enable(self, enabled: bool) -> None:
+        self._enabled = enabled
+        if self._log is not None:
+            self._log.enabled = enabled
+
+    def recorded(self, communicator: "Communicator") -> "Communicator":
+        if self._log is None:
+            from deepspeed import _C
+            self._log = _C.OperationLog()
+            self._log.enabled = self._enabled
+        return communicator.recorded(self._log)
+
+    def take(self) -> list[tuple[str, int, int, float]]:
+        """(operation, bytes of one rank's piece, ranks, milliseconds) since the last call, in their order."""
+        return self._log.take() if self._log is not None else []
+
+
+engine_operations = EngineOperations()
 
 
 def bytes_moved() -> dict[str, int]:

@@ -1,6 +1,9 @@
 """Linear layers of a model that only runs forward on CPUs: products with few rows stream the weight once, at the speed of memory."""
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -17,6 +20,10 @@ class DecodeLinear(nn.Linear):
         if torch.is_grad_enabled() or not input.is_cpu or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight, self.bias)
         return _C.few_rows_linear(input, self.weight, self.bias)
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """Copies and files are of torch's own class."""
+        return copyreg._reconstructor, (nn.Linear, object, None), self.__dict__
 
 
 def stream_linears(module: nn.Module) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import torch
 
@@ -37,6 +37,25 @@ def text_of_rank_0(engine: Any, text: str | None, what: str) -> str | None:
     if length < 0:
         return None
     return bytes(_reduced(engine, list(encoded) if first else [0] * length, "max", what)).decode(errors="surrogateescape")
+
+
+def numbers_of_ranks(engine: Any, number: int, what: str) -> list[int]:
+    """Every rank's number, which is not negative, on every rank."""
+    numbers = [-1] * engine.communicator.size
+    numbers[engine.communicator.rank] = number
+    return _reduced(engine, numbers, "max", what)
+
+
+def texts_of_ranks(engine: Any, text: str, what: str, wanted: Sequence[int]) -> dict[int, str]:
+    """The texts of the ranks that this one asks for."""
+    mine = text.encode(errors="surrogateescape")
+    lengths = numbers_of_ranks(engine, len(mine), what)
+    padded = torch.zeros(max(*lengths, 1), dtype=torch.uint8)
+    padded[:len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8) if mine else 0
+    every = torch.empty(engine.communicator.size * padded.numel(), dtype=torch.uint8, device=engine.device)
+    engine.communicator.all_gather(padded.to(engine.device), every, what).wait()
+    rows = every.view(engine.communicator.size, -1)
+    return {rank: rows[rank, :lengths[rank]].cpu().numpy().tobytes().decode(errors="surrogateescape") for rank in wanted}
 
 
 def warn_of_other_place(engine: Any, path: str) -> None:

@@ -25,27 +25,35 @@ class FragmentStepper:
 
     def __init__(self, core: Any, optimizer: torch.optim.Optimizer, native: bool, core_params: Sequence[tuple[str, Tensor]]) -> None:
         self.core, self.optimizer, self.native = core, optimizer, native
-        self.model_groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.places = [place for place, group in enumerate(optimizer.param_groups) if group["params"]]
+        self.model_groups = [list(group["params"]) for group in self.groups]
         self.own_step = optimizer.step  # before anybody replaces it on the object
         self.fragments: list[Any] = []
         taken = take_state(optimizer, core_params, native)
         self._client_state = [(core_params[index][1], state) for index, state in taken.items()]
         if native:
-            put_into_core(core, optimizer, self.model_groups, core_params, taken)
+            put_into_core(core, optimizer, self.groups, self.model_groups, core_params, taken)
         else:
             self._put_fragments_into_groups()
             put_into_fragments(optimizer, self.fragments, core_params, taken)
 
+    @property
+    def groups(self) -> list[dict]:
+        """The optimizer's groups that train something, numbered as the core numbers them. The others stay in the optimizer, empty: a
+        learning-rate scheduler that was made before initialize() sets as many rates as it found groups."""
+        groups = self.optimizer.param_groups
+        return [groups[place] for place in self.places]
+
     def _put_fragments_into_groups(self) -> None:
         self.fragments = self.core.fragments()
-        for index, group in enumerate(self.optimizer.param_groups):
+        for index, group in enumerate(self.groups):
             group["params"] = [f.master for f in self.fragments if f.group == index and f.length > 0]
 
     def release(self) -> None:
         """Gives the torch optimizer the model's parameters back, and its state where no step was made. Others were of the
         fragments and go."""
         if not self.native:
-            for group, params in zip(self.optimizer.param_groups, self.model_groups):
+            for group, params in zip(self.groups, self.model_groups):
                 group["params"] = params
             self.optimizer.state.clear()
         self.optimizer.state.update(self._client_state)
@@ -54,7 +62,7 @@ class FragmentStepper:
         """Whether the update was made; False after non-finite gradients."""
         self._client_state = []
         if self.native:
-            applied = self.core.step([hyper_parameters(group) for group in self.optimizer.param_groups])
+            applied = self.core.step([hyper_parameters(group) for group in self.groups])
         else:
             applied = self._step_in_python()
         # torch's schedulers warn when they are stepped before an optimizer; this was the optimizer's step.

@@ -5,8 +5,11 @@ has checksums of all files. Loading checks them, and where nobody asked for a ce
 """
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import secrets
 import time
 import weakref
 from typing import Any
@@ -17,7 +20,7 @@ from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.safe_load import has_manifest, verify_before_loading
 from deepspeed.git_version_info import version
-from deepspeed.runtime.agreement import Together, any_rank, text_of_rank_0
+from deepspeed.runtime.agreement import Together, any_rank, numbers_of_ranks, text_of_rank_0, texts_of_ranks
 from deepspeed.runtime.checkpoint_load import CheckpointLoader
 from deepspeed.runtime.checkpoint_native import NativeLoader
 from deepspeed.runtime.checkpoint_pickle import pickled
@@ -45,14 +48,44 @@ class CheckpointSave:
         self._finish: Any = None
         self._name_for_people = f"[rank {engine.global_rank}] the checkpoint {self.path}"
         log_dist(f"Saving model checkpoint: {self.path}", ranks=[0])
-        if engine.global_rank == 0:
+        ranks = list(range(engine.communicator.size))
+        self.here = ranks  # those that write into the same folder; the first of them makes the checkpoint valid
+        if self.leads:
             with self.together.attempt():
                 _C.begin_save(self.parent, self.name)
         self.together.agree()
+        if len(ranks) > 1:
+            self._find_ranks_here()
+        self.elsewhere = sorted(set(ranks) - set(self.here))
+
+    def _find_ranks_here(self) -> None:
+        """Ranks that save apart have a folder of their own after this. Collective."""
+        engine, rank = self.engine, self.engine.communicator.rank
+        mark = f".begun_{text_of_rank_0(engine, secrets.token_hex(8), 'a mark in a folder')}_"
         with self.together.attempt():
-            if not _is_seen(self.folder):
-                raise CheckpointError(f"rank {engine.global_rank} does not see {os.path.abspath(self.folder)}, which rank 0 has made in its own "
-                                      "save_dir: that must be one folder for all ranks, on several machines one on a shared file system")
+            self.here = ranks_with_this_folder(engine, self.parent, mark)
+            if self.leads and rank != 0:
+                _C.begin_save(self.parent, self.name)
+        self._agree()
+        if not engine._saves_apart:
+            return
+        # Two that took one folder for their own would write into it both: only one of them can make this file.
+        own = os.path.join(self.folder, mark)
+        with self.together.attempt():
+            if self.leads:
+                _put_mark(own, "x", rank)
+        self._agree()
+        with self.together.attempt():
+            if not _is_seen(own, 40):
+                raise CheckpointError(_late(rank, self.folder))
+        self._agree()
+        with self.together.attempt():
+            if self.leads:
+                os.remove(own)
+
+    @property
+    def leads(self) -> bool:
+        return self.engine.communicator.rank == self.here[0]
 
     def write(self, name: str, state: Any) -> None:
         """A file of torch.save's format. Tensors in `state` must keep their values until start() has returned."""
@@ -68,10 +101,15 @@ class CheckpointSave:
         engine, checkpoint = self.engine, self.engine._config.checkpoint
         self._agree()
         wanted = checkpoint.async_save or (checkpoint.writer is not None and checkpoint.writer.decoupled)
-        beside = wanted and not self._in_files and self._has_room()
+        beside = wanted and not self._in_files and not self.elsewhere and self._has_room()
         engine._save_memory = engine._save_memory or _C.KeptMemory()
         with self.together.attempt():
-            self._job = _C.SaveJob(self._plan(checkpoint), self._slices, self._archives, engine._save_memory)
+            info = json.dumps(self._info())
+        self._agree()
+        if self.elsewhere:  # one manifest in all folders
+            info = text_of_rank_0(engine, info, "what a checkpoint says of itself") or "{}"
+        with self.together.attempt():
+            self._job = _C.SaveJob(self._plan(checkpoint, info), self._slices, self._archives, engine._save_memory)
             self._slices, self._archives = [], []
             if beside:
                 engine._save_image = engine._save_image or _C.ShardImage()
@@ -83,20 +121,39 @@ class CheckpointSave:
         if beside:
             self._finish = weakref.finalize(engine, _say_failure, self._job, self._name_for_people)
             return self
+        if self.elsewhere:
+            self._exchange_parts()
         with self.together.attempt():
             self._job.commit()
         self._agree()
         return None
 
-    def _plan(self, checkpoint: Any) -> dict[str, Any]:
+    def _exchange_parts(self) -> None:
+        """Ranks without a folder in common give each other their parts of the manifest, which is the same in all folders then."""
+        part = ""
+        with self.together.attempt():
+            part = _C.read_part(self.folder, self.engine.communicator.rank)
+        self._agree()
+        parts = texts_of_ranks(self.engine, part, "parts of a checkpoint", self.elsewhere if self.leads else ())
+        with self.together.attempt():
+            for rank, text in parts.items():
+                _C.put_part(self.folder, rank, text)
+        self._agree()
+
+    def _info(self) -> dict[str, Any]:
+        """What the manifest says of the run."""
         engine = self.engine
-        native = checkpoint.format == "native"
         info = {"saved_at": time.time(), "global_steps": engine.global_steps, "global_samples": engine.global_samples,
                 "world": engine.communicator.size, "stage": engine.zero_optimization_stage(), "deepscale": version, "torch": torch.__version__,
                 "config": _as_json(engine._config._param_dict)}
+        return {**info, "own_folders": True} if self.elsewhere else info
+
+    def _plan(self, checkpoint: Any, info: str) -> dict[str, Any]:
+        engine = self.engine
+        native = checkpoint.format == "native"
         return {"save_dir": self.parent, "tag": self.name, "layout": "native" if native else "deepspeed", "rank": engine.communicator.rank,
-                "tensor_file": self._tensor_file, "threads": torch.get_num_threads(), "commits": engine.global_rank == 0,
-                "ranks": engine.communicator.size, "info": json.dumps(info),
+                "tensor_file": self._tensor_file, "threads": torch.get_num_threads(), "commits": self.leads,
+                "ranks": engine.communicator.size, "elsewhere": self.elsewhere, "info": info,
                 # A tag may be a path: `latest` then stands above the folder of the checkpoint.
                 "write_latest": self.save_latest, "latest_dir": self.save_dir if os.path.dirname(self.tag) else "", "latest_text": self.tag,
                 "keep_last": checkpoint.keep_last, "patience_s": _PATIENCE_S}
@@ -128,7 +185,7 @@ class CheckpointSave:
             if self._job is not None:
                 self._job.cancel()
             any_rank(self.engine, False, "a save that failed")
-            if self.engine.global_rank == 0:
+            if self.leads:
                 _C.abandon_save(self.parent, self.name)
         except Exception as problem:  # its name has a dot in front; the next save of the tag removes it
             logger.warning(f"{self.folder} is left: {problem}")
@@ -153,12 +210,72 @@ class CheckpointSave:
             _say_failure(self._job, self._name_for_people)
 
 
-def _is_seen(folder: str) -> bool:
-    """A new folder may come late over a network."""
-    for _ in range(40):
-        if os.path.isdir(folder):
+def ranks_with_this_folder(engine: Any, parent: str, mark: str) -> list[int]:
+    """Ranks whose `parent` is the same folder as this rank's, all of them as a rule. Ray's workers, for example, save into temporary folders
+    of their own, and Ray brings the files together. mark: how files begin that only this save knows. Collective."""
+    rank, size = engine.communicator.rank, engine.communicator.size
+    together = Together(engine, f"save_checkpoint({parent})", CheckpointError)
+    here, firsts = list(range(size)), [0] * size
+    try:
+        with together.attempt():
+            if rank == 0:
+                _put_mark(os.path.join(parent, f"{mark}0"), "w", rank)
+        together.agree()
+        seen = _is_seen(os.path.join(parent, f"{mark}0"), 1 if engine._saves_apart else 40)
+        if any_rank(engine, not seen, "a folder that not all ranks see"):
+            with together.attempt():
+                if rank != 0:
+                    _put_mark(os.path.join(parent, f"{mark}{rank}"), "w", rank)
+            together.agree()
+            found = [rank]
+            with together.attempt():
+                found += [int(name[len(mark):]) for name in os.listdir(parent) if name.startswith(mark)]
+            firsts = numbers_of_ranks(engine, min(found), "the first ranks in folders")
+            with together.attempt():
+                # One that looks into a folder too early takes it for its own, and would clear it.
+                if any(firsts[other] != firsts[rank] for other in found):
+                    raise CheckpointError(_late(rank, parent))
+            together.agree()
+            here = [other for other in here if firsts[other] == firsts[rank]]
+            _say_apart(parent, firsts)
+        engine._saves_apart = any(firsts)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(parent, f"{mark}{rank}"))
+    return here
+
+
+def _put_mark(path: str, mode: str, rank: int) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        with open(path, mode, encoding="ascii"):
+            pass
+    except FileExistsError:
+        raise CheckpointError(_late(rank, os.path.dirname(path))) from None
+
+
+def _late(rank: int, folder: str) -> str:
+    return (f"rank {rank} does not see in {folder} what other ranks have written there: a network's file system is late; save once more, "
+            "and where it happens again give all ranks the same path of a file system that shows new files at once")
+
+
+def _say_apart(parent: str, firsts: list[int]) -> None:
+    apart = [rank for rank, first in enumerate(firsts) if first != 0]
+    if not apart:  # all see it by now
+        return
+    few = ", ".join(map(str, apart[:8])) + (f" and {len(apart) - 8} more" if len(apart) > 8 else "")
+    log_dist(f"save_checkpoint({parent}): {len(apart)} ranks ({few}) do not see this folder of rank 0, and save into theirs. To load the checkpoint, "
+             "bring the files of all ranks together in one folder; where they should be one already, give all ranks the same save_dir, on several "
+             "machines one on a shared file system", ranks=[0], level=logging.WARNING)
+
+
+def _is_seen(path: str, attempts: int) -> bool:
+    """A new file may come late over a network."""
+    for attempt in range(attempts):
+        if os.path.exists(path):
             return True
-        time.sleep(0.05)
+        if attempt + 1 < attempts:
+            time.sleep(0.05)
     return False
 
 

@@ -298,4 +298,23 @@ class CheckpointLoader:
         if saved is None and scheduler is self.engine._first_scheduler:
             saved = self.engine._first_scheduler_state
         if saved is not None:
-            scheduler.load_state_dict(saved)
+            scheduler.load_state_dict(self._rates_by_place(scheduler, saved))
+
+    def _rates_by_place(self, scheduler: Any, saved: dict) -> dict:
+        """The state of one of torch's schedulers that knew only the groups that train something, for one that knows all: those are at
+        their places then, and the others as they are here."""
+        stepper, mine = self.engine._stepper, getattr(scheduler, "base_lrs", None)
+        rates = saved.get("base_lrs") if isinstance(saved, dict) else None
+        if stepper is None or not isinstance(mine, list) or not isinstance(rates, list) or len(rates) in (len(mine), 0):
+            return saved
+        if len(rates) != len(stepper.places) or len(mine) != len(self.engine.basic_optimizer.param_groups):
+            raise CheckpointMisfit(f"the checkpoint's scheduler has rates of {len(rates)} parameter groups, this one of {len(mine)}: build optimizer and "
+                                   "scheduler as they were, or pass load_lr_scheduler_states=False")
+        changed = dict(saved)
+        for key in ("base_lrs", "_last_lr", "lr_lambdas"):  # functions are saved as None
+            here, there = getattr(scheduler, key, None), saved.get(key)
+            if isinstance(here, list) and isinstance(there, list) and len(there) == len(rates) and len(here) == len(mine):
+                changed[key] = [None] * len(mine) if key == "lr_lambdas" else list(here)
+                for place, value in zip(stepper.places, there):
+                    changed[key][place] = value
+        return changed

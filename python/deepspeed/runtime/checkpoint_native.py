@@ -21,7 +21,8 @@ from deepspeed.runtime import fragment_state
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.base_optimizer import adopt_loss_scaler
 from deepspeed.runtime.checkpoint_load import CheckpointLoader, modules_with_extra_state, set_extra_state
-from deepspeed.runtime.checkpoint_restore import PARTS_ARE_LOADED, CheckpointMisfit, check_states_fit, put_scalars, reset_optimizer, restore_groups
+from deepspeed.runtime.checkpoint_restore import (PARTS_ARE_LOADED, CheckpointMisfit, check_states_fit, places_of_groups, put_scalars,
+                                                  reset_optimizer, restore_groups)
 from deepspeed.runtime.checkpoint_state import StateReader, optimizer_groups, param_groups, scaler_entries
 from deepspeed.runtime.fragment_batch import FragmentBatch
 from deepspeed.runtime.native_recipe import stored_name
@@ -212,9 +213,8 @@ class NativeLoader(CheckpointLoader):
             raise CheckpointMisfit(f"{where} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; "
                                    "load_module_strict=False loads what fits")
         groups = self.optimizer["param_groups"] if self.optimizer else None
-        if groups is not None and self.engine._stepper is not None and len(groups) != len(self.engine.basic_optimizer.param_groups):
-            raise CheckpointMisfit(f"{where} has {len(groups)} parameter groups, the optimizer {len(self.engine.basic_optimizer.param_groups)}: "
-                                   "build the optimizer with the same groups")
+        if groups is not None and self.engine._stepper is not None:
+            places_of_groups(self.engine, groups, where)
         if groups is not None and self.engine._stepper is not None and self.engine._stepper.native and self.optimizer["has_states"]:
             self._check_states(where)
 

@@ -222,9 +222,8 @@ def check_files(engine: Any, files: StateFiles, load_optimizer_states: bool) -> 
                     files.check(entry.name, key)
                 check_states_fit(files.paths[0], entry.name, wanted, [name for name, value in stored.items() if is_state(value)])
     saved = files.param_groups()
-    if load_optimizer_states and saved and len(saved) != len(engine.basic_optimizer.param_groups):
-        raise CheckpointMisfit(f"{files.paths[0]}: the checkpoint has {len(saved)} parameter groups, the optimizer "
-                               f"{len(engine.basic_optimizer.param_groups)}: build the optimizer with the same groups")
+    if load_optimizer_states and saved:
+        places_of_groups(engine, saved, files.paths[0])
 
 
 def is_state(value: Any) -> bool:
@@ -244,8 +243,7 @@ def check_states_fit(where: str, name: str, wanted: Sequence[str], stored: Seque
 def _wanted_keys(engine: Any, group: int, stored: dict) -> dict[str, str]:
     """State names of the engine -> names in the files."""
     if engine._stepper.native:
-        optimizer = engine.basic_optimizer
-        names = file_keys(optimizer, optimizer.param_groups[group], list(engine._core.state_keys()))
+        names = file_keys(engine.basic_optimizer, engine._stepper.groups[group], list(engine._core.state_keys()))
         return {key: stored_name(name, stored) for key, name in names.items()}
     return {key: key for key, value in stored.items() if is_state(value)}
 
@@ -323,10 +321,23 @@ def put_scalars(engine: Any, index: int, scalars: dict) -> None:
         engine.basic_optimizer.state[fragment.master][key] = value.clone() if isinstance(value, Tensor) else value
 
 
+def places_of_groups(engine: Any, saved_groups: list[dict], where: str) -> list[int]:
+    """Where the optimizer has the groups of a file: all that were given parameters, or those that train something, which is what files of
+    fused optimizers and older ones have. CheckpointMisfit for another number of groups."""
+    given, trained = list(engine._file_numbers.all), engine._stepper.places
+    for places in (given, trained):
+        if len(saved_groups) == len(places):
+            return places
+    raise CheckpointMisfit(f"{where}: the checkpoint has {len(saved_groups)} parameter groups, the optimizer {len(given)}: build the optimizer with "
+                           "the same groups")
+
+
 def restore_groups(engine: Any, saved_groups: list[dict]) -> None:
     """Hyper-parameters."""
-    for group, saved in zip(engine.basic_optimizer.param_groups, saved_groups):
-        group.update({key: value for key, value in saved.items() if key != "params"})
+    if not saved_groups:
+        return
+    for place, saved in zip(places_of_groups(engine, saved_groups, "the checkpoint"), saved_groups):
+        engine.basic_optimizer.param_groups[place].update({key: value for key, value in saved.items() if key != "params"})
 
 
 def _restore_scaler(engine: Any, state: dict) -> None:

@@ -57,8 +57,7 @@ class StateReader:
         """State names here -> state names in files, for the parameters of one optimizer group."""
         if not self.native:
             return {key: key for key in self.keys}
-        optimizer = self.engine.basic_optimizer
-        return file_keys(optimizer, optimizer.param_groups[group], self.keys)
+        return file_keys(self.engine.basic_optimizer, self.engine._stepper.groups[group], self.keys)
 
     def full(self, index: int, key: str) -> Tensor | None:
         """fp32, flat, on the CPU."""
@@ -184,14 +183,18 @@ def _base_state(engine: Any, states: FlatStates, indices: Callable[[int], list[i
     return {"state": state, "param_groups": param_groups(engine, indices)}
 
 
-def param_groups(engine: Any, indices: Callable[[int], list[int]]) -> list[dict]:
+def param_groups(engine: Any, indices: Callable[[int], list] | None) -> list[dict]:
+    """The optimizer's groups as files have them. indices: what stands for a trained group's parameters, frozen ones have none; None: the
+    numbers of all parameters."""
     step = engine._core.get_step() if engine._stepper.native else None
+    number_of = {place: number for number, place in enumerate(engine._stepper.places)}
     made = []
-    for number, group in enumerate(engine.basic_optimizer.param_groups):
-        plain = {key: value for key, value in group.items() if key != "params"}
+    for place, numbers in engine._file_numbers.all.items():
+        plain = {key: value for key, value in engine.basic_optimizer.param_groups[place].items() if key != "params"}
         if "step" in plain and step is not None:
             plain["step"] = step
-        made.append({**plain, "params": indices(number)})
+        own = numbers if indices is None else indices(number_of[place]) if place in number_of else []
+        made.append({**plain, "params": own})
     return made
 
 
@@ -250,7 +253,7 @@ def _whole(engine: Any, placed: bool = False) -> dict:
             tensors = {key: value.view(entry.shape) for key, value in tensors.items() if value is not None}
             if tensors:
                 state[number] = {**reader.scalars([entry]), **tensors}
-    return {"state": state, "param_groups": param_groups(engine, lambda number: engine._file_numbers.all[number])}
+    return {"state": state, "param_groups": param_groups(engine, None)}
 
 
 @torch.no_grad()

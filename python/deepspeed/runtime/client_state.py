@@ -36,10 +36,10 @@ def take_state(optimizer: torch.optim.Optimizer, core_params: Sequence[tuple[str
 
 
 @torch.no_grad()
-def put_into_core(core: Any, optimizer: torch.optim.Optimizer, model_groups: list[list[Tensor]], core_params: Sequence[tuple[str, Tensor]],
-                  taken: dict[int, dict[str, Any]]) -> None:
+def put_into_core(core: Any, optimizer: torch.optim.Optimizer, groups: list[dict], model_groups: list[list[Tensor]],
+                  core_params: Sequence[tuple[str, Tensor]], taken: dict[int, dict[str, Any]]) -> None:
     """Moments and the step count of an optimizer that the core computes."""
-    group_of = {id(param): group for params, group in zip(model_groups, optimizer.param_groups) for param in params}
+    group_of = {id(param): group for params, group in zip(model_groups, groups) for param in params}
     steps = [0]
     for index, state in taken.items():
         group = group_of.get(id(core_params[index][1]))

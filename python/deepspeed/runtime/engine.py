@@ -34,13 +34,14 @@ from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_clie
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step
 from deepspeed.runtime.section_params import construct, given
+from deepspeed.runtime.summary import print_summary
 from deepspeed.runtime.utils import see_memory_usage
 from deepspeed.runtime.zero.parameter import is_sharded
 from deepspeed.runtime.zero.parameter_offload import HOW_TO_USE_OUTSIDE_FORWARD, DeepSpeedZeRoOffload, speaks_of_released
 from deepspeed.runtime.zero.plan_groups import data_communicator, plan_groups
 from deepspeed.runtime.zero.small_parameters import HiddenSmallParameters
 from deepspeed.utils import groups as group_roles
-from deepspeed.utils.logging import log_dist
+from deepspeed.utils.logging import log_dist, warning_once
 
 
 NO_OPTIMIZER = ("must provide optimizer during init in order to use {}: pass optimizer= to deepspeed.initialize(), or add a section `optimizer` with "
@@ -70,6 +71,7 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         self._wrapper: ZeROOptimizer | None = None
         self._ended = "it was never built"
         self._running_save: Any = None
+        self._saves_apart = False  # ranks had no folder in common when they saved last
         self._save_image: Any = None
         self._save_memory: Any = None
         self._resume_gc: Callable[[], Any] | None = None
@@ -91,10 +93,11 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         except BaseException:
             self._end("building it failed")  # whoever catches this may try again with the same module and optimizer
             raise
-        if not self._trains:
+        if not self._trains and self._config.shards_parameters:  # elsewhere the model stays the user's own, class by class
             stream_linears(self.module)
         self._outputs = OutputWatcher(self)
         self._resume_gc = self._pause_gc()
+        print_summary(self)
         if self._config.dump_state:
             self.dump_state_now()
 
@@ -208,6 +211,9 @@ class DeepSpeedEngine(ConfigGetters, CheckpointMethods, EngineExtras, EngineRepo
         elif config.scheduler_name is not None and self.basic_optimizer is not None:
             self.lr_scheduler = construct("scheduler", scheduler_class(config.scheduler_name), self.basic_optimizer,
                                           given(config.scheduler_params))
+        elif config.scheduler_name is not None:
+            warning_once(f"scheduler ({config.scheduler_name}) has no effect: there is no optimizer whose rates it would set. Add the section optimizer, "
+                         "pass an optimizer, or remove the section")
 
     def _pause_gc(self) -> Callable[[], Any] | None:
         """Stops the automatic collector where configured. Returns what lets it run again, at the latest when the engine goes."""

@@ -52,6 +52,9 @@ class CheckpointMethods:
         a client_state that cannot be pickled; a save beside
         training (`checkpoint.async_save`) that failed is raised here, before anything is saved, or by wait_for_checkpoint()."""
         self.live_core("save_checkpoint").check_whole()
+        if self.mp_world_size > 1:
+            raise NotImplementedError(f"save_checkpoint with mpu= of {self.mp_world_size} model-parallel ranks is not built yet: their files would have the "
+                                      "same names. Save each rank's module by torch.save, or train without model parallelism")
         save_dir = _path_text(save_dir, "save_dir")
         client_state = self._checked_client_state(client_state, self.global_rank == 0 or self._config.checkpoint.format != "native")
         tag = str(f"global_step{self.global_steps}" if tag is None else tag)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.comm import comms_logger
 from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler
 from deepspeed.runtime.utils import see_memory_usage
@@ -115,6 +116,8 @@ class EngineReports:
     def _after_step(self, boundary: bool, profiled: bool) -> None:
         """`profiled`: this step's forward was."""
         self._window_steps += 1
+        if comms_logger.enabled:
+            comms_logger.collect()
         if boundary and self.monitor.enabled and self.global_rank == 0:
             self._write_events()
         if boundary and profiled:

@@ -12,8 +12,13 @@ import torch
 Recipe = dict[str, Any]
 
 
+def _groups(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Those that train something: what frozen ones ask for does not matter."""
+    return [group for group in optimizer.param_groups if group["params"]]
+
+
 def _same(optimizer: torch.optim.Optimizer, key: str) -> bool:
-    return len({group.get(key) for group in optimizer.param_groups}) == 1
+    return len({group.get(key) for group in _groups(optimizer)}) == 1
 
 
 def _off(group: dict, *keys: str) -> bool:
@@ -21,7 +26,7 @@ def _off(group: dict, *keys: str) -> bool:
 
 
 def _torch_adam(optimizer: torch.optim.Optimizer) -> Recipe | None:
-    groups = optimizer.param_groups
+    groups = _groups(optimizer)
     if not all(_off(g, "amsgrad", "maximize", "differentiable", "capturable") for g in groups):
         return None
     decoupled = [bool(g.get("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW)) for g in groups]
@@ -31,14 +36,14 @@ def _torch_adam(optimizer: torch.optim.Optimizer) -> Recipe | None:
 
 
 def _torch_sgd(optimizer: torch.optim.Optimizer) -> Recipe | None:
-    if not all(_off(g, "maximize", "differentiable") for g in optimizer.param_groups) or not _same(optimizer, "nesterov"):
+    if not all(_off(g, "maximize", "differentiable") for g in _groups(optimizer)) or not _same(optimizer, "nesterov"):
         return None
-    return {"type": "sgd", "nesterov": bool(optimizer.param_groups[0]["nesterov"]),
-            "momentum": any(g["momentum"] != 0 for g in optimizer.param_groups)}
+    return {"type": "sgd", "nesterov": bool(_groups(optimizer)[0]["nesterov"]),
+            "momentum": any(g["momentum"] != 0 for g in _groups(optimizer))}
 
 
 def _torch_adagrad(optimizer: torch.optim.Optimizer) -> Recipe | None:
-    if not all(_off(g, "maximize", "differentiable", "lr_decay", "initial_accumulator_value") for g in optimizer.param_groups):
+    if not all(_off(g, "maximize", "differentiable", "lr_decay", "initial_accumulator_value") for g in _groups(optimizer)):
         return None
     return {"type": "adagrad"}
 
@@ -47,14 +52,14 @@ def _cpu_adam(optimizer: Any) -> Recipe | None:
     if not _same(optimizer, "bias_correction"):
         return None
     return {"type": "adam", "decoupled": bool(optimizer.adam_w_mode),
-            "bias_correction": bool(optimizer.param_groups[0]["bias_correction"]),
+            "bias_correction": bool(_groups(optimizer)[0]["bias_correction"]),
             "state_dtype": "fp32" if getattr(optimizer, "fp32_optimizer_states", True) else "param"}
 
 
 def _lamb(optimizer: Any) -> Recipe | None:
     if not all(_same(optimizer, key) for key in ("bias_correction", "max_coeff", "min_coeff")):
         return None
-    first = optimizer.param_groups[0]
+    first = _groups(optimizer)[0]
     return {"type": "lamb", "bias_correction": bool(first["bias_correction"]), "eps_inside_sqrt": optimizer.eps_inside_sqrt,
             "max_coeff": float(first["max_coeff"]), "min_coeff": float(first["min_coeff"])}
 

@@ -164,15 +164,17 @@ def _remedy(client: Any, config: DeepSpeedConfig) -> str:
 
 
 class FileNumbers:
-    """Files in torch's own format number the parameters of all groups as they were given, frozen ones included."""
+    """The groups that checkpoints have: those that were given parameters, also where all of them are frozen. Files in torch's own format
+    number the parameters of all groups as they were given."""
 
     def __init__(self) -> None:
-        self.trained: list[list[int]] = []  # per remaining group
-        self.all: list[list[int]] = []  # the same with those that were removed
+        self.trained: list[list[int]] = []  # per group that trains something
+        self.all: dict[int, list[int]] = {}  # place in the optimizer -> all of its parameters
 
 
 def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> FileNumbers:
-    """Removes frozen and empty parameters and empty groups; refuses parameters listed twice or foreign to the model."""
+    """Removes frozen and empty parameters; refuses parameters listed twice or foreign to the model. Groups that this leaves empty stay:
+    FragmentStepper.groups are the others."""
     names = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
     seen: set[int] = set()
     numbers = FileNumbers()
@@ -191,16 +193,17 @@ def clean_groups(optimizer: torch.optim.Optimizer, module: nn.Module) -> FileNum
                 kept_numbers.append(len(seen))
             seen.add(id(param))
         group["params"] = kept
+        if len(seen) > first:
+            numbers.all[index] = list(range(first, len(seen)))
         if kept:
             numbers.trained.append(kept_numbers)
-            numbers.all.append(list(range(first, len(seen))))
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    if not optimizer.param_groups:
+    if not numbers.trained:
         raise ValueError(f"{type(optimizer).__name__} has no trainable parameter: check requires_grad and model_parameters")
     return numbers
 
 
 def group_index(optimizer: torch.optim.Optimizer | None) -> dict[int, int]:
-    """id(parameter) -> index of its group."""
+    """id(parameter) -> index of its group among those that hold parameters."""
     groups: Iterable[dict] = optimizer.param_groups if optimizer is not None else ()
-    return {id(param): index for index, group in enumerate(groups) for param in group["params"]}
+    held = [group["params"] for group in groups if group["params"]]
+    return {id(param): index for index, params in enumerate(held) for param in params}

@@ -21,8 +21,7 @@ def core_keys(engine: Any, index: int) -> dict[str, str]:
     group = engine.core_groups[index]
     if group < 0 or engine._stepper is None or not engine._stepper.native:
         return {}
-    optimizer = engine.basic_optimizer
-    return {name: key for key, name in file_keys(optimizer, optimizer.param_groups[group], engine._core.state_keys()).items()}
+    return {name: key for key, name in file_keys(engine.basic_optimizer, engine._stepper.groups[group], engine._core.state_keys()).items()}
 
 
 def _in_python(engine: Any, index: int) -> bool:

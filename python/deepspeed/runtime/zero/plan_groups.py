@@ -13,9 +13,10 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 
 def data_communicator(process_group: Any = None) -> Any:
-    """The communicator of a torch process group (default: all ranks)."""
+    """The communicator of a torch process group (default: all ranks), whose operations the communications logger sees."""
     from deepspeed.comm import get_communicator
-    return get_communicator(process_group)
+    from deepspeed.comm.communicators import engine_operations
+    return engine_operations.recorded(get_communicator(process_group))
 
 
 def _blocks(size: int, rank: int, block: int) -> tuple[list[int], list[int]]:
