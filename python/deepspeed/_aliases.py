@@ -42,6 +42,8 @@ TABLE: dict[str, str | dict[str, Any]] = {
     "deepspeed.runtime.constants": {**{key.upper(): key for key in _KEYS}, "OPTIMIZER_PARAMS": "params", "SCHEDULER_PARAMS": "params",
                                     "BFLOAT16": "bf16", "BFLOAT16_OLD": "bfloat16",
                                     **{f"ROUTE_{route.upper()}": route for route in ("train", "eval", "predict", "encode")}},
+    # Groups of ranks that hold all shards (MiCS) are a matter of the configuration, mics_shard_size.
+    "deepspeed.runtime.zero.mics": {"MiCS_Init": "deepspeed.runtime.zero.partition_parameters:Init"},
     "deepspeed.runtime.zero.linear": {"LinearModuleForZeroStage3": "torch.nn:Linear", "zero3_linear_wrap": "torch.nn.functional:linear"},
     "deepspeed.ops.transformer.inference.config": {"DeepSpeedInferenceConfig": "deepspeed.ops.transformer.inference:DeepSpeedInferenceConfig"},
     "deepspeed.utils.torch": {"required_torch_version": "deepspeed.runtime.utils:required_torch_version"},

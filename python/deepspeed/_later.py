@@ -55,11 +55,11 @@ module injection
   model_implementations: = ops.transformer.inference[DeepSpeedTransformerInference,DeepSpeedInferenceConfig]
 
 sequence parallelism
-  sequence:
   sequence.layer: DistributedAttention* single_all_to_all
   sequence.fpdt_layer: FPDT_Attention* FPDT_FFN* FPDT_InputConstruct* FPDT_LogitsLoss*
   sequence.cross_entropy: vocab_parallel_cross_entropy vocab_sequence_parallel_cross_entropy
   sequence.auto_sp: auto_wrap_model_for_sp
+  sequence: = sequence.auto_sp
 
 the hybrid engine
   runtime.hybrid_engine: DeepSpeedHybridEngine*
@@ -136,6 +136,9 @@ ZenFlow
 SuperOffload
   runtime.superoffload:
   runtime.superoffload.superoffload_stage3: SuperOffloadOptimizer_Stage3
+
+restarts with another number of ranks by an agent (the launcher restarts jobs)
+  elasticity.elastic_agent: DSElasticAgent
 
 autotuning
   autotuning.autotuner: Autotuner

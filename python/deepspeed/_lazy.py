@@ -48,10 +48,10 @@ def not_built(name: str, feature: str) -> Callable:
     """A function that refuses to run."""
 
     def raises(*_args: Any, **_kwargs: Any) -> Any:
-        raise NotImplementedError(f"{name}: {feature} is not built yet")
+        raise NotImplementedError(f"{name} is not built yet ({feature})")
 
     raises.__module__, _, raises.__name__ = name.rpartition(".")
-    raises.__qualname__, raises.__doc__ = raises.__name__, f"{feature}: not built yet."
+    raises.__qualname__, raises.__doc__ = raises.__name__, f"Not built yet ({feature})."
     return raises
 
 
@@ -59,4 +59,4 @@ def not_built_class(name: str, feature: str, base: type = object) -> type:
     """A class that can be imported and compared with, but not instantiated."""
     module, _, short = name.rpartition(".")
     refuse = not_built(name, feature)
-    return type(short, (base,), {"__module__": module, "__init__": refuse, "__doc__": f"{feature}: not built yet."})
+    return type(short, (base,), {"__module__": module, "__init__": refuse, "__doc__": f"Not built yet ({feature})."})

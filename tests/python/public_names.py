@@ -10,7 +10,8 @@ deepspeed: initialize add_config_arguments init_distributed init_inference tp_mo
     revert_transformer_layer set_autotp_mode DeepSpeedEngine PipelineEngine DualPipeVEngine DeepSpeedHybridEngine InferenceEngine
     DeepSpeedOptimizer DeepSpeedDataLoader DeepSpeedConfig DeepSpeedConfigError DeepSpeedInferenceConfig DeepSpeedTransformerLayer
     DeepSpeedTransformerConfig PipelineModule OnDevice module_inject ops moe linear zero checkpointing comm dist get_accelerator log_dist
-    logger __version__ __git_hash__ __git_branch__ HAS_TRITON
+    logger __version__ __git_hash__ __git_branch__ HAS_TRITON version git_hash git_branch DeepSpeedOptimizerCallable DeepSpeedSchedulerCallable
+    MUON_OPTIMIZER TORCH_DISTRIBUTED_DEFAULT_PORT is_compile_supported domino
 deepspeed.comm: init_distributed is_initialized is_available destroy_process_group new_group broadcast broadcast_object_list all_gather
     all_gather_object all_gather_into_tensor allgather_fn all_gather_coalesced all_reduce all_reduce_coalesced inference_all_reduce reduce
     reduce_scatter reduce_scatter_tensor reduce_scatter_fn all_to_all all_to_all_single send recv isend irecv P2POp batch_isend_irecv gather
@@ -28,7 +29,7 @@ deepspeed.runtime.engine:DeepSpeedEngine: forward backward scale step no_sync co
     register_compile_pass get_wall_clock_timers set_data_post_process_func set_custom_curriculum_learning_schedule dump_state
     zero_optimization zero_optimization_stage fp16_enabled bfloat16_enabled gradient_clipping steps_per_print wall_clock_breakdown
     dynamic_loss_scale zero_offload_optimizer postscale_gradients
-deepspeed.zero: Init GatheredParameters register_external_parameter unregister_external_parameter TiledLinear TiledLinearReturnBias
+deepspeed.zero: Init MiCS_Init GatheredParameters register_external_parameter unregister_external_parameter TiledLinear TiledLinearReturnBias
     unwrap_model_for_generation ZeroParamStatus ZeroParamType
 deepspeed.runtime.zero.stage_1_and_2: estimate_zero2_model_states_mem_needs estimate_zero2_model_states_mem_needs_all_live
     estimate_zero2_model_states_mem_needs_all_cold DeepSpeedZeroOptimizer
@@ -99,6 +100,7 @@ deepspeed.linear: OptimizedLinear LoRAConfig QuantizationConfig QuantizedParamet
 deepspeed.linear.config: LoRAConfig QuantizationConfig
 deepspeed.linear.optimized_linear: OptimizedLinear LoRAOptimizedLinear
 deepspeed.linear.quantization: QuantizedParameter QuantizedLinear
+deepspeed.sequence: auto_wrap_model_for_sp
 deepspeed.sequence.layer: DistributedAttention
 deepspeed.sequence.fpdt_layer: FPDT_Attention FPDT_FFN FPDT_InputConstruct FPDT_LogitsLoss
 deepspeed.sequence.cross_entropy: vocab_parallel_cross_entropy vocab_sequence_parallel_cross_entropy
@@ -137,7 +139,7 @@ deepspeed.runtime.domino.transformer: DominoTransformer DominoTransformerLayer
 deepspeed.compression: init_compression redundancy_clean compression_scheduler
 deepspeed.compression.compress: init_compression redundancy_clean student_initialization
 deepspeed.compression.helper: recursive_getattr recursive_setattr
-deepspeed.elasticity: compute_elastic_config
+deepspeed.elasticity: compute_elastic_config DSElasticAgent
 deepspeed.runtime.fp16.onebit.adam: OnebitAdam
 deepspeed.runtime.fp16.onebit.lamb: OnebitLamb
 deepspeed.runtime.fp16.onebit.zoadam: ZeroOneAdam
@@ -173,7 +175,7 @@ deepspeed.runtime.progressive_layer_drop: ProgressiveLayerDrop
 deepspeed.runtime.eigenvalue: Eigenvalue
 deepspeed.runtime.quantize: Quantizer
 deepspeed.model_implementations.transformers.ds_transformer: DeepSpeedTransformerInference
-deepspeed.ops: __compatible_ops__
+deepspeed.ops: __compatible_ops__ DeepSpeedTransformerLayer DeepSpeedTransformerConfig
 deepspeed.runtime.base_optimizer: DeepSpeedOptimizer ZeROOptimizer
 deepspeed.runtime.bf16_optimizer: BF16_Optimizer
 deepspeed.runtime.config: DeepSpeedConfig DeepSpeedConfigError

@@ -22,7 +22,8 @@ def write(folder: Path, value: Any, threads: int = 1, beside: bool = False) -> P
     """What a save of one rank makes of a value."""
     save_dir = str(folder)
     plan = {"save_dir": save_dir, "tag": "t", "layout": "deepspeed", "rank": 0, "tensor_file": "", "threads": threads,
-            "commits": True, "ranks": 1, "elsewhere": [], "info": "{}", "write_latest": False, "latest_dir": "", "latest_text": "", "keep_last": 0, "patience_s": 10.0}
+            "commits": True, "ranks": 1, "elsewhere": [], "info": "{}", "write_latest": False,
+            "latest_dir": "", "latest_text": "", "keep_last": 0, "patience_s": 10.0}
     _C.begin_save(save_dir, "t")
     job = _C.SaveJob(plan, [], [("file.pt", *pickled(value))])
     if beside:

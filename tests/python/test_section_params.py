@@ -28,7 +28,7 @@ def initialize(**more):
     ("Adam", {"betas": [0.9]}, "optimizer.params.betas"), ("Muon", {"betas": 0.9}, "optimizer.params.betas is 0.9"),
     ("Adam", {"eps": -1}, "optimizer.params.eps"), ("Adagrad", {"eps": -1}, "optimizer.params.*eps"),
     ("AdamW", {"weight_decay": -0.1}, "optimizer.params.weight_decay"), ("Adam", {"adam_w_mode": "false"}, "optimizer.params.adam_w_mode"),
-    ("Adam", {"learning_rate": 1}, r"optimizer.params.learning_rate \(found 1\) is not an option of FusedAdam: did you mean 'lr'\?"),
+    ("Adam", {"learning_rate": 1}, r"optimizer.params.learning_rate \(found 1\) is not an option of Adam \(FusedAdam\): did you mean 'lr'\?"),
     ("AdamW", {"lr": 1e-3, "weight_deca": 0}, "did you mean 'weight_decay'"), ("RMSprop", {"alhpa": 0.9}, "did you mean 'alpha'"),
     ("RMSprop", {"alpha": -1}, "optimizer.params .*alpha.* cannot be used by RMSprop")])
 def test_optimizer_params_are_refused_by_path(kind, params, match):

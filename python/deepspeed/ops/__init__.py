@@ -5,7 +5,7 @@ from typing import Any
 
 from deepspeed._lazy import attach
 
-_found, __dir__ = attach(__name__)
+_found, __dir__ = attach(__name__, {name: f"deepspeed.ops.transformer:{name}" for name in ("DeepSpeedTransformerLayer", "DeepSpeedTransformerConfig")})
 
 
 def __getattr__(name: str) -> Any:

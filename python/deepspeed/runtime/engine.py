@@ -30,6 +30,7 @@ from deepspeed.runtime.engine_extras import EngineExtras
 from deepspeed.runtime.engine_reports import EngineReports
 from deepspeed.runtime.lr_schedules import scheduler_class
 from deepspeed.runtime.module_watch import ModuleWatch
+from deepspeed.runtime.optimizer_config import DeepSpeedOptimizerCallable, DeepSpeedSchedulerCallable  # noqa: F401  (by their old path)
 from deepspeed.runtime.optimizer_config import clean_groups, optimizer_from_client, optimizer_from_config
 from deepspeed.runtime.output_hooks import OutputWatcher
 from deepspeed.runtime.plain_optimizer import attach_step

@@ -18,6 +18,10 @@ from deepspeed.runtime.section_params import check_values, construct, given, unk
 from deepspeed.runtime.zero.utils import ZeRORuntimeException, is_zero_supported_optimizer
 from deepspeed.utils.logging import log_dist, warning_once
 
+# What initialize() takes in place of an optimizer and of a scheduler: a function that makes one.
+DeepSpeedOptimizerCallable = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
+DeepSpeedSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
 _LATER = {"onebitadam": "1-bit Adam", "zerooneadam": "0/1 Adam", "onebitlamb": "1-bit LAMB"}
 _MUP = {"muadam": "MuAdam", "muadamw": "MuAdamW", "musgd": "MuSGD"}
 
@@ -70,35 +74,36 @@ def _adam(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Op
     # "Adam" means AdamW unless adam_w_mode says otherwise.
     decoupled = params.pop("adam_w_mode", True) or config.optimizer_name == "adamw"
     states_in_fp32 = params.pop("fp32_optimizer_states", True)
-    own = ("adam_w_mode", "fp32_optimizer_states", "torch_adam")
+    own, called = ("adam_w_mode", "fp32_optimizer_states", "torch_adam"), config.optimizer.type
     if params.pop("torch_adam", False):
         params.pop("bias_correction", None)
-        return construct("optimizer", torch.optim.AdamW if decoupled else torch.optim.Adam, groups, params, also=own)
+        return construct("optimizer", torch.optim.AdamW if decoupled else torch.optim.Adam, groups, params, also=own, called=called)
     if config.offload_device("optimizer") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
         fixed = {"adamw_mode": decoupled, "fp32_optimizer_states": states_in_fp32 and not config.bf16.bf16_optimizer_states}
-        return construct("optimizer", DeepSpeedCPUAdam, groups, params, fixed=fixed, also=own)
+        return construct("optimizer", DeepSpeedCPUAdam, groups, params, fixed=fixed, also=own, called=called)
     from deepspeed.ops.adam import FusedAdam
-    return construct("optimizer", FusedAdam, groups, params, fixed={"adam_w_mode": decoupled}, also=own)
+    return construct("optimizer", FusedAdam, groups, params, fixed={"adam_w_mode": decoupled}, also=own, called=called)
 
 
 def _lion(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
-    return construct("optimizer", FusedLion if config.offload_device("optimizer") == "none" else DeepSpeedCPULion, groups, params)
+    make = FusedLion if config.offload_device("optimizer") == "none" else DeepSpeedCPULion
+    return construct("optimizer", make, groups, params, called=config.optimizer.type)
 
 
 def _adagrad(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     if config.offload_device("optimizer") == "none":
-        return construct("optimizer", torch.optim.Adagrad, groups, params)
+        return construct("optimizer", torch.optim.Adagrad, groups, params, called=config.optimizer.type)
     from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
-    return construct("optimizer", DeepSpeedCPUAdagrad, groups, params)
+    return construct("optimizer", DeepSpeedCPUAdagrad, groups, params, called=config.optimizer.type)
 
 
 def _lamb(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.lamb import FusedLamb
     if config.fp16.enabled and config.fp16.loss_scale != 0:
         raise AssertionError("optimizer.type Lamb with fp16 needs dynamic loss scaling: set fp16.loss_scale to 0")
-    return construct("optimizer", FusedLamb, groups, params)
+    return construct("optimizer", FusedLamb, groups, params, called=config.optimizer.type)
 
 
 def _from_torch(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:

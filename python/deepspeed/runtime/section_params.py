@@ -80,9 +80,11 @@ def unknown_key(section: str, key: str, value: Any, owner: str, known: Collectio
 
 
 def construct(section: str, make: type, subject: Any, params: Mapping[str, Any], *, fixed: Mapping[str, Any] | None = None,
-              also: Collection[str] = ()) -> Any:
-    """make(subject, **params, **fixed). `also`: keys of the section that were used before. ConfigValidationError names what is wrong."""
+              also: Collection[str] = (), called: str = "") -> Any:
+    """make(subject, **params, **fixed). `also`: keys of the section that were used before; `called`: the section's own name for the
+    class. ConfigValidationError names what is wrong."""
     fixed = fixed or {}
+    owner = make.__name__ if called.lower() in ("", make.__name__.lower()) else f"{called} ({make.__name__})"
     signature = [p for p in list(inspect.signature(make).parameters.values())[1:] if p.name not in fixed]
     options = {p.name: p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     known = list(dict.fromkeys([*options, *also]))
@@ -91,16 +93,16 @@ def construct(section: str, make: type, subject: Any, params: Mapping[str, Any],
         if key in options:
             _fits_annotation(section, key, value, options[key].annotation)
         elif not takes_any:
-            raise ConfigValidationError(unknown_key(section, key, value, make.__name__, known))
+            raise ConfigValidationError(unknown_key(section, key, value, owner, known))
     missing = [name for name, p in options.items() if p.default is p.empty and name not in params]
     if missing:
         names = " and ".join(f"{section}.params.{name}" for name in missing)
-        raise ConfigValidationError(f"{names} must be given: {make.__name__} has no default for it (\"auto\" counts as not given). Where "
+        raise ConfigValidationError(f"{names} must be given: {owner} has no default for it (\"auto\" counts as not given). Where "
                                     f"the value is a Python object, make the {section} in the program and pass it to initialize()")
     try:
         return make(subject, **params, **fixed)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigValidationError(f"{section}.params {dict(params)} cannot be used by {make.__name__}: {error}") from error
+        raise ConfigValidationError(f"{section}.params {dict(params)} cannot be used by {owner}: {error}") from error
 
 
 def given(params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from deepspeed._lazy import attach
 _PARTITION = "deepspeed.runtime.zero.partition_parameters"
 __getattr__, __dir__ = attach(__name__, {
     "Init": f"{_PARTITION}:Init",
+    "MiCS_Init": "deepspeed.runtime.zero.mics:MiCS_Init",
     "GatheredParameters": f"{_PARTITION}:GatheredParameters",
     "ZeroParamStatus": f"{_PARTITION}:ZeroParamStatus",
     "ZeroParamType": f"{_PARTITION}:ZeroParamType",
