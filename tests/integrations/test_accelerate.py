@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,16 @@ from tiny import auto_config, build, combinations, llama, needs, opt, same_every
 pytestmark = needs("transformers", "accelerate")
 
 
+def _forget_states() -> None:
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def accelerator(stage: int, precision: str | None = "no", steps: int = 1, given=None):
     """Gloo by name: without it Accelerate believes that there is one process on a machine without accelerators, and cpu=True turns
     DeepSpeed off."""
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState
-    AcceleratorState._reset_state(reset_partial_state=True)
+    _forget_states()
     plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=steps, gradient_clipping=1.0, zero3_save_16bit_model=True)
     return Accelerator(mixed_precision=precision, deepspeed_plugin=plugin if given is None else given,
                        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
@@ -46,6 +51,32 @@ def train(accelerator, model, optimizer, batches, scheduler=None) -> list[float]
             optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def body_miscounted():
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from deepspeed.utils.logging import logger
+    said: list[str] = []
+    logger.log = lambda level, text, *values, **more: said.append(text % values)  # type: ignore[method-assign]
+    for wrong, given in ((True, {"train_batch_size": "auto"}), (False, {})):
+        _forget_states()
+        acc = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**given, "train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 2},
+                                                                         "gradient_accumulation_steps": 1}))
+        assert acc.num_processes == 1
+        model = torch.nn.Linear(4, 4)
+        asked = (model, torch.optim.AdamW(model.parameters()), torch.utils.data.DataLoader(torch.randn(8, 4), batch_size=2))
+        says = 'Accelerate counts num_processes=1, but the job has 2 ranks.*backend="gloo"'
+        if wrong:
+            with pytest.raises(ValueError, match=f"(?s)train_batch_size.*{says}"):
+                acc.prepare(*asked)
+        else:
+            acc.prepare(*asked)
+            assert int(os.environ["RANK"]) != 0 or [line for line in said if re.search(says, line)], said
+
+
+def test_ranks_that_accelerate_does_not_see_are_named():
+    """Without a backend's name it counts one process on a machine without accelerators."""
+    run_ranks(body_miscounted, 2)
 
 
 def body_trains(stage: int, precision: str, path: str):

@@ -1,12 +1,14 @@
 """What happens before an engine exists: arguments of initialize() sorted out, torch.distributed set up, the engine class chosen."""
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import Any
 
 import torch
 
-from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.config import ConfigValidationError, DeepSpeedConfig
 from deepspeed.utils.logging import log_dist, set_log_level_from_string
 
 
@@ -37,6 +39,32 @@ def ensure_distributed(args: Any, dist_init_required: bool | None, distributed_p
                                  "same process of this machine")
 
 
+def what_accelerate_miscounts(ranks: int) -> str:
+    """What to say when Accelerate, if the program uses it, counted other processes than the job has ranks: it then fills in wrong batch sizes
+    and gives every rank all of the data. "" otherwise."""
+    state = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
+    counted = getattr(state, "_shared_state", {}).get("num_processes", ranks)
+    if counted == ranks:
+        return ""
+    return (f"Accelerate counts num_processes={counted}, but the job has {ranks} ranks, which would all see the same data. On CPUs it takes no backend by "
+            "itself: pass kwargs_handlers=[InitProcessGroupKwargs(backend=\"gloo\")] to Accelerator, or use_cpu=True to TrainingArguments")
+
+
+def parse_config(source: Any, mpu: Any) -> DeepSpeedConfig:
+    """DeepSpeedConfig(source, mpu), with what Accelerate may have got wrong in it beside its errors."""
+    from deepspeed import comm
+    miscounted = what_accelerate_miscounts(comm.get_world_size())
+    try:
+        parsed = DeepSpeedConfig(source, mpu)
+    except ConfigValidationError as error:
+        if not miscounted:
+            raise
+        raise type(error)(f"{error}\n{miscounted}") from None
+    if miscounted:
+        log_dist(miscounted, ranks=[0], level=logging.WARNING)
+    return parsed
+
+
 def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: Any, mesh_param: Any, dist_init_required: bool | None,
                 distributed_port: int, **rest: Any) -> Any:
     """The engine for initialize()'s arguments."""
@@ -58,7 +86,7 @@ def make_engine(*, args: Any, model: Any, config: Any, config_params: Any, mpu: 
         ensure_distributed(args, dist_init_required, distributed_port)
         from deepspeed import __version__
         log_dist(f"DeepSpeed info: version={__version__}, engine=DeepScale core", ranks=[0])
-        parsed = DeepSpeedConfig(source, mpu)
+        parsed = parse_config(source, mpu)
         if parsed.log_level is not None:
             set_log_level_from_string(parsed.log_level)
         if parsed.comms_logger.enabled:
