@@ -324,6 +324,36 @@ def test_ranks_save_into_folders_of_their_own(layout, stage, world, tmp_path):
     run_ranks(body_own_folders, world, {"folder": str(tmp_path), "layout": layout, "stage": stage, "world": world})
 
 
+def body_apart_and_all(folder: str):
+    """Each rank in its own folder: keep_last removes nothing there, and a rank that cannot begin leaves nothing anywhere."""
+    import deepspeed
+    from deepspeed.runtime import checkpoint_folder
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    mine = f"{folder}/{rank}"
+    os.makedirs(mine)
+    engine = built("native", 2, keep_last=1)
+    for tag in ("a", "b"):
+        train(engine, 1)
+        engine.save_checkpoint(mine, tag=tag)
+    assert sorted(name for name in os.listdir(mine) if not name.endswith(".py")) == ["a", "b", "latest"]
+
+    def cannot(parent: str, tag: str) -> None:
+        raise CheckpointError("no space here")
+
+    if rank == 1:
+        checkpoint_folder._C = types.SimpleNamespace(**{**vars(checkpoint_folder._C), "begin_save": cannot})
+    with pytest.raises(CheckpointError, match="no space here|rank 1 failed"):
+        engine.save_checkpoint(mine, tag="c")
+    torch.distributed.barrier()
+    assert sorted(name for name in os.listdir(mine) if not name.endswith(".py")) == ["a", "b", "latest"]
+    assert open(f"{mine}/latest").read() == "b"
+
+
+def test_folders_of_their_own_keep_all_and_are_left_clean(tmp_path):
+    run_ranks(body_apart_and_all, 2, {"folder": str(tmp_path)})
+
+
 def body_late_view(folder: str, mode: str):
     """One folder; rank 1 sees new files in it late, as over a network."""
     import deepspeed
