@@ -280,6 +280,8 @@ def test_a_conversion_memory_holds_one_parameter_not_the_model(tmp_path):
     assert grown < 40, f"anonymous memory grew by {grown:.0f} MiB for 192 MiB of states"
     value = torch.load(tmp_path / "u" / "zero" / "layer.63.weight" / "exp_avg_sq.pt", weights_only=True)["param"]
     assert torch.equal(value, torch.full((512, 512), 3.0))
+    written = [path.stat().st_size for path in (tmp_path / "u" / "zero").rglob("*.pt")]
+    assert max(written) < 1.1 * 2**20 and sum(written) < 200 * 2**20, "files hold more than their tensors"
 
 
 # ---- what is missing or damaged

@@ -122,6 +122,7 @@ def test_memory_is_one_part_not_the_model(safe, limit_mib, tmp_path):
     grown = float(done.stdout.split()[-1])
     assert grown < limit_mib, f"anonymous memory grew by {grown:.0f} MiB"
     assert len(read(tmp_path / "out")) == 192 + (not safe)
+    assert max(path.stat().st_size for path in (tmp_path / "out").iterdir()) < 17 * 2**20, "parts hold more than their tensors"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -26,6 +26,7 @@ from deepspeed import _C
 from deepspeed._C import CheckpointError
 from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, PARAM_GROUPS
 from deepspeed.checkpoint.on_disk import make_folders, replace_text, sync_folder, sync_tree
+from deepspeed.checkpoint.utils import private_copies
 
 LATEST_UNIVERSAL = "latest_universal"
 ZERO_FOLDER = "zero"
@@ -76,8 +77,9 @@ def common_state(plain: dict[str, Any], param_groups: list[dict], step: Any, sta
 
 
 def write(value: Any, path: str) -> None:
+    """`value` in a file of torch.save's format: of tensors only what they show, not the buffers that they are views of."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    torch.save(value, path)
+    torch.save(private_copies(value), path)
 
 
 def begin(output: str) -> str:

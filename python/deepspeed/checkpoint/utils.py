@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -32,3 +33,23 @@ def clone_tensors_for_torch_save(item: Any, device: Any = torch.device("cpu")) -
     if isinstance(item, dict):
         return type(item)({key: clone_tensors_for_torch_save(value, device) for key, value in item.items()})
     return item
+
+
+def private_copies(value: Any, copies: dict | None = None) -> Any:
+    """Tensors that are views into larger buffers are copied, because torch.save writes whole storages. What was shared stays shared."""
+    copies = {} if copies is None else copies
+    if isinstance(value, torch.Tensor):
+        plain = value.detach()
+        if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size():
+            return plain
+        place = (plain.data_ptr(), plain.shape, plain.stride(), plain.dtype)
+        if place not in copies:
+            copies[place] = plain.clone()
+        return copies[place]
+    if isinstance(value, OrderedDict):
+        return OrderedDict((key, private_copies(item, copies)) for key, item in value.items())
+    if isinstance(value, dict):
+        return {key: private_copies(item, copies) for key, item in value.items()}
+    if isinstance(value, list):
+        return [private_copies(item, copies) for item in value]
+    return value

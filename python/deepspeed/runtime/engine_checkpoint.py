@@ -18,6 +18,7 @@ from deepspeed.checkpoint.constants import (BF16_ZERO_FILE_PREFIX, BUFFER_NAMES,
                                             MODEL_FILE_SUFFIX, MODEL_STATE_KEYS, OPTIM_FILE_SUFFIX, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             SHARED_PARAMS, TOLD_TO_CLIENTS, ZERO_FILE_PREFIX)
 from deepspeed.checkpoint.safe_load import why_not_loaded
+from deepspeed.checkpoint.utils import private_copies
 from deepspeed.runtime import pretrained
 from deepspeed.runtime.agreement import Together, same_everywhere, text_of_rank_0, warn_of_other_place
 from deepspeed.runtime.checkpoint_folder import CheckpointSave, load_named, load_newest, restore_replaced
@@ -376,23 +377,3 @@ def _read_latest(load_dir: str) -> str | None:
 
 def _shape_of(_index: int, param: Any) -> torch.Size:
     return getattr(param, "ds_shape", param.shape)
-
-
-def private_copies(value: Any, copies: dict | None = None) -> Any:
-    """Tensors that are views into larger buffers are copied, because torch.save writes whole storages. What was shared stays shared."""
-    copies = {} if copies is None else copies
-    if isinstance(value, Tensor):
-        plain = value.detach()
-        if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size():
-            return plain
-        place = (plain.data_ptr(), plain.shape, plain.stride(), plain.dtype)
-        if place not in copies:
-            copies[place] = plain.clone()
-        return copies[place]
-    if isinstance(value, OrderedDict):
-        return OrderedDict((key, private_copies(item, copies)) for key, item in value.items())
-    if isinstance(value, dict):
-        return {key: private_copies(item, copies) for key, item in value.items()}
-    if isinstance(value, list):
-        return [private_copies(item, copies) for item in value]
-    return value

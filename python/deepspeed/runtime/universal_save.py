@@ -14,7 +14,6 @@ from deepspeed.checkpoint.on_disk import sync_tree
 from deepspeed.checkpoint.universal_source import ModelFiles
 from deepspeed.runtime.agreement import Together
 from deepspeed.runtime.checkpoint_state import StateReader, _scale_history, optimizer_groups, param_groups, scaler_entries
-from deepspeed.runtime.engine_checkpoint import private_copies
 
 
 @torch.no_grad()
@@ -84,7 +83,7 @@ def _write_parameters(engine: Any, output: str, together: Together) -> dict[str,
             written += [name] if key != "fp32" else []
             if number % ranks == rank:
                 with together.attempt():
-                    universal.write({PARAM: private_copies(value.view(entry.shape)), CAT_DIM: 0}, universal.state_file(output, entry.name, name))
+                    universal.write({PARAM: value.view(entry.shape), CAT_DIM: 0}, universal.state_file(output, entry.name, name))
         own = scalars[entry.name] if len(written) > 1 else {}
         if number % ranks == rank and universal.STEP in own:
             with together.attempt():

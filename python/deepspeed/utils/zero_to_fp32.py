@@ -20,6 +20,7 @@ from torch import Tensor
 from deepspeed.checkpoint.constants import (BUFFER_NAMES, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES, OPTIMIZER_STATE_DICT, PARAM_SHAPES,
                                             PARTITION_COUNT, SHARED_PARAMS, ZERO_STAGE)
 from deepspeed.checkpoint.safe_load import check_folder, load_file, run_as_program
+from deepspeed.checkpoint.utils import private_copies
 from deepspeed.checkpoint.weight_files import write_weights
 from deepspeed.runtime.checkpoint_restore import StateFiles
 
@@ -272,7 +273,7 @@ def convert_zero_checkpoint_to_state_dict(checkpoint_dir: str, output_dir: str, 
 
 
 def _save_pickle(part: dict[str, Any], path: str, wanted: torch.dtype) -> None:
-    torch.save(to_torch_tensor(part, dtype=wanted), path)
+    torch.save(private_copies(to_torch_tensor(part, dtype=wanted)), path)
 
 
 def _without_aliases(state: dict[str, Any]) -> dict[str, Any]:
