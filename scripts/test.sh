@@ -23,7 +23,7 @@ cpp_tests() { limited 1500 ctest --preset release; }
 python_tests() {
   local status=0
   PYTHONPATH="$BUILD/python" PATH="$BUILD/bin:$VENV/bin:$PATH" DEEPSCALE_PYTHON="$VENV/bin/python" \
-    limited 2400 "$VENV/bin/python" -m pytest -q -rs -n 2 --dist loadfile tests/python tests/integrations "$@" || status=$?
+    limited 2400 "$VENV/bin/python" -m pytest -q -rs -n 2 --dist loadfile --durations=20 tests/python tests/integrations "$@" || status=$?
   if [ $status -eq 5 ]; then
     say "   pytest found no tests"
     status=0

@@ -36,7 +36,8 @@ auto report_options(Table&& table) {
   return std::move(table)
       .option("steps_per_print", &Options::steps_per_print, at_least(1).unlimited(),
               "Steps between two progress lines, which show at log_level info; null or Infinity is never.")
-      .option("dump_state", &Options::dump_state, any(), "Logs the engine's state when it is made, at level info (log_level).")
+      .option("dump_state", &Options::dump_state, any(),
+              "Logs the engine's state when it is made, at level info (log_level).")
       .option("wall_clock_breakdown", &Options::wall_clock_breakdown, any(),
               "Logs the time of forward, backward, reduction and step.")
       .option("memory_breakdown", &Options::memory_breakdown, any(), "Adds memory to that log.")
