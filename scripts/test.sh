@@ -17,7 +17,7 @@ build() {
   logged build.log 3600 cmake --build --preset release -j "$(build_jobs)"
 }
 
-cpp_tests() { limited 1500 ctest --preset release; }
+cpp_tests() { limited 1500 ctest --preset release -j 2; }
 
 # Two files of tests at a time: most wait for disks and for each other's ranks more than they compute.
 python_tests() {
