@@ -7,6 +7,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 DRY_RUN="${DEEPSCALE_DRY_RUN:-}"
 LOGS="$ROOT/build/logs"
+# Paths below it relative for ccache: what the tests compiled in build/release serves the wheel in a folder beside it.
+export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$ROOT}"
 
 say() { printf '%s\n' "$*" >&2; }
 fail() {
