@@ -130,7 +130,7 @@ def judge(program: Program, status: int | None, output: str, place: Path) -> tup
     if status is None:
         return "FAILED", f"still running after {LIMIT_S} s"
     if status != 0:
-        if program.not_built and re.search(rf"NotImplementedError.*{program.not_built}.*not built", output):
+        if program.not_built and re.search(rf"NotImplementedError(?=.*not built).*{program.not_built}", output):
             return NOT_BUILT, program.not_built
         lines = [line.strip() for line in output.splitlines() if re.search(r"Error\b|[Ee]rror:", line)]
         return "FAILED", f"exit status {status}" + (f", {lines[-1][:120]}" if lines else "")

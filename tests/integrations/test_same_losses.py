@@ -26,7 +26,7 @@ def test_what_agrees_and_what_does_not():
 def test_a_worker_that_ends_early_is_named(tmp_path):
     """There is no cases.json."""
     endings = same_losses.run_workers(tmp_path, None, 2, 120.0)
-    assert len(endings) == 2 and all("ended with 1 " in ending and "cases.json" in ending for ending in endings)
+    assert len(endings) == 2 and all("ended with 1: " in ending and "cases.json" in ending for ending in endings)
     assert same_losses.rows_of(tmp_path / "losses0.jsonl") == {}
 
 
