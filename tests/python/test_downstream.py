@@ -90,7 +90,7 @@ def test_every_test_runs_alone_and_its_end_is_recorded(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
     file = tmp_path / "outcomes.jsonl"
     variables = {**os.environ, "PYTHONPATH": str(FOLDER / "plugins"), "CHILD_FILE": str(tmp_path / "child")}
-    run = subprocess.run([sys.executable, "-m", "pytest", "-pone_process_each", f"--outcomes={file}", "--test-limit=60", "-pno:cacheprovider",
+    run = subprocess.run([sys.executable, "-m", "pytest", "-pone_process_each", f"--outcomes={file}", "--test-limit=20", "-pno:cacheprovider",
                           f"--rootdir={tmp_path}", str(tmp_path / "test_some.py")], env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.stdout + run.stderr
     found = {name.partition("::")[2]: (one.outcome, one.reason) for name, one in compare.read_outcomes(file).items()}
@@ -98,7 +98,7 @@ def test_every_test_runs_alone_and_its_end_is_recorded(tmp_path):
         "test_passes": "passed", "test_is_alone": "passed", "test_is_skipped": "skipped", "test_fails": "failed", "test_dies": "failed",
         "test_hangs": "failed", "test_starts_itself_again": "passed"}
     assert "as it should" in found["test_fails"][1] and "no such thing here" in found["test_is_skipped"][1]
-    assert found["test_dies"][1] == "the test's process ended with 7" and found["test_hangs"][1] == "still running after 60 s"
+    assert found["test_dies"][1] == "the test's process ended with 7" and found["test_hangs"][1] == "still running after 20 s"
     pid = int((tmp_path / "child").read_text())
     end = time.monotonic() + 60  # killed, and gone in a moment; a process that lives on would sleep for ten minutes
     while runs(pid) and time.monotonic() < end:
