@@ -1,7 +1,7 @@
 # Helpers every folder's CMakeLists.txt uses, so that language level, warnings and sanitizers are set in one place.
 #   deepscale_library(NAME SOURCES ... DEPENDS ...)   static, position independent; DEPENDS become PUBLIC links
 #   deepscale_standalone(TARGET)                      a program for machines without a compiler
-#   deepscale_test(NAME SOURCES ... DEPENDS ...)      one GoogleTest program, registered with ctest
+#   deepscale_test(NAME [ALONE] SOURCES ... DEPENDS ...)   one GoogleTest program, registered with ctest; ALONE: beside no other test
 
 function(deepscale_compile_options target)
   target_compile_features(${target} PUBLIC cxx_std_20)
@@ -59,7 +59,7 @@ function(deepscale_test name)
   if(NOT DEEPSCALE_BUILD_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPENDS" ${ARGN})
+  cmake_parse_arguments(ARG "ALONE" "TIMEOUT" "SOURCES;DEPENDS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -74,7 +74,7 @@ function(deepscale_test name)
   endif()
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gtest GTest::gtest_main Threads::Threads)
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} RUN_SERIAL ${ARG_ALONE})
   if(DEEPSCALE_SANITIZER STREQUAL "thread")
     set_tests_properties(${name} PROPERTIES
       ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/tsan_suppressions.txt")

@@ -78,7 +78,8 @@ TEST_F(LauncherProgram, EndsHelpersThatSuccessfulRanksLeaveBehind) {
 }
 
 TEST_F(LauncherProgram, StartsAFailedJobAgain) {
-  const Outcome outcome = run_ranks(2, {"env", file("attempt"), "sleep", "50", "exit", "5"}, {"--max_restarts", "2"});
+  const Outcome outcome =
+      run_ranks(2, {"env", file("attempt"), "only_exit", "0", "5", "forever"}, {"--max_restarts", "2"});
   EXPECT_EQ(outcome.code, 5);
   expect_text(outcome.text, "restart 1 of 2");
   expect_text(outcome.text, "restart 2 of 2");
