@@ -70,40 +70,44 @@ def optimizer_from_config(config: DeepSpeedConfig, parameters: Any, module: nn.M
     return optimizer
 
 
+def _construct(config: DeepSpeedConfig, make: type, groups: list, params: dict, **more: Any) -> torch.optim.Optimizer:
+    return construct("optimizer", make, groups, params, called=config.optimizer.type, **more)
+
+
 def _adam(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     # "Adam" means AdamW unless adam_w_mode says otherwise.
     decoupled = params.pop("adam_w_mode", True) or config.optimizer_name == "adamw"
     states_in_fp32 = params.pop("fp32_optimizer_states", True)
-    own, called = ("adam_w_mode", "fp32_optimizer_states", "torch_adam"), config.optimizer.type
+    own = ("adam_w_mode", "fp32_optimizer_states", "torch_adam")
     if params.pop("torch_adam", False):
         params.pop("bias_correction", None)
-        return construct("optimizer", torch.optim.AdamW if decoupled else torch.optim.Adam, groups, params, also=own, called=called)
+        return _construct(config, torch.optim.AdamW if decoupled else torch.optim.Adam, groups, params, also=own)
     if config.offload_device("optimizer") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
         fixed = {"adamw_mode": decoupled, "fp32_optimizer_states": states_in_fp32 and not config.bf16.bf16_optimizer_states}
-        return construct("optimizer", DeepSpeedCPUAdam, groups, params, fixed=fixed, also=own, called=called)
+        return _construct(config, DeepSpeedCPUAdam, groups, params, fixed=fixed, also=own)
     from deepspeed.ops.adam import FusedAdam
-    return construct("optimizer", FusedAdam, groups, params, fixed={"adam_w_mode": decoupled}, also=own, called=called)
+    return _construct(config, FusedAdam, groups, params, fixed={"adam_w_mode": decoupled}, also=own)
 
 
 def _lion(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
     make = FusedLion if config.offload_device("optimizer") == "none" else DeepSpeedCPULion
-    return construct("optimizer", make, groups, params, called=config.optimizer.type)
+    return _construct(config, make, groups, params)
 
 
 def _adagrad(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     if config.offload_device("optimizer") == "none":
-        return construct("optimizer", torch.optim.Adagrad, groups, params, called=config.optimizer.type)
+        return _construct(config, torch.optim.Adagrad, groups, params)
     from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
-    return construct("optimizer", DeepSpeedCPUAdagrad, groups, params, called=config.optimizer.type)
+    return _construct(config, DeepSpeedCPUAdagrad, groups, params)
 
 
 def _lamb(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.lamb import FusedLamb
     if config.fp16.enabled and config.fp16.loss_scale != 0:
         raise AssertionError("optimizer.type Lamb with fp16 needs dynamic loss scaling: set fp16.loss_scale to 0")
-    return construct("optimizer", FusedLamb, groups, params, called=config.optimizer.type)
+    return _construct(config, FusedLamb, groups, params)
 
 
 def _from_torch(config: DeepSpeedConfig, groups: list, params: dict) -> torch.optim.Optimizer:
@@ -115,7 +119,7 @@ def _from_torch(config: DeepSpeedConfig, groups: list, params: dict) -> torch.op
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise AssertionError(f"{name} is not a supported DeepSpeed Optimizer: optimizer.type is one of Adam, AdamW, Lamb, Lion, "
                              "Adagrad, Muon, or the exact name of a class in torch.optim")
-    return construct("optimizer", found, groups, params)
+    return _construct(config, found, groups, params)
 
 
 _MAKERS: dict[str, Callable[[DeepSpeedConfig, list, dict], torch.optim.Optimizer]] = {
